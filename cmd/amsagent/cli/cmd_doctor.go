@@ -225,9 +225,9 @@ func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 	o.Daemon = func(ctx context.Context) (doctor.DaemonView, error) { return askDaemonForDoctor(ctx, c) }
 	root := g.settings.Root
 	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
-	o.Hooks = g.doctorHooks(m, identify)
+	o.Hooks = &hookAsker{a: &daemonAdapter{g: g, machine: m}, identify: identify}
 	o.Reserve = doctorReserve
-	o.Explain = g.explainForDoctor
+	o.Explain = func(err error) (id, hint string) { return explainForDoctor(g, err) }
 	return nil
 }
 
@@ -235,7 +235,7 @@ func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 const doctorReserve = 30 * time.Second
 
 // explainForDoctor gives a library's error the id and the advice that every command gives it.
-func (g *globals) explainForDoctor(err error) (id, hint string) {
+func explainForDoctor(g *globals, err error) (id, hint string) {
 	e := g.explain(err)
 	hint = strings.Join(e.Hints, "; ")
 	if cluster.KindOf(err) != "" && e.ID != idFailed {

@@ -10,16 +10,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// doctorHooks asks this machine's cloud for its hooks, as the daemon does in a drain.
-func (g *globals) doctorHooks(m *bootstrap.Machine, identify doctorIdentity) doctor.Hooks {
-	return &hookAsker{a: &daemonAdapter{g: g, machine: m}, identify: identify}
-}
-
+// hookAsker asks this machine's cloud for its hooks, as the daemon does in a drain.
 type hookAsker struct {
 	a        *daemonAdapter
 	identify doctorIdentity

@@ -130,7 +130,7 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	c := g.daemon()
 	began := time.Now()
 	v, err := c.Life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
-		Deadline: seconds.Duration(opts.deadline), Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
+		Deadline: seconds.Duration(opts.deadline), Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: askedBy(g.env, "drain"), RepairStreams: opts.repair,
 	})
 	var refusal *daemon.Refusal
 	switch {
@@ -140,10 +140,10 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 		return notBegun("drain", orNotMember(g, err))
 	}
 	if opts.detach {
-		return g.detached("drain", drainData{Drain: &v})
+		return detached(g, "drain", drainData{Drain: &v})
 	}
-	f := &follower{reporter: reporter{g: g, pace: g.pace()}, c: c, began: began}
-	return g.followed(ctx, "drain", f, v, opts.timeout, drainData{})
+	f := &follower{reporter: newReporter(g), c: c, began: began}
+	return followed(ctx, g, "drain", f, v, opts.timeout, drainData{})
 }
 
 // notBegun is the error of a request that the daemon did not accept.
@@ -174,7 +174,7 @@ func orNotMember(g *globals, err error) error {
 }
 
 // detached says what was begun.
-func (g *globals) detached(command string, data drainData) error {
+func detached(g *globals, command string, data drainData) error {
 	v := *data.Drain
 	switch data.Result = string(v.State); {
 	case v.Start == "starting":
@@ -197,7 +197,7 @@ func (g *globals) detached(command string, data drainData) error {
 }
 
 // followed follows a drain or a start to its end, and says how it ended.
-func (g *globals) followed(ctx context.Context, command string, f *follower, first lifecycle.View, timeout time.Duration, data drainData) error {
+func followed(ctx context.Context, g *globals, command string, f *follower, first lifecycle.View, timeout time.Duration, data drainData) error {
 	// A signal ends the following alone; that is said below.
 	g.signals.expect()
 	inner := ctx
@@ -316,16 +316,16 @@ func drainText(w *output.Text, v lifecycle.View) {
 	w.Fields(pairs...)
 }
 
-// who says who asks, for those who read it elsewhere.
-func (g *globals) who(command string) string {
+// askedBy says who asks, for those who read it elsewhere.
+func askedBy(env Env, command string) string {
 	name := ""
 	for _, v := range []string{"SUDO_USER", "USER", "LOGNAME"} {
-		if name = g.env.getenv(v); name != "" {
+		if name = env.getenv(v); name != "" {
 			break
 		}
 	}
 	if name == "" {
-		name = fmt.Sprintf("uid %d", g.env.Geteuid())
+		name = fmt.Sprintf("uid %d", env.Geteuid())
 	}
 	if r := []rune(name); len(r) > 64 {
 		name = string(r[:64])

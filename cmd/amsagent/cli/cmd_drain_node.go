@@ -72,10 +72,10 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 		return remoteResult(g, n)
 	}
 	host, _ := os.Hostname()
-	r := &remoteDrain{reporter: reporter{g: g, pace: g.pace()}, c: c, row: n}
+	r := &remoteDrain{reporter: newReporter(g), c: c, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
 		Deadline: seconds.Duration(opts.deadline), Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
-		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
+		Who: askedBy(g.env, "drain") + " on " + cmp.Or(host, "another machine"),
 	})
 	switch {
 	case errors.Is(err, cluster.ErrNotAskable), cluster.KindOf(err).Refusal():

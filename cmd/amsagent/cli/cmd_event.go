@@ -122,10 +122,10 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	result := drainData{Event: &e, Instance: id}
 	if opts.detach {
 		result.Drain = &v
-		return g.detached("event", result)
+		return detached(g, "event", result)
 	}
-	f := &follower{reporter: reporter{g: g, pace: g.pace()}, c: c, began: began, launch: e.Hook.Launching}
-	return g.followed(ctx, "event", f, v, opts.timeout, result)
+	f := &follower{reporter: newReporter(g), c: c, began: began, launch: e.Hook.Launching}
+	return followed(ctx, g, "event", f, v, opts.timeout, result)
 }
 
 // eventError: what was read is no event that we know.

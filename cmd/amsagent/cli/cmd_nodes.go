@@ -131,7 +131,7 @@ func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) err
 	}
 	var o cluster.Observer
 	data := viewNodes(opts, l, o.Observe(l))
-	return g.result("nodes", data, func(w *output.Text) { nodesText(w, data, g.tableStyle()) })
+	return g.result("nodes", data, func(w *output.Text) { nodesText(w, data, tableStyleOf(g)) })
 }
 
 // connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
@@ -169,8 +169,8 @@ func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) node
 	return data
 }
 
-// tableStyle is what stdout can show.
-func (g *globals) tableStyle() tableStyle {
+// tableStyleOf is what stdout can show.
+func tableStyleOf(g *globals) tableStyle {
 	t := tableStyle{color: g.out.Palette(g.env.Stdout)}
 	if g.env.IsTerminal(g.env.Stdout) {
 		t.width, t.height = g.env.Size(g.env.Stdout)
@@ -330,7 +330,7 @@ func pollFor(members []nodeView) time.Duration {
 
 // show prints the table on an empty terminal.
 func (w *watcher) show() error {
-	t := w.g.tableStyle()
+	t := tableStyleOf(w.g)
 	text := &output.Text{Color: t.color, Now: w.g.env.Now()}
 	if w.failed == nil {
 		text.Line("%s", t.color.Dim(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), output.Rounded(w.every))))

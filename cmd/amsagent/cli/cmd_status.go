@@ -97,7 +97,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if err != nil {
 		return cannot("look at this machine", err)
 	}
-	v := &statusView{Status: s, Given: g.givenToJoin()}
+	v := &statusView{Status: s, Given: g.settings.GivenToJoin()}
 	v.addSettings(g)
 	v.addMongo(g)
 	v.askDaemon(ctx, g)

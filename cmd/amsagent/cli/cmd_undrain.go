@@ -39,7 +39,7 @@ const (
 
 func runUndrain(ctx context.Context, g *globals) error {
 	c := g.daemon()
-	v, err := c.Life(ctx, daemon.PathUndrain, daemon.UndrainRequest{Who: g.who("undrain")})
+	v, err := c.Life(ctx, daemon.PathUndrain, daemon.UndrainRequest{Who: askedBy(g.env, "undrain")})
 	var refusal *daemon.Refusal
 	switch {
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotDraining:

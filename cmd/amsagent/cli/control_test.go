@@ -300,7 +300,7 @@ func TestControlNoDaemon(t *testing.T) {
 	if _, err = c.Status(t.Context()); !errors.Is(err, daemon.ErrDown) {
 		t.Error(err)
 	}
-	if code := g.report(t.Context(), notBegun("drain", err)); code != exitFailed {
+	if code := report(t.Context(), g, notBegun("drain", err)); code != exitFailed {
 		t.Errorf("exit %d", code)
 	}
 	want := "amsagent: error: cannot drain [AGENT-DAEMON-DOWN]\namsagent: cause: no daemon answers at " + d.socket() + ": no such file or directory\n" +
@@ -347,7 +347,7 @@ func TestControlPermission(t *testing.T) {
 	e := &testEnv{}
 	g := plainGlobals(e)
 	err := fmt.Errorf("connecting to the daemon: %w", syscall.EACCES)
-	if code := g.report(t.Context(), notBegun("drain", err)); code != exitPreflight {
+	if code := report(t.Context(), g, notBegun("drain", err)); code != exitPreflight {
 		t.Errorf("exit %d", code)
 	}
 	for _, want := range []string{"cannot drain [AGENT-ROOT]", "hint: " + bootstrap.RootHint} {

@@ -33,22 +33,22 @@ type pace struct {
 	cloud time.Duration
 }
 
-func (g *globals) pace() pace {
-	p := pace{
-		every: progressLog, gap: 5 * time.Second, ask: 500 * time.Millisecond, patience: time.Minute, cloud: 30 * time.Second,
-	}
-	if g.env.IsTerminal(g.env.Stderr) {
-		p.gap = time.Second
-	}
-	return p
-}
-
 // reporter prints progress: a busy node's numbers change all the time, and that the last session is gone is told at once.
 type reporter struct {
 	g *globals
 	pace
 	said  time.Time
 	shown cluster.Sessions // in the last line
+}
+
+func newReporter(g *globals) reporter {
+	r := reporter{g: g, pace: pace{
+		every: progressLog, gap: 5 * time.Second, ask: 500 * time.Millisecond, patience: time.Minute, cloud: 30 * time.Second,
+	}}
+	if g.env.IsTerminal(g.env.Stderr) {
+		r.gap = time.Second
+	}
+	return r
 }
 
 func (r *reporter) show(s cluster.Sessions, news bool, line string) {

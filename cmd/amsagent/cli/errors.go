@@ -168,7 +168,7 @@ func directly[T error](err error) (T, bool) {
 }
 
 // report prints err on stderr in the form asked for and returns the exit code.
-func (g *globals) report(ctx context.Context, err error) int {
+func report(ctx context.Context, g *globals, err error) int {
 	err = unfold(g, err)
 	var sig *interruptedError
 	if errors.As(err, &sig) || errors.As(context.Cause(ctx), &sig) && cutShort(err) {

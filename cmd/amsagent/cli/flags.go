@@ -49,7 +49,7 @@ func (f *settingFlag) Set(v string) error {
 	return nil
 }
 
-func (g *globals) addSettingFlag(cmd *cobra.Command, fs *pflag.FlagSet, row settings.Setting) {
+func addSettingFlag(g *globals, cmd *cobra.Command, fs *pflag.FlagSet, row settings.Setting) {
 	help := row.Help
 	if row.Words != nil {
 		help += " (" + strings.Join(row.Words, ", ") + ")"
@@ -82,7 +82,7 @@ func wordsOf[T ~string](list []T) []string {
 func (g *globals) addSettings(cmd *cobra.Command, keys ...string) {
 	for _, key := range keys {
 		if row, ok := settings.ByKey(key); ok {
-			g.addSettingFlag(cmd, cmd.Flags(), row)
+			addSettingFlag(g, cmd, cmd.Flags(), row)
 		}
 	}
 }

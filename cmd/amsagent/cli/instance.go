@@ -44,7 +44,7 @@ func (g *globals) use(m machine) error {
 		g.out.Log().Warn("instance tags are not read", "detail", text)
 	}
 	group := i.Group
-	if s := g.joinedState(); !i.TagsKnown && s != nil && s.Group != "" {
+	if s := joinedState(g.settings.Root); !i.TagsKnown && s != nil && s.Group != "" {
 		group = "" // an answer in part may lack the tag that names another group
 	}
 	var err error
@@ -62,7 +62,7 @@ type question struct {
 
 func (g *globals) question() question {
 	return question{
-		opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.Origin(settings.KeyProvider).String(), open: metadata.Open,
+		opts: metadataOptions(g), provider: g.settings.Provider, origin: g.settings.Origin(settings.KeyProvider).String(), open: metadata.Open,
 	}
 }
 
@@ -115,12 +115,12 @@ func unknownForNow(provider string, err error) error {
 	return &metadata.Error{Provider: provider, Item: "identity of this machine", Kind: cloud.ErrNotReady, Hint: hint, Cause: err}
 }
 
-func (g *globals) metadataOptions() metadata.Options {
+func metadataOptions(g *globals) metadata.Options {
 	opts := metadata.Options{
 		Root:      g.settings.Root,
 		Endpoints: g.settings.Endpoints,
 		Log:       g.out.Log(),
-		APIProxy:  g.proxy(),
+		APIProxy:  proxyOf(g.env),
 		Known:     bootstrap.KnownProvider(g.settings.Root),
 	}
 	// The AWS SDK's own variables besides the address, which is a setting of ours too.

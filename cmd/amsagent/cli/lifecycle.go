@@ -199,9 +199,9 @@ func (a *daemonAdapter) hookNames() cloud.Filter {
 	return a.g.settings.Hooks
 }
 
-// proxy returns the environment's proxy for a cloud's API. The metadata service needs none.
-func (g *globals) proxy() func(*http.Request) (*url.URL, error) {
-	get := g.env.getenv
+// proxyOf returns the environment's proxy for a cloud's API. The metadata service needs none.
+func proxyOf(env Env) func(*http.Request) (*url.URL, error) {
+	get := env.getenv
 	https, none := cmp.Or(get("HTTPS_PROXY"), get("https_proxy")), cmp.Or(get("NO_PROXY"), get("no_proxy"))
 	if https == "" || none == "*" {
 		return nil

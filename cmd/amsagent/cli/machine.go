@@ -74,11 +74,11 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		// A tree with systemd's folder will be started by systemd, whoever does that.
 		info, err := os.Stat(s.Root + "/etc/systemd/system")
 		m.DropIn = err == nil && info.IsDir()
-		m.Program, g.notOwn = g.program()
+		m.Program, g.notOwn = unitProgram(g.settings.Root, g.env.Executable)
 		return m, nil
 	}
 	m.DropIn = true
-	m.Program, g.notOwn = g.program()
+	m.Program, g.notOwn = unitProgram(g.settings.Root, g.env.Executable)
 	if !offline {
 		m.Service = ams.NewSystemd(ams.DefaultUnit)
 	}
@@ -99,14 +99,14 @@ func serviceCommand(s *settings.Settings) (*ams.Command, error) {
 	return cmd, nil
 }
 
-// program returns the program that the server's unit calls as root before a start: this one. In another machine's tree, or
+// unitProgram returns the program that the server's unit calls as root before a start: this one. In another machine's tree, or
 // if others than root may change this one, it is the installed one; "" if they may change that, too, or it is missing.
 // The error is why it is not this one.
-func (g *globals) program() (string, error) {
-	if g.settings.Root != "" {
+func unitProgram(root string, executable func() (string, error)) (string, error) {
+	if root != "" {
 		return installedProgram, nil
 	}
-	own, err := g.env.Executable()
+	own, err := executable()
 	if err == nil {
 		err = (files.Root{}).RootsAlone(own)
 	}
@@ -149,7 +149,7 @@ func (g *globals) daemon() *daemon.Client {
 
 // holdReadiness makes the daemon not ready before a command stops or restarts the server, whatever runs the daemon. Without
 // a daemon, or if it does not answer, the command continues.
-func (g *globals) holdReadiness(command string) func(context.Context) (release func()) {
+func holdReadiness(g *globals, command string) func(context.Context) (release func()) {
 	return func(ctx context.Context) func() {
 		release, err := g.daemon().Hold(ctx, daemon.HoldRequest{Command: command})
 		switch {
@@ -160,14 +160,6 @@ func (g *globals) holdReadiness(command string) func(context.Context) (release f
 		}
 		return func() {}
 	}
-}
-
-// isAlone reports that no daemon runs on this machine.
-func (g *globals) isAlone(ctx context.Context) bool {
-	c := g.daemon()
-	c.Patience = 0
-	_, err := c.Status(ctx)
-	return errors.Is(err, daemon.ErrDown)
 }
 
 // findings says what a person should know and what stopped nothing.
@@ -186,7 +178,7 @@ func (g *globals) findings(ws []bootstrap.Finding) {
 func (g *globals) conclude(verb string, dryRun bool, result bootstrap.Outcome, found []bootstrap.Finding, err error) error {
 	err = cannot(verb, err)
 	if !dryRun {
-		g.keepOutcome(verb, result, err)
+		keepOutcome(g, verb, result, err)
 	}
 	g.findings(found)
 	return err
@@ -207,7 +199,7 @@ type outcome struct {
 }
 
 // keepOutcome writes the outcome of a command. That it could not be written is no failure of the command.
-func (g *globals) keepOutcome(command string, result bootstrap.Outcome, err error) {
+func keepOutcome(g *globals, command string, result bootstrap.Outcome, err error) {
 	if g.env.Geteuid() != 0 && g.settings.Root == "" {
 		return
 	}

@@ -39,7 +39,7 @@ func Main(args []string, env Env) int {
 	case errors.As(err, &quiet):
 		return quiet.code
 	}
-	return g.report(ctx, err)
+	return report(ctx, g, err)
 }
 
 // formAsked finds -o in arguments that may not parse.
@@ -113,7 +113,7 @@ func newRootCommand(g *globals) *cobra.Command {
 	f.BoolVar(&version, "version", false, "print the version and stop")
 	for _, row := range settings.Table() {
 		if row.Global {
-			g.addSettingFlag(root, root.PersistentFlags(), row)
+			addSettingFlag(g, root, root.PersistentFlags(), row)
 		}
 	}
 	return root

@@ -44,20 +44,9 @@ type statusView struct {
 
 // addSettings adds what this node has of the settings.
 func (s *statusView) addSettings(g *globals) {
-	node, notes := g.nodeSettings()
+	node, notes := nodeSettings(g.settings)
 	role, group, address := node[settings.KeyRole], node[settings.KeyGroup], node[settings.KeyAddress]
 	s.Role, s.Group, s.Address, s.Notes = &role, &group, &address, notes
-}
-
-// givenToJoin lists the settings that were given to join and count.
-func (g *globals) givenToJoin() map[string]string {
-	list := map[string]string{}
-	for _, row := range settings.Kept() {
-		if v := g.settings.Values[row.Key]; v.Origin.Layer == settings.FromGiven {
-			list[row.Key] = v.Text
-		}
-	}
-	return list
 }
 
 func (s *statusView) givenText() string {
