@@ -139,8 +139,6 @@ func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 	return balance(ctx, opts, g, feed, h)
 }
 
-var errHeld = errors.New("servers stay in the list that the cluster has lost")
-
 // balanceData is what `balance --once` prints.
 type balanceData struct {
 	lb.List

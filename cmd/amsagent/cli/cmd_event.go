@@ -128,12 +128,6 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	return followed(ctx, g, "event", f, v, opts.timeout, result)
 }
 
-// eventError: what was read is no event that we know.
-type eventError struct{ err error }
-
-func (e *eventError) Error() string { return e.err.Error() }
-func (e *eventError) Unwrap() error { return e.err }
-
 // readEvent reads a file, or standard input.
 func readEvent(ctx context.Context, g *globals, file string, patience time.Duration) ([]byte, error) {
 	how := []string{"amsagent event < event.json, or --file event.json"}

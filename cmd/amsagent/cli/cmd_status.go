@@ -120,13 +120,6 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	return nil
 }
 
-// unknownToUser reports that only root may know whether this machine is a node: after a join with a password, others cannot
-// read the server's files.
-// quietError ends a command whose result says all there is to say with a code of its own.
-type quietError struct{ code int }
-
-func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
-
 func statusText(w *output.Text, s *statusView) {
 	w.Line("%s", cmp.Or(s.lifeVerdict(w), statusVerdict(w, s.Status)))
 	files := output.Printable(s.Files.Err)

@@ -90,16 +90,6 @@ var (
 	errNotServing = errors.New("Ant Media Server is not seen in the cluster") //nolint:staticcheck // a name
 )
 
-// undrainedError: the drain that was followed was cancelled; by is empty where the daemon does not name anybody.
-type undrainedError struct{ by string }
-
-func (e *undrainedError) Error() string {
-	if e.by == "" {
-		return "this node serves again"
-	}
-	return "cancelled by " + e.by
-}
-
 // follow returns the view with which it ended. first is what the daemon answered when it was asked.
 func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.View, error) {
 	f.noted, f.trouble = map[lifecycle.Note]bool{}, map[string]string{}

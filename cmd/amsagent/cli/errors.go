@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -41,11 +40,6 @@ func (e *userError) Unwrap() error { return e.Cause }
 
 // stateUntouched is true of everything that ends with exit code 2 or 3.
 const stateUntouched = "nothing was changed on this machine"
-
-// interruptedError is the cause of a context that a signal ended.
-type interruptedError struct{ sig os.Signal }
-
-func (e *interruptedError) Error() string { return "interrupted by signal: " + e.sig.String() }
 
 // cannot is the error of a command. The cause may be one of bootstrap's, which lists what failed.
 func cannot(verb string, err error) error {
@@ -303,4 +297,9 @@ func errorJSON(g *globals, e *userError) {
 	o.Error.ExitCode = e.Exit
 	b, _ := output.JSONLine(o) // texts and a number
 	g.out.PrintError(b)
+}
+
+// usageError is an error in what stands on the command line.
+func usageError(hints []string, format string, args ...any) *userError {
+	return &userError{Msg: fmt.Sprintf(format, args...), Hints: hints, Exit: exitUsage, ID: idUsage}
 }

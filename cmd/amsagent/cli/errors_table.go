@@ -6,7 +6,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"slices"
 	"syscall"
@@ -78,6 +77,8 @@ const (
 
 // errNoMongo: no setting, no tag and no file says where MongoDB is.
 var errNoMongo = errors.New("no MongoDB address is known")
+
+var errHeld = errors.New("servers stay in the list that the cluster has lost")
 
 // errorClass maps what a library returns to an id, an exit code and advice.
 type errorClass struct {
@@ -244,7 +245,18 @@ func settingHints(err error, _ *globals) []string {
 // metadataHint is the library's own, which knows what it asked.
 func metadataHint(err error, _ *globals) []string { return someHint(cloud.HintOf(err)) }
 
-// usageError is an error in what stands on the command line.
-func usageError(hints []string, format string, args ...any) *userError {
-	return &userError{Msg: fmt.Sprintf(format, args...), Hints: hints, Exit: exitUsage, ID: idUsage}
+// eventError: what was read is no event that we know.
+type eventError struct{ err error }
+
+func (e *eventError) Error() string { return e.err.Error() }
+func (e *eventError) Unwrap() error { return e.err }
+
+// undrainedError: the drain that was followed was cancelled; by is empty where the daemon does not name anybody.
+type undrainedError struct{ by string }
+
+func (e *undrainedError) Error() string {
+	if e.by == "" {
+		return "this node serves again"
+	}
+	return "cancelled by " + e.by
 }

@@ -6,6 +6,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -133,4 +134,19 @@ func flagError(cmd *cobra.Command, err error) error {
 		dash = "-"
 	}
 	return usageError(hints, "unknown flag %s%s of %s", dash, name, cmd.CommandPath())
+}
+
+// dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
+func dropEmpty(cmd *cobra.Command, given map[string]settings.Flag) (rest map[string]settings.Flag, dropped []string) {
+	if _, ok := cmd.Annotations[annotationKeeps]; !ok {
+		return given, nil
+	}
+	rest = maps.Clone(given)
+	for _, row := range settings.Kept() {
+		if flag, ok := rest[row.Key]; ok && flag.Text == "" {
+			delete(rest, row.Key)
+			dropped = append(dropped, row.Key)
+		}
+	}
+	return rest, dropped
 }

@@ -6,19 +6,13 @@ package cli
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
-
-	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
-
-// annotationKeeps marks the command whose flags are kept. Its empty values drop kept ones.
-const annotationKeeps = "keeps"
 
 // keptKeys lists them for the help of join.
 func keptKeys() string {
@@ -81,33 +75,4 @@ func nodeSettings(s *settings.Settings) (node map[string]settingValue, notes []s
 // asJoined is the origin of what the settings do not say.
 func asJoined() settings.Origin {
 	return settings.Origin{Layer: settings.FromStored, Name: "as joined"}
-}
-
-// nodeText is what this node is for, and its address, with the origins.
-func (s *statusView) nodeText() string {
-	var parts []string
-	for _, row := range []struct {
-		key string
-		*settingValue
-	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
-		if row.settingValue != nil && row.Value != "" {
-			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, output.Printable(row.Value), row.Origin))
-		}
-	}
-	return strings.Join(parts, "; ")
-}
-
-// dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
-func dropEmpty(cmd *cobra.Command, given map[string]settings.Flag) (rest map[string]settings.Flag, dropped []string) {
-	if _, ok := cmd.Annotations[annotationKeeps]; !ok {
-		return given, nil
-	}
-	rest = maps.Clone(given)
-	for _, row := range settings.Kept() {
-		if flag, ok := rest[row.Key]; ok && flag.Text == "" {
-			delete(rest, row.Key)
-			dropped = append(dropped, row.Key)
-		}
-	}
-	return rest, dropped
 }

@@ -142,6 +142,9 @@ func handleDaemon(m *bootstrap.Machine, offline bool) {
 	}
 }
 
+// controlSocket is the daemon's, below the root.
+const controlSocket = "/run/amsagent/control.sock"
+
 // daemon is a client of the daemon on this machine.
 func (g *globals) daemon() *daemon.Client {
 	return daemon.NewClient(g.settings.Root+controlSocket, g.out.Progress)

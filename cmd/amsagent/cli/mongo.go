@@ -201,9 +201,3 @@ func mongoStdin(g *globals, o settings.Origin) (mongoSource, error) {
 	g.out.AddSecrets(t.Secrets()...)
 	return mongoSource{Target: t, Origin: o}, nil
 }
-
-// piped is what came on standard input.
-type piped struct {
-	text []byte
-	err  error
-}

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -116,5 +117,20 @@ func newRootCommand(g *globals) *cobra.Command {
 			addSettingFlag(g, root, root.PersistentFlags(), row)
 		}
 	}
+	return root
+}
+
+// Commands is the command line for man pages, which cobra makes: each description is Markdown, and ends with the exit status.
+func Commands() *cobra.Command {
+	root := newRootCommand(newGlobals(Env{}))
+	root.DisableAutoGenTag = true
+	var describe func(*cobra.Command)
+	describe = func(cmd *cobra.Command) {
+		cmd.Long = markdown(cmp.Or(cmd.Long, cmd.Short)) + "\n# EXIT STATUS\n" + markdown(exitStatus(cmd))
+		for _, c := range cmd.Commands() {
+			describe(c)
+		}
+	}
+	describe(root)
 	return root
 }

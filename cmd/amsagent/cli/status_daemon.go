@@ -243,3 +243,17 @@ func (s *statusView) lifeText(w *output.Text) {
 		w.Line("  %s", w.Color.Yellow(output.Printable(t)))
 	}
 }
+
+// nodeText is what this node is for, and its address, with the origins.
+func (s *statusView) nodeText() string {
+	var parts []string
+	for _, row := range []struct {
+		key string
+		*settingValue
+	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
+		if row.settingValue != nil && row.Value != "" {
+			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, output.Printable(row.Value), row.Origin))
+		}
+	}
+	return strings.Join(parts, "; ")
+}

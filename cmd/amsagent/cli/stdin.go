@@ -55,3 +55,9 @@ func within(limit time.Duration, usual time.Duration) time.Duration {
 	}
 	return usual
 }
+
+// piped is what came on standard input.
+type piped struct {
+	text []byte
+	err  error
+}
