@@ -260,12 +260,7 @@ func askDaemonForDoctor(ctx context.Context, c *daemon.Client) (doctor.DaemonVie
 		d.Trouble = append(d.Trouble, "as it read its settings: "+v.SettingsError)
 	}
 	if v.Lifecycle != nil {
-		var about []string
-		for what, text := range v.Lifecycle.Trouble {
-			about = append(about, what+": "+text)
-		}
-		slices.Sort(about)
-		d.Trouble = append(d.Trouble, about...)
+		d.Trouble = append(d.Trouble, troubles(v.Lifecycle)...)
 		d.LaunchHooks = v.Lifecycle.LaunchHooks
 	}
 	if v.MetricsError != "" {
@@ -274,13 +269,7 @@ func askDaemonForDoctor(ctx context.Context, c *daemon.Client) (doctor.DaemonVie
 	if v.RestartPending {
 		text := "Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint
 		if v.Drift != nil {
-			shown := min(len(v.Drift.Values), mostValues)
-			for _, value := range v.Drift.Values[:shown] {
-				text += "; " + value.String()
-			}
-			if more := len(v.Drift.Values) - shown + v.Drift.Omitted; more > 0 {
-				text += fmt.Sprintf("; and %s more", output.Count(more, "value"))
-			}
+			text = strings.Join(append([]string{text}, driftLines(v.Drift)...), "; ")
 		}
 		d.Trouble = append(d.Trouble, text)
 	}
@@ -420,6 +409,3 @@ func doctorVerdict(w *output.Text, c doctor.Counts) string {
 	}
 	return w.Color.Green("OK")
 }
-
-// doctorIdentity is who this machine is, asked once.
-type doctorIdentity func(context.Context) (metadata.Instance, error)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -17,7 +18,7 @@ import (
 // hookAsker asks this machine's cloud for its hooks, as the daemon does in a drain.
 type hookAsker struct {
 	a        *daemonAdapter
-	identify doctorIdentity
+	identify bootstrap.Identifier
 }
 
 // TerminationHook implements doctor.Hooks.

@@ -45,12 +45,7 @@ func runDrainNode(ctx context.Context, opts drainOptions, name string, g *global
 	if err := opts.check(opts.deadlineGiven); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent drain", g.out.Log())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close(ctx) }()
-	return drainNode(ctx, g, opts, name, c)
+	return g.inCluster(ctx, "amsagent drain", g.out.Log(), func(c *cluster.Client) error { return drainNode(ctx, g, opts, name, c) })
 }
 
 // drainNode asks a node to drain, and follows it by its row.

@@ -113,15 +113,13 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent nodes", slog.New(slog.DiscardHandler)) // nodes shows failures and bad records itself
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close(ctx) }()
-	if opts.watch {
-		return watchNodes(ctx, opts, g, c)
-	}
-	return showNodes(ctx, opts, g, c)
+	log := slog.New(slog.DiscardHandler) // the result has failures and bad records
+	return g.inCluster(ctx, "amsagent nodes", log, func(c *cluster.Client) error {
+		if opts.watch {
+			return watchNodes(ctx, opts, g, c)
+		}
+		return showNodes(ctx, opts, g, c)
+	})
 }
 
 func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
@@ -134,18 +132,19 @@ func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) err
 	return g.result("nodes", data, func(w *output.Text) { nodesText(w, data, tableStyleOf(g)) })
 }
 
-// connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
-func (g *globals) connectCluster(ctx context.Context, app string, log *slog.Logger) (*cluster.Client, error) {
-	const msg = "cannot look at the cluster"
+// inCluster is for commands that need the cluster's MongoDB and nothing of this machine.
+func (g *globals) inCluster(ctx context.Context, app string, log *slog.Logger, do func(*cluster.Client) error) error {
+	const verb = "look at the cluster"
 	src, err := g.mongoOrTag(ctx)
 	if err != nil {
-		return nil, &userError{Msg: msg, Cause: err}
+		return cannot(verb, err)
 	}
 	c, err := cluster.Connect(ctx, src.Target, cluster.Options{AppName: app, Timeout: mongoTimeout, Log: log})
 	if err != nil {
-		return nil, &userError{Msg: msg, Cause: err}
+		return cannot(verb, err)
 	}
-	return c, nil
+	defer func() { _ = c.Close(ctx) }()
+	return do(c)
 }
 
 // viewNodes makes of a look what is shown of it.

@@ -284,19 +284,13 @@ type errorObject struct {
 func errorJSON(g *globals, e *userError) {
 	var o errorObject
 	o.SchemaVersion, o.Kind = output.SchemaVersion, "error"
-	o.Error.ID = e.ID
-	o.Error.Message = g.out.Redact(e.Msg)
+	o.Error.ID, o.Error.Message, o.Error.State, o.Error.ExitCode = e.ID, e.Msg, e.State, e.Exit
+	o.Error.Hints = append([]string{}, e.Hints...)
 	if e.Cause != nil {
-		o.Error.Cause = g.out.Redact(e.Cause.Error())
+		o.Error.Cause = e.Cause.Error()
 	}
-	o.Error.Hints = []string{}
-	for _, h := range e.Hints {
-		o.Error.Hints = append(o.Error.Hints, g.out.Redact(h))
-	}
-	o.Error.State = g.out.Redact(e.State)
-	o.Error.ExitCode = e.Exit
-	b, _ := output.JSONLine(o) // texts and a number
-	g.out.PrintError(b)
+	b, _ := output.JSONLine(o) // texts and numbers
+	g.out.PrintError(g.out.RedactJSON(b))
 }
 
 // usageError is an error in what stands on the command line.

@@ -185,21 +185,25 @@ func (s *statusView) driftText(w *output.Text) {
 	if d := s.Daemon.Drift; d != nil {
 		w.Heading("Server settings")
 		w.Fields("since", w.Ago(d.Since), "means", output.Printable(d.Means), "fix", output.Printable(strings.Join(d.Fix, ", or ")))
-		valuesText(w, d.Values, d.Omitted)
+		for _, line := range driftLines(d) {
+			w.Line("  %s", output.Printable(line))
+		}
 	}
 }
 
 // mostValues bounds what is shown of a file that was replaced as a whole.
 const mostValues = 12
 
-func valuesText(w *output.Text, values []bootstrap.Difference, omitted int) {
-	shown := min(len(values), mostValues)
-	for _, d := range values[:shown] {
-		w.Line("  %s", output.Printable(d.String()))
+func driftLines(d *daemon.DriftView) []string {
+	var lines []string
+	shown := min(len(d.Values), mostValues)
+	for _, value := range d.Values[:shown] {
+		lines = append(lines, value.String())
 	}
-	if more := len(values) - shown + omitted; more > 0 {
-		w.Line("  and %s more", output.Count(more, "value"))
+	if more := len(d.Values) - shown + d.Omitted; more > 0 {
+		lines = append(lines, "and "+output.Count(more, "value")+" more")
 	}
+	return lines
 }
 
 // lifeText shows who wants what until when, as one timeline.
@@ -234,12 +238,7 @@ func (s *statusView) lifeText(w *output.Text) {
 		rows = append(rows, []string{"hook " + h.Name, "group " + h.Group, state})
 	}
 	w.Table(rows)
-	var troubles []string
-	for what, text := range l.Trouble {
-		troubles = append(troubles, what+": "+text)
-	}
-	slices.Sort(troubles)
-	for _, t := range troubles {
+	for _, t := range troubles(l) {
 		w.Line("  %s", w.Color.Yellow(output.Printable(t)))
 	}
 }
@@ -256,4 +255,14 @@ func (s *statusView) nodeText() string {
 		}
 	}
 	return strings.Join(parts, "; ")
+}
+
+// troubles lists what does not work of a drain.
+func troubles(l *lifecycle.View) []string {
+	var list []string
+	for what, text := range l.Trouble {
+		list = append(list, what+": "+text)
+	}
+	slices.Sort(list)
+	return list
 }
