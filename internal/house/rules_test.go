@@ -262,8 +262,8 @@ func TestRulesRefuse(t *testing.T) {
 }
 
 // cloudFiles name a cloud outside of metadata: help texts, settings, endpoints, and what only one cloud needs.
-const cloudFiles = "bootstrap/preflight.go cmd/amsagent/cli/cmd_event.go cmd/amsagent/cli/cmd_metadata.go " +
-	"cmd/amsagent/cli/instance.go cmd/amsagent/cli/lifecycle.go cmd/amsagent/cli/notes.go " +
+const cloudFiles = "bootstrap/preflight.go cmd/amsagent/cli/adapter.go cmd/amsagent/cli/cmd_event.go " +
+	"cmd/amsagent/cli/cmd_metadata.go cmd/amsagent/cli/instance.go " +
 	"cmd/amsagent/daemon/http.go cmd/amsagent/settings/endpoints.go cmd/amsagent/settings/table.go"
 
 // TestCloudWords: what differs from cloud to cloud is in metadata.

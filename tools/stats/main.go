@@ -41,7 +41,7 @@ var parts = []part{
 	{"ams", finished(2689), []string{"ams"}},
 	{"lb", finished(1463), []string{"lb"}},
 	{"cli, settings, output", 10300, []string{"cmd/amsagent/cli", "cmd/amsagent/settings", "cmd/amsagent/output", "cmd/amsagent/main.go"}},
-	{"daemon", 3000, []string{"cmd/amsagent/daemon"}},
+	{"daemon", 3227, []string{"cmd/amsagent/daemon"}},
 	{"conf", 3300, []string{"conf"}},
 	{"files", 1150, []string{"files"}},
 	{"bootstrap", 6200, []string{"bootstrap"}},

@@ -117,11 +117,10 @@ func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent balance", g.out.Log())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close(ctx) }()
+	return g.inCluster(ctx, "amsagent balance", g.out.Log(), func(c *cluster.Client) error { return runBalancers(ctx, opts, g, c) })
+}
+
+func runBalancers(ctx context.Context, opts balanceOptions, g *globals, c *cluster.Client) error {
 	feed := lb.NewFeed(lb.Options{
 		Filter: lb.Filter{Roles: opts.roles, Groups: opts.groups}, Looker: c, Force: opts.force, Log: g.out.Log(), Now: g.env.Now,
 		Store: stateFile{filepath.Join(opts.state(g.env), opts.stateName()), opts.dryRun},
@@ -139,8 +138,6 @@ func runBalance(ctx context.Context, opts balanceOptions, g *globals) error {
 	return balance(ctx, opts, g, feed, h)
 }
 
-var errHeld = errors.New("servers stay in the list that the cluster has lost")
-
 // balanceData is what `balance --once` prints.
 type balanceData struct {
 	lb.List
@@ -149,7 +146,6 @@ type balanceData struct {
 }
 
 func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed, h *lb.HAProxy) error {
-	const msg = "cannot feed load balancers"
 	failed := feed.Look(ctx)
 	list, _ := feed.List()
 	data := balanceData{List: list}
@@ -164,11 +160,11 @@ func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.
 	perr := g.result("balance", data, func(w *output.Text) { balanceText(w, data) })
 	switch {
 	case failed != nil:
-		return &userError{Msg: msg, Cause: failed}
+		return cannot("feed load balancers", failed)
 	case err != nil:
-		return &userError{Msg: msg, Cause: err}
+		return cannot("feed load balancers", err)
 	case len(list.Held) > 0:
-		return &userError{Msg: msg, Cause: errHeld}
+		return cannot("feed load balancers", errHeld)
 	}
 	return perr
 }
@@ -200,7 +196,6 @@ func balanceText(w *output.Text, data balanceData) {
 
 // balance runs until ctx ends or a listener fails.
 func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed, h *lb.HAProxy) error {
-	const msg = "cannot feed load balancers"
 	g.signals.expect() // a signal is its usual end
 	signals := ctx
 	ctx, stop := context.WithCancelCause(ctx)
@@ -214,7 +209,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 	serve := func(do func() error) {
 		work.Go(func() {
 			if err := do(); ctx.Err() == nil {
-				stop(&userError{Msg: msg, Cause: err})
+				stop(cannot("feed load balancers", err))
 			}
 		})
 	}
@@ -233,7 +228,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 		var listen net.ListenConfig
 		l, err := listen.Listen(ctx, "tcp", opts.listen)
 		if err != nil {
-			return &userError{Msg: msg, Cause: err}
+			return cannot("feed load balancers", err)
 		}
 		g.out.Log().Info("serving the list by HTTP", "address", l.Addr().String())
 		const limit = 5 * time.Second

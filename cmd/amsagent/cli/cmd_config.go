@@ -134,7 +134,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 	if _, serr := os.Stat(path); serr == nil {
 		data.ConfigFile.Found = true
 	}
-	node, notes := g.nodeSettings()
+	node, notes := nodeSettings(g.settings)
 	data.Notes = append(data.Notes, notes...)
 	for _, row := range settings.Table() {
 		v := g.settings.Values[row.Key]

@@ -21,6 +21,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	pages "github.com/amsagent/amsagent/docs/errors"
@@ -219,14 +220,14 @@ func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 	if onSystemd(m, ams.SystemdRuns()) {
 		o.Unit = func(ctx context.Context, name string) (ams.State, error) { return ams.NewSystemd(name).State(ctx) }
 	}
-	c := g.controlClient()
-	c.patience = 0
+	c := g.daemon()
+	c.Patience = 0
 	o.Daemon = func(ctx context.Context) (doctor.DaemonView, error) { return askDaemonForDoctor(ctx, c) }
 	root := g.settings.Root
 	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
-	o.Hooks = g.doctorHooks(m, identify)
+	o.Hooks = &hookAsker{a: &daemonAdapter{g: g, machine: m}, identify: identify}
 	o.Reserve = doctorReserve
-	o.Explain = g.explainForDoctor
+	o.Explain = func(err error) (id, hint string) { return explainForDoctor(g, err) }
 	return nil
 }
 
@@ -234,7 +235,7 @@ func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 const doctorReserve = 30 * time.Second
 
 // explainForDoctor gives a library's error the id and the advice that every command gives it.
-func (g *globals) explainForDoctor(err error) (id, hint string) {
+func explainForDoctor(g *globals, err error) (id, hint string) {
 	e := g.explain(err)
 	hint = strings.Join(e.Hints, "; ")
 	if cluster.KindOf(err) != "" && e.ID != idFailed {
@@ -243,10 +244,10 @@ func (g *globals) explainForDoctor(err error) (id, hint string) {
 	return id, hint
 }
 
-func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonView, error) {
-	v, err := c.status(ctx)
+func askDaemonForDoctor(ctx context.Context, c *daemon.Client) (doctor.DaemonView, error) {
+	v, err := c.Status(ctx)
 	switch {
-	case errors.Is(err, errDaemonDown):
+	case errors.Is(err, daemon.ErrDown):
 		return doctor.DaemonView{}, fmt.Errorf("%w: %w", doctor.ErrNoDaemon, err)
 	case err != nil:
 		return doctor.DaemonView{}, err
@@ -259,12 +260,7 @@ func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonVie
 		d.Trouble = append(d.Trouble, "as it read its settings: "+v.SettingsError)
 	}
 	if v.Lifecycle != nil {
-		var about []string
-		for what, text := range v.Lifecycle.Trouble {
-			about = append(about, what+": "+text)
-		}
-		slices.Sort(about)
-		d.Trouble = append(d.Trouble, about...)
+		d.Trouble = append(d.Trouble, troubles(v.Lifecycle)...)
 		d.LaunchHooks = v.Lifecycle.LaunchHooks
 	}
 	if v.MetricsError != "" {
@@ -273,13 +269,7 @@ func askDaemonForDoctor(ctx context.Context, c *controlClient) (doctor.DaemonVie
 	if v.RestartPending {
 		text := "Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint
 		if v.Drift != nil {
-			shown := min(len(v.Drift.Values), mostValues)
-			for _, value := range v.Drift.Values[:shown] {
-				text += "; " + value.String()
-			}
-			if more := len(v.Drift.Values) - shown + v.Drift.Omitted; more > 0 {
-				text += fmt.Sprintf("; and %s more", output.Count(more, "value"))
-			}
+			text = strings.Join(append([]string{text}, driftLines(v.Drift)...), "; ")
 		}
 		d.Trouble = append(d.Trouble, text)
 	}
@@ -419,6 +409,3 @@ func doctorVerdict(w *output.Text, c doctor.Counts) string {
 	}
 	return w.Color.Green("OK")
 }
-
-// doctorIdentity is who this machine is, asked once.
-type doctorIdentity func(context.Context) (metadata.Instance, error)

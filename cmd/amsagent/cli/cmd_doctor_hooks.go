@@ -15,14 +15,10 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// doctorHooks asks this machine's cloud for its hooks, as the daemon does in a drain.
-func (g *globals) doctorHooks(m *bootstrap.Machine, identify doctorIdentity) doctor.Hooks {
-	return &hookAsker{a: &daemonAdapter{g: g, machine: m}, identify: identify}
-}
-
+// hookAsker asks this machine's cloud for its hooks, as the daemon does in a drain.
 type hookAsker struct {
 	a        *daemonAdapter
-	identify doctorIdentity
+	identify bootstrap.Identifier
 }
 
 // TerminationHook implements doctor.Hooks.

@@ -31,6 +31,7 @@ type lintData struct {
 // runLint checks user data before a machine runs them.
 func runLint(opts doctorOptions, g *globals) error {
 	var data lintData
+	refused := func(program string, args []string) (text, hint string) { return refusedCommand(g.env, program, args) }
 	counts := map[doctor.Verdict]int{}
 	for _, name := range opts.userData {
 		src, err := readUserData(g, name)
@@ -40,7 +41,7 @@ func runLint(opts doctorOptions, g *globals) error {
 		case err != nil:
 			return &userError{Msg: "cannot look at " + name, Cause: err, ID: idUsage, Exit: exitUsage, Hints: []string{"a script or a cloud-config"}}
 		}
-		f := lintFile{name, append([]lint.Finding{}, lint.Check(string(src), g.refusedCommand, opts.ignore...)...)}
+		f := lintFile{name, append([]lint.Finding{}, lint.Check(string(src), refused, opts.ignore...)...)}
 		data.Files = append(data.Files, f)
 		for _, x := range f.Findings {
 			counts[x.Verdict]++
@@ -56,8 +57,8 @@ func runLint(opts doctorOptions, g *globals) error {
 }
 
 // refusedCommand is a [lint.Refused]: it reads a command line as [Main] does. The values of variables and of flags are not known.
-func (g *globals) refusedCommand(program string, args []string) (text, hint string) {
-	root := newRootCommand(newGlobals(g.env))
+func refusedCommand(env Env, program string, args []string) (text, hint string) {
+	root := newRootCommand(newGlobals(env))
 	cmd, rest, err := root.Find(args)
 	switch {
 	case len(args) == 0 || err != nil:
@@ -102,7 +103,7 @@ func readUserData(g *globals, name string) ([]byte, error) {
 		b, _, err := settings.ReadSmallFile(path)
 		return b, err
 	}
-	b, err := g.readStdin(maxUserData, g.within(pipeTime))
+	b, err := g.readStdin(maxUserData, within(g.settings.Timeout, pipeTime))
 	if err == nil && len(b) > maxUserData {
 		err = fmt.Errorf("more than %d KiB", maxUserData>>10)
 	}

@@ -401,13 +401,13 @@ func TestAskDaemonForDoctor(t *testing.T) {
 	root := t.TempDir()
 	g := globalsOf((&testEnv{}).env())
 	g.settings.Root = root
-	c := g.controlClient()
-	c.patience = 0
+	c := g.daemon()
+	c.Patience = 0
 	if _, err := askDaemonForDoctor(t.Context(), c); !errors.Is(err, doctor.ErrNoDaemon) {
 		t.Errorf("nobody listens: %v", err)
 	}
-	must.OK(t, os.MkdirAll(filepath.Dir(c.path), 0o755))
-	l, err := net.Listen("unix", c.path)
+	must.OK(t, os.MkdirAll(filepath.Dir(root+controlSocket), 0o755))
+	l, err := net.Listen("unix", root+controlSocket)
 	must.OK(t, err)
 	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

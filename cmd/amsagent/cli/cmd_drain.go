@@ -127,10 +127,10 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 	if err := opts.check(opts.deadlineGiven); err != nil {
 		return err
 	}
-	c := g.controlClient()
+	c := g.daemon()
 	began := time.Now()
-	v, err := c.life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
-		Deadline: seconds.Duration(opts.deadline), Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: g.who("drain"), RepairStreams: opts.repair,
+	v, err := c.Life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
+		Deadline: seconds.Duration(opts.deadline), Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: askedBy(g.env, "drain"), RepairStreams: opts.repair,
 	})
 	var refusal *daemon.Refusal
 	switch {
@@ -140,16 +140,16 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 		return notBegun("drain", orNotMember(g, err))
 	}
 	if opts.detach {
-		return g.detached("drain", drainData{Drain: &v})
+		return detached(g, "drain", drainData{Drain: &v})
 	}
-	f := &follower{reporter: reporter{g: g, pace: g.pace()}, c: c, began: began}
-	return g.followed(ctx, "drain", f, v, opts.timeout, drainData{})
+	f := &follower{reporter: newReporter(g), c: c, began: began}
+	return followed(ctx, g, "drain", f, v, opts.timeout, drainData{})
 }
 
 // notBegun is the error of a request that the daemon did not accept.
 func notBegun(verb string, err error) error {
 	u := &userError{Msg: "cannot " + verb, Cause: err, State: stateUntouched}
-	if is(errDaemonLost, context.Canceled)(err) || as[*interruptedError](err) {
+	if is(daemon.ErrLost, context.Canceled)(err) || as[*interruptedError](err) {
 		u.State = "the daemon may have begun it: see `amsagent status`"
 	}
 	if r, ok := errors.AsType[*daemon.Refusal](err); ok && r.Code == daemon.RefusedInvalid {
@@ -160,7 +160,7 @@ func notBegun(verb string, err error) error {
 
 // orNotMember is the reason why there is no daemon to ask: one is needed after a join.
 func orNotMember(g *globals, err error) error {
-	if !errors.Is(err, errDaemonDown) {
+	if !errors.Is(err, daemon.ErrDown) {
 		return err
 	}
 	m := bootstrap.Machine{Root: g.settings.Root}
@@ -174,7 +174,7 @@ func orNotMember(g *globals, err error) error {
 }
 
 // detached says what was begun.
-func (g *globals) detached(command string, data drainData) error {
+func detached(g *globals, command string, data drainData) error {
 	v := *data.Drain
 	switch data.Result = string(v.State); {
 	case v.Start == "starting":
@@ -197,7 +197,7 @@ func (g *globals) detached(command string, data drainData) error {
 }
 
 // followed follows a drain or a start to its end, and says how it ended.
-func (g *globals) followed(ctx context.Context, command string, f *follower, first lifecycle.View, timeout time.Duration, data drainData) error {
+func followed(ctx context.Context, g *globals, command string, f *follower, first lifecycle.View, timeout time.Duration, data drainData) error {
 	// A signal ends the following alone; that is said below.
 	g.signals.expect()
 	inner := ctx
@@ -245,7 +245,7 @@ func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout t
 		u.Msg, u.State, u.Hints, u.Exit = "this node does not serve", nodeState(v), look, exitFailed
 	case errors.Is(err, errNotTaken), errors.Is(err, errForgotten):
 		u.Msg, u.State, u.Hints, u.Exit = "it was followed in vain", nodeState(v), look, exitFailed
-	case errors.Is(err, errDaemonDown):
+	case errors.Is(err, daemon.ErrDown):
 		u.Msg, u.Exit, u.Hints = "lost sight of it", exitUnknown, nil
 		u.State = "the drain goes on when the daemon is back"
 		if launch {
@@ -316,16 +316,16 @@ func drainText(w *output.Text, v lifecycle.View) {
 	w.Fields(pairs...)
 }
 
-// who says who asks, for those who read it elsewhere.
-func (g *globals) who(command string) string {
+// askedBy says who asks, for those who read it elsewhere.
+func askedBy(env Env, command string) string {
 	name := ""
 	for _, v := range []string{"SUDO_USER", "USER", "LOGNAME"} {
-		if name = g.env.getenv(v); name != "" {
+		if name = env.getenv(v); name != "" {
 			break
 		}
 	}
 	if name == "" {
-		name = fmt.Sprintf("uid %d", g.env.Geteuid())
+		name = fmt.Sprintf("uid %d", env.Geteuid())
 	}
 	if r := []rune(name); len(r) > 64 {
 		name = string(r[:64])

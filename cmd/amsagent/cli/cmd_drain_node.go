@@ -45,12 +45,7 @@ func runDrainNode(ctx context.Context, opts drainOptions, name string, g *global
 	if err := opts.check(opts.deadlineGiven); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent drain", g.out.Log())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close(ctx) }()
-	return drainNode(ctx, g, opts, name, c)
+	return g.inCluster(ctx, "amsagent drain", g.out.Log(), func(c *cluster.Client) error { return drainNode(ctx, g, opts, name, c) })
 }
 
 // drainNode asks a node to drain, and follows it by its row.
@@ -72,10 +67,10 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 		return remoteResult(g, n)
 	}
 	host, _ := os.Hostname()
-	r := &remoteDrain{reporter: reporter{g: g, pace: g.pace()}, c: c, row: n}
+	r := &remoteDrain{reporter: newReporter(g), c: c, row: n}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
 		Deadline: seconds.Duration(opts.deadline), Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
-		Who: g.who("drain") + " on " + cmp.Or(host, "another machine"),
+		Who: askedBy(g.env, "drain") + " on " + cmp.Or(host, "another machine"),
 	})
 	switch {
 	case errors.Is(err, cluster.ErrNotAskable), cluster.KindOf(err).Refusal():

@@ -225,7 +225,7 @@ func TestDrainNode(t *testing.T) {
 				}
 				code := exitOK
 				if err := drainNode(ctx, g, tt.opts, "10.0.1.5", r); err != nil {
-					code = g.report(ctx, err)
+					code = report(ctx, g, err)
 				}
 				said := e.stdout.String() + e.stderr.String()
 				if took := time.Since(now); tt.opts.timeout > 0 && took > tt.opts.timeout+time.Second {

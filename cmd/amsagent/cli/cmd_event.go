@@ -104,9 +104,9 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	e = mine
 	n := lifecycle.EventNotice(e, now)
 	g.out.Progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
-	c := g.controlClient()
+	c := g.daemon()
 	began := time.Now()
-	v, err := c.life(ctx, daemon.PathNotice, n)
+	v, err := c.Life(ctx, daemon.PathNotice, n)
 	if err != nil {
 		return notBegun("act on the event", orNotMember(g, err))
 	}
@@ -122,17 +122,11 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	result := drainData{Event: &e, Instance: id}
 	if opts.detach {
 		result.Drain = &v
-		return g.detached("event", result)
+		return detached(g, "event", result)
 	}
-	f := &follower{reporter: reporter{g: g, pace: g.pace()}, c: c, began: began, launch: e.Hook.Launching}
-	return g.followed(ctx, "event", f, v, opts.timeout, result)
+	f := &follower{reporter: newReporter(g), c: c, began: began, launch: e.Hook.Launching}
+	return followed(ctx, g, "event", f, v, opts.timeout, result)
 }
-
-// eventError: what was read is no event that we know.
-type eventError struct{ err error }
-
-func (e *eventError) Error() string { return e.err.Error() }
-func (e *eventError) Unwrap() error { return e.err }
 
 // readEvent reads a file, or standard input.
 func readEvent(ctx context.Context, g *globals, file string, patience time.Duration) ([]byte, error) {
@@ -172,7 +166,7 @@ func instanceID(ctx context.Context, g *globals, given string) (string, error) {
 	if given != "" {
 		return given, nil
 	}
-	v, err := g.controlClient().status(ctx)
+	v, err := g.daemon().Status(ctx)
 	if err == nil && v.ID != "" {
 		return v.ID, nil
 	}

@@ -81,12 +81,7 @@ func runEvents(ctx context.Context, opts eventsOptions, args []string, g *global
 	case opts.limit < 1 || opts.limit > mostEvents:
 		return usageError(nil, "--limit: %d is outside 1 to %d", opts.limit, mostEvents)
 	}
-	c, err := g.connectCluster(ctx, "amsagent events", g.out.Log())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close(ctx) }()
-	return events(ctx, opts, args, g, c)
+	return g.inCluster(ctx, "amsagent events", g.out.Log(), func(c *cluster.Client) error { return events(ctx, opts, args, g, c) })
 }
 
 func events(ctx context.Context, opts eventsOptions, args []string, g *globals, c historian) error {

@@ -6,6 +6,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
@@ -73,7 +75,7 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	case opts.tags > 0 && opts.offline:
 		return usageError(nil, "--wait-for-tags asks the cloud, and --offline asks nothing")
 	case opts.tags > 0:
-		if err := g.waitForTags(ctx, opts.tags); err != nil {
+		if err := waitForTags(ctx, g, opts.tags); err != nil {
 			return err
 		}
 	}
@@ -85,9 +87,9 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	}
 	handleDaemon(m, opts.offline)
 	if m.Root == "" {
-		m.Alone = g.isAlone
+		m.Alone = func(ctx context.Context) bool { return isAlone(ctx, g.daemon()) }
 	}
-	m.Hold, m.Sessions = g.holdReadiness("join"), g.daemonSessions
+	m.Hold, m.Sessions = holdReadiness(g, "join"), g.daemon().Sessions
 	if g.notOwn != nil {
 		g.out.Log().Warn("the server's unit does not call this program before each start, as others than root may change it", "calls", cmp.Or(m.Program, "none"), "error", g.notOwn)
 	}
@@ -230,4 +232,11 @@ func daemonText(o bootstrap.DaemonOutcome, dryRun bool) string {
 		return "would be " + text
 	}
 	return text
+}
+
+// isAlone reports that no daemon runs on this machine.
+func isAlone(ctx context.Context, c *daemon.Client) bool {
+	c.Patience = 0
+	_, err := c.Status(ctx)
+	return errors.Is(err, daemon.ErrDown)
 }

@@ -64,7 +64,7 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 		return err
 	}
 	handleDaemon(m, opts.offline)
-	m.Hold, m.Sessions = g.holdReadiness("leave"), g.daemonSessions
+	m.Hold, m.Sessions = holdReadiness(g, "leave"), g.daemon().Sessions
 	req := bootstrap.LeaveRequest{Now: opts.now, Offline: opts.offline, DryRun: opts.dryRun, Address: g.settings.Address}
 	if !opts.offline {
 		req.Identify = g.whoami

@@ -113,15 +113,13 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
-	c, err := g.connectCluster(ctx, "amsagent nodes", slog.New(slog.DiscardHandler)) // nodes shows failures and bad records itself
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close(ctx) }()
-	if opts.watch {
-		return watchNodes(ctx, opts, g, c)
-	}
-	return showNodes(ctx, opts, g, c)
+	log := slog.New(slog.DiscardHandler) // the result has failures and bad records
+	return g.inCluster(ctx, "amsagent nodes", log, func(c *cluster.Client) error {
+		if opts.watch {
+			return watchNodes(ctx, opts, g, c)
+		}
+		return showNodes(ctx, opts, g, c)
+	})
 }
 
 func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
@@ -131,21 +129,22 @@ func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) err
 	}
 	var o cluster.Observer
 	data := viewNodes(opts, l, o.Observe(l))
-	return g.result("nodes", data, func(w *output.Text) { nodesText(w, data, g.tableStyle()) })
+	return g.result("nodes", data, func(w *output.Text) { nodesText(w, data, tableStyleOf(g)) })
 }
 
-// connectCluster is for commands that need the cluster's MongoDB and nothing of this machine.
-func (g *globals) connectCluster(ctx context.Context, app string, log *slog.Logger) (*cluster.Client, error) {
-	const msg = "cannot look at the cluster"
+// inCluster is for commands that need the cluster's MongoDB and nothing of this machine.
+func (g *globals) inCluster(ctx context.Context, app string, log *slog.Logger, do func(*cluster.Client) error) error {
+	const verb = "look at the cluster"
 	src, err := g.mongoOrTag(ctx)
 	if err != nil {
-		return nil, &userError{Msg: msg, Cause: err}
+		return cannot(verb, err)
 	}
 	c, err := cluster.Connect(ctx, src.Target, cluster.Options{AppName: app, Timeout: mongoTimeout, Log: log})
 	if err != nil {
-		return nil, &userError{Msg: msg, Cause: err}
+		return cannot(verb, err)
 	}
-	return c, nil
+	defer func() { _ = c.Close(ctx) }()
+	return do(c)
 }
 
 // viewNodes makes of a look what is shown of it.
@@ -169,8 +168,8 @@ func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) node
 	return data
 }
 
-// tableStyle is what stdout can show.
-func (g *globals) tableStyle() tableStyle {
+// tableStyleOf is what stdout can show.
+func tableStyleOf(g *globals) tableStyle {
 	t := tableStyle{color: g.out.Palette(g.env.Stdout)}
 	if g.env.IsTerminal(g.env.Stdout) {
 		t.width, t.height = g.env.Size(g.env.Stdout)
@@ -330,7 +329,7 @@ func pollFor(members []nodeView) time.Duration {
 
 // show prints the table on an empty terminal.
 func (w *watcher) show() error {
-	t := w.g.tableStyle()
+	t := tableStyleOf(w.g)
 	text := &output.Text{Color: t.color, Now: w.g.env.Now()}
 	if w.failed == nil {
 		text.Line("%s", t.color.Dim(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), output.Rounded(w.every))))

@@ -100,12 +100,7 @@ func runNodesPrune(ctx context.Context, opts pruneOptions, g *globals) error {
 	if opts.olderThan < pruneLeast {
 		return usageError(nil, "--older-than: %s is less than %s, for which a server that lives may be silent", opts.olderThan, settings.ShortDuration(pruneLeast))
 	}
-	c, err := g.connectCluster(ctx, "amsagent nodes prune", g.out.Log())
-	if err != nil {
-		return err
-	}
-	defer func() { _ = c.Close(ctx) }()
-	return prune(ctx, opts, g, c)
+	return g.inCluster(ctx, "amsagent nodes prune", g.out.Log(), func(c *cluster.Client) error { return prune(ctx, opts, g, c) })
 }
 
 func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {

@@ -302,7 +302,7 @@ func TestWatchWithoutMongoDB(t *testing.T) {
 			p := &play{err: away}
 			g := p.globals()
 			err := watchNodes(t.Context(), nodesOptions{}, g, p)
-			if code := g.report(t.Context(), err); code != exitFailed || p.out.String() != "" || !strings.Contains(p.env.stderr.String(), "AMS-MONGO-REFUSED") {
+			if code := report(t.Context(), g, err); code != exitFailed || p.out.String() != "" || !strings.Contains(p.env.stderr.String(), "AMS-MONGO-REFUSED") {
 				t.Errorf("exit %d, %s", code, p.env.stderr.String())
 			}
 		})
@@ -585,7 +585,7 @@ func (p *play) prune(t *testing.T, opts pruneOptions) (code int) {
 	p.out.Reset()
 	g := p.globals()
 	if err := prune(t.Context(), opts, g, p); err != nil {
-		return g.report(t.Context(), err)
+		return report(t.Context(), g, err)
 	}
 	return 0
 }

@@ -97,7 +97,7 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if err != nil {
 		return cannot("look at this machine", err)
 	}
-	v := &statusView{Status: s, Given: g.givenToJoin()}
+	v := &statusView{Status: s, Given: g.settings.GivenToJoin()}
 	v.addSettings(g)
 	v.addMongo(g)
 	v.askDaemon(ctx, g)
@@ -119,11 +119,6 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	}
 	return nil
 }
-
-// quietError ends a command whose result says all there is to say with a code of its own.
-type quietError struct{ code int }
-
-func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
 func statusText(w *output.Text, s *statusView) {
 	w.Line("%s", cmp.Or(s.lifeVerdict(w), statusVerdict(w, s.Status)))

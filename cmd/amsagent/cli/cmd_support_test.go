@@ -78,7 +78,7 @@ func TestSupportInterrupted(t *testing.T) {
 	g.out.SetForm("text", "auto", 0)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(&interruptedError{syscall.SIGTERM})
-	if code := g.report(ctx, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
+	if code := report(ctx, g, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
 		t.Errorf("exit %d\n%s", code, e.stdout.String())
 	}
 }

@@ -32,11 +32,14 @@ func newUndrainCommand(g *globals) *cobra.Command {
 }
 
 // undrainTime bounds the wait for the node record. The node serves already, and the daemon goes on writing.
-const undrainTime = 10 * time.Second
+const (
+	undrainTime  = 10 * time.Second
+	undrainPause = 250 * time.Millisecond
+)
 
 func runUndrain(ctx context.Context, g *globals) error {
-	c := g.controlClient()
-	v, err := c.life(ctx, daemon.PathUndrain, daemon.UndrainRequest{Who: g.who("undrain")})
+	c := g.daemon()
+	v, err := c.Life(ctx, daemon.PathUndrain, daemon.UndrainRequest{Who: askedBy(g.env, "undrain")})
 	var refusal *daemon.Refusal
 	switch {
 	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedNotDraining:
@@ -53,8 +56,8 @@ func runUndrain(ctx context.Context, g *globals) error {
 	case err != nil:
 		return notBegun("undrain", orNotMember(g, err))
 	}
-	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, controlRetry); {
-		now, err := c.life(ctx, daemon.PathDrain, nil)
+	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, undrainPause); {
+		now, err := c.Life(ctx, daemon.PathDrain, nil)
 		if err != nil {
 			g.out.Log().Debug("the daemon could not be asked again", "error", err)
 			break

@@ -264,10 +264,10 @@ func eventually(t *testing.T, ok func() bool, why func() string) {
 
 // impatient is a client that soon gives up a daemon that is not there. One that is
 // there may take its time.
-func (d *fakeDaemon) impatient(g *globals) *controlClient {
+func (d *fakeDaemon) impatient(g *globals) *daemon.Client {
 	g.settings.Root = d.root
-	c := g.controlClient()
-	c.patience, c.timeout = 300*time.Millisecond, time.Minute
+	c := g.daemon()
+	c.Patience, c.Timeout = 300*time.Millisecond, time.Minute
 	return c
 }
 
@@ -286,8 +286,8 @@ func TestControlNoDaemon(t *testing.T) {
 
 	// The socket is there and nobody listens: it may come back, so it is waited for.
 	begin := time.Now()
-	_, err := c.status(t.Context())
-	if !errors.Is(err, errDaemonDown) || time.Since(begin) < c.patience {
+	_, err := c.Status(t.Context())
+	if !errors.Is(err, daemon.ErrDown) || time.Since(begin) < c.Patience {
 		t.Errorf("after %s: %v", time.Since(begin), err)
 	}
 	if !strings.Contains(e.stderr.String(), "waiting") {
@@ -296,11 +296,11 @@ func TestControlNoDaemon(t *testing.T) {
 	e.stderr.Reset()
 	// No socket: told at once.
 	must.OK(t, os.Remove(d.socket()))
-	c.patience = 24 * time.Hour
-	if _, err = c.status(t.Context()); !errors.Is(err, errDaemonDown) {
+	c.Patience = 24 * time.Hour
+	if _, err = c.Status(t.Context()); !errors.Is(err, daemon.ErrDown) {
 		t.Error(err)
 	}
-	if code := g.report(t.Context(), notBegun("drain", err)); code != exitFailed {
+	if code := report(t.Context(), g, notBegun("drain", err)); code != exitFailed {
 		t.Errorf("exit %d", code)
 	}
 	want := "amsagent: error: cannot drain [AGENT-DAEMON-DOWN]\namsagent: cause: no daemon answers at " + d.socket() + ": no such file or directory\n" +
@@ -316,15 +316,15 @@ func TestDaemonCountsSessions(t *testing.T) {
 	g := plainGlobals(&testEnv{})
 	g.settings.Root = d.root
 	d.count.Sessions = cluster.Sessions{Publishers: new(0), Viewers: new(5), Peers: new(3), By: cluster.CountedByConnections}
-	if n, err := g.daemonSessions(t.Context()); err != nil || n.Left() != "0 publishers, about 5 viewers left, 3 connections of other nodes" {
+	if n, err := g.daemon().Sessions(t.Context()); err != nil || n.Left() != "0 publishers, about 5 viewers left, 3 connections of other nodes" {
 		t.Errorf("%s, %v", n.Left(), err)
 	}
 	d.count = daemon.SessionsView{Sessions: cluster.Sessions{Publishers: new(0)}, Missing: "a network of its own"}
-	if n, err := g.daemonSessions(t.Context()); err == nil || n.Publishers == nil || n.Viewers != nil || !strings.Contains(err.Error(), d.count.Missing) {
+	if n, err := g.daemon().Sessions(t.Context()); err == nil || n.Publishers == nil || n.Viewers != nil || !strings.Contains(err.Error(), d.count.Missing) {
 		t.Errorf("%+v, %v", n, err)
 	}
 	d.kill()
-	if n, err := g.daemonSessions(t.Context()); !errors.Is(err, errDaemonDown) || n.Publishers != nil || n.Viewers != nil {
+	if n, err := g.daemon().Sessions(t.Context()); !errors.Is(err, daemon.ErrDown) || n.Publishers != nil || n.Viewers != nil {
 		t.Errorf("%+v, %v", n, err)
 	}
 }
@@ -333,12 +333,12 @@ func TestControlComesBack(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.kill()
 	c := d.impatient(plainGlobals(&testEnv{}))
-	c.patience = time.Minute
+	c.Patience = time.Minute
 	go func() {
 		sleep.For(t.Context(), 100*time.Millisecond)
 		d.start()
 	}()
-	if _, err := c.status(t.Context()); err != nil {
+	if _, err := c.Status(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
@@ -346,9 +346,8 @@ func TestControlComesBack(t *testing.T) {
 func TestControlPermission(t *testing.T) {
 	e := &testEnv{}
 	g := plainGlobals(e)
-	c := g.controlClient()
-	err := c.classify(t.Context(), &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)})
-	if code := g.report(t.Context(), notBegun("drain", err)); code != exitPreflight {
+	err := fmt.Errorf("connecting to the daemon: %w", syscall.EACCES)
+	if code := report(t.Context(), g, notBegun("drain", err)); code != exitPreflight {
 		t.Errorf("exit %d", code)
 	}
 	for _, want := range []string{"cannot drain [AGENT-ROOT]", "hint: " + bootstrap.RootHint} {
@@ -360,7 +359,7 @@ func TestControlPermission(t *testing.T) {
 
 // What listens there may be anything.
 func TestControlOddAnswers(t *testing.T) {
-	serve := func(t *testing.T, handle func(net.Conn)) *controlClient {
+	serve := func(t *testing.T, handle func(net.Conn)) *daemon.Client {
 		d := newFakeDaemon(t)
 		d.kill()
 		must.OK(t, os.Remove(d.socket()))
@@ -393,21 +392,21 @@ func TestControlOddAnswers(t *testing.T) {
 		want   func(error) bool
 		text   string
 	}{
-		{"garbage", say("SSH-2.0-OpenSSH_9.2\r\n"), is(errDaemonVersion), "malformed HTTP"},
-		{"web page", say("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>x"), is(errDaemonVersion), "answers 200 OK"},
-		{"no json", say(ok + "Content-Length: 5\r\n\r\nhello"), is(errDaemonVersion), "the answer of"},
-		{"wrong types", say(ok + "Content-Length: 11\r\n\r\n{\"state\":5}"), is(errDaemonVersion), "the answer of"},
-		{"404 of an older daemon", say("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n404"), is(errDaemonVersion), "answers 40"},
-		{"405 of an older daemon", say("HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n"), is(errDaemonVersion), "answers 40"},
-		{"500 without a word", say("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"), is(errDaemonVersion), "500 Internal Server Error"},
-		{"redirect", say("HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n"), is(errDaemonVersion), "answers 302 Found"},
-		{"hangs up", func(net.Conn) {}, is(errDaemonLost), "gave no answer"},
-		{"cut off", say(ok + "Content-Length: 500\r\n\r\n{\"id\":\"d1\""), is(errDaemonLost), "gave no answer"},
-		{"silent", func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }, is(errDaemonLost), "no answer in 300 ms"},
+		{"garbage", say("SSH-2.0-OpenSSH_9.2\r\n"), is(daemon.ErrVersion), "malformed HTTP"},
+		{"web page", say("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>x"), is(daemon.ErrVersion), "answers 200 OK"},
+		{"no json", say(ok + "Content-Length: 5\r\n\r\nhello"), is(daemon.ErrVersion), "the answer of"},
+		{"wrong types", say(ok + "Content-Length: 11\r\n\r\n{\"state\":5}"), is(daemon.ErrVersion), "the answer of"},
+		{"404 of an older daemon", say("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n404"), is(daemon.ErrVersion), "answers 40"},
+		{"405 of an older daemon", say("HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n"), is(daemon.ErrVersion), "answers 40"},
+		{"500 without a word", say("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"), is(daemon.ErrVersion), "500 Internal Server Error"},
+		{"redirect", say("HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n"), is(daemon.ErrVersion), "answers 302 Found"},
+		{"hangs up", func(net.Conn) {}, is(daemon.ErrLost), "gave no answer"},
+		{"cut off", say(ok + "Content-Length: 500\r\n\r\n{\"id\":\"d1\""), is(daemon.ErrLost), "gave no answer"},
+		{"silent", func(c net.Conn) { _, _ = c.Read(make([]byte, 1)) }, is(daemon.ErrLost), "no answer in 0.3 s"},
 		{"slow to the end", func(c net.Conn) {
 			_, _ = io.WriteString(c, ok+"Content-Length: 500\r\n\r\n{")
 			_, _ = c.Read(make([]byte, 1))
-		}, is(errDaemonLost), "no answer in 300 ms"},
+		}, is(daemon.ErrLost), "no answer in 0.3 s"},
 		{"endless", func(c net.Conn) {
 			if _, err := io.WriteString(c, ok+"\r\n"); err != nil {
 				return
@@ -417,20 +416,20 @@ func TestControlOddAnswers(t *testing.T) {
 					return
 				}
 			}
-		}, is(errDaemonVersion), "has no end"},
+		}, is(daemon.ErrVersion), "has no end"},
 		{"refusal", say("HTTP/1.1 409 Conflict\r\nContent-Type: application/json\r\nContent-Length: 40\r\n\r\n{\"code\":\"too-late\",\"message\":\"it stops\"}"), as[*daemon.Refusal], "it stops"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := serve(t, tt.handle)
-			if strings.Contains(tt.text, "300 ms") { // only these must be given up
-				c.timeout = 300 * time.Millisecond
+			if strings.Contains(tt.text, "0.3 s") { // only these must be given up
+				c.Timeout = 300 * time.Millisecond
 			}
-			_, err := c.life(t.Context(), daemon.PathDrain, nil)
+			_, err := c.Life(t.Context(), daemon.PathDrain, nil)
 			if err == nil || tt.want != nil && !tt.want(err) || !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("%T %v", err, err)
 			}
 			if strings.Contains(err.Error(), "http://") {
-				t.Errorf("names an address that is none: %v", err)
+				t.Errorf("names an address: %v", err)
 			}
 		})
 	}
@@ -475,8 +474,8 @@ func TestDaemonThatHangs(t *testing.T) {
 	e := &testEnv{}
 	g := plainGlobals(e)
 	c := d.impatient(g)
-	c.timeout = 100 * time.Millisecond
-	_, err = c.status(t.Context())
+	c.Timeout = 100 * time.Millisecond
+	_, err = c.Status(t.Context())
 	if u := g.explain(err); u.ID != idLostDaemon || u.Exit != exitUnknown || len(u.Hints) == 0 || strings.Contains(u.Msg, "context") {
 		t.Errorf("%+v", u)
 	}

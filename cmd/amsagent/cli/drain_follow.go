@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net/http"
 	"slices"
 	"time"
 
@@ -34,22 +33,22 @@ type pace struct {
 	cloud time.Duration
 }
 
-func (g *globals) pace() pace {
-	p := pace{
-		every: progressLog, gap: 5 * time.Second, ask: 500 * time.Millisecond, patience: time.Minute, cloud: 30 * time.Second,
-	}
-	if g.env.IsTerminal(g.env.Stderr) {
-		p.gap = time.Second
-	}
-	return p
-}
-
 // reporter prints progress: a busy node's numbers change all the time, and that the last session is gone is told at once.
 type reporter struct {
 	g *globals
 	pace
 	said  time.Time
 	shown cluster.Sessions // in the last line
+}
+
+func newReporter(g *globals) reporter {
+	r := reporter{g: g, pace: pace{
+		every: progressLog, gap: 5 * time.Second, ask: 500 * time.Millisecond, patience: time.Minute, cloud: 30 * time.Second,
+	}}
+	if g.env.IsTerminal(g.env.Stderr) {
+		r.gap = time.Second
+	}
+	return r
 }
 
 func (r *reporter) show(s cluster.Sessions, news bool, line string) {
@@ -65,7 +64,7 @@ func (r *reporter) show(s cluster.Sessions, news bool, line string) {
 // follower follows one drain, or one start, to its end.
 type follower struct {
 	reporter
-	c *controlClient
+	c *daemon.Client
 	// launch says that it is a start, not a drain.
 	launch bool
 	// began is when it was asked for: notes from before are no news.
@@ -91,16 +90,6 @@ var (
 	errNotServing = errors.New("Ant Media Server is not seen in the cluster") //nolint:staticcheck // a name
 )
 
-// undrainedError: the drain that was followed was cancelled; by is empty where the daemon does not name anybody.
-type undrainedError struct{ by string }
-
-func (e *undrainedError) Error() string {
-	if e.by == "" {
-		return "this node serves again"
-	}
-	return "cancelled by " + e.by
-}
-
 // follow returns the view with which it ended. first is what the daemon answered when it was asked.
 func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.View, error) {
 	f.noted, f.trouble = map[lifecycle.Note]bool{}, map[string]string{}
@@ -112,8 +101,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 		if !sleep.For(ctx, f.ask) {
 			return f.last, context.Cause(ctx)
 		}
-		var v lifecycle.View
-		switch failed := f.c.once(ctx, http.MethodGet, daemon.PathDrain, nil, &v); {
+		switch v, failed := f.c.Follow(ctx); {
 		case failed == nil:
 			f.found()
 			done, err = f.take(v)
@@ -128,7 +116,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.
 
 // away notes that the daemon is not heard, and gives up where that will not mend.
 func (f *follower) away(err error) error {
-	if errors.Is(err, errDaemonVersion) || as[*daemon.Refusal](err) || errors.Is(err, fs.ErrPermission) {
+	if errors.Is(err, daemon.ErrVersion) || as[*daemon.Refusal](err) || errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	now := time.Now()

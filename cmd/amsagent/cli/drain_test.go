@@ -240,7 +240,7 @@ func (d *fakeDaemon) quick(e *testEnv) (*globals, *follower) {
 func (d *fakeDaemon) followed(t *testing.T, g *globals, f *follower) <-chan error {
 	first := d.view // now: set changes it under the lock, from here on
 	done := make(chan error, 1)
-	go func() { done <- g.followed(t.Context(), "drain", f, first, 0, drainData{}) }()
+	go func() { done <- followed(t.Context(), g, "drain", f, first, 0, drainData{}) }()
 	return done
 }
 
@@ -251,8 +251,8 @@ func TestFollowLost(t *testing.T) {
 	g, f := d.quick(e)
 	first := d.view
 	d.kill()
-	err := g.followed(t.Context(), "drain", f, first, 0, drainData{})
-	if code := g.report(t.Context(), err); code != exitUnknown {
+	err := followed(t.Context(), g, "drain", f, first, 0, drainData{})
+	if code := report(t.Context(), g, err); code != exitUnknown {
 		t.Errorf("exit %d", code)
 	}
 	for _, want := range []string{
@@ -271,7 +271,7 @@ func TestFollowHangs(t *testing.T) {
 	d.begin(&d.view)
 	e := &testEnv{}
 	g, f := d.quick(e)
-	f.c.timeout, f.patience = 20*time.Millisecond, time.Minute
+	f.c.Timeout, f.patience = 20*time.Millisecond, time.Minute
 	d.hangs = true
 	done := d.followed(t, g, f)
 	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 3 }, func() string { return "does not ask again" })
@@ -283,9 +283,9 @@ func TestFollowHangs(t *testing.T) {
 	// It hangs for longer than the command's patience, which is no end of the time that the user gave.
 	d.set(func(v *lifecycle.View) { d.hangs = true })
 	_, f = d.quick(e)
-	f.c.timeout, f.patience = 20*time.Millisecond, 50*time.Millisecond
+	f.c.Timeout, f.patience = 20*time.Millisecond, 50*time.Millisecond
 	first := lifecycle.View{State: lifecycle.StateDraining, Step: lifecycle.StepDraining}
-	err := g.followed(t.Context(), "drain", f, first, time.Hour, drainData{})
+	err := followed(t.Context(), g, "drain", f, first, time.Hour, drainData{})
 	if e := g.explain(err); e.Msg != "lost sight of it" || e.ID != idLostDaemon {
 		t.Errorf("%+v", e)
 	}
@@ -316,7 +316,7 @@ func TestFollowWithoutCloud(t *testing.T) {
 func TestFollowNothingBegins(t *testing.T) {
 	d := newFakeDaemon(t)
 	g, f := d.quick(&testEnv{})
-	err := g.followed(t.Context(), "drain", f, d.view, 0, drainData{})
+	err := followed(t.Context(), g, "drain", f, d.view, 0, drainData{})
 	if e := g.explain(err); !errors.Is(err, errNotTaken) || e.Exit != exitFailed || e.State != "this node is active" {
 		t.Errorf("%+v", e)
 	}

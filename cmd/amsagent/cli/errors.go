@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -41,11 +40,6 @@ func (e *userError) Unwrap() error { return e.Cause }
 
 // stateUntouched is true of everything that ends with exit code 2 or 3.
 const stateUntouched = "nothing was changed on this machine"
-
-// interruptedError is the cause of a context that a signal ended.
-type interruptedError struct{ sig os.Signal }
-
-func (e *interruptedError) Error() string { return "interrupted by signal: " + e.sig.String() }
 
 // cannot is the error of a command. The cause may be one of bootstrap's, which lists what failed.
 func cannot(verb string, err error) error {
@@ -168,7 +162,7 @@ func directly[T error](err error) (T, bool) {
 }
 
 // report prints err on stderr in the form asked for and returns the exit code.
-func (g *globals) report(ctx context.Context, err error) int {
+func report(ctx context.Context, g *globals, err error) int {
 	err = unfold(g, err)
 	var sig *interruptedError
 	if errors.As(err, &sig) || errors.As(context.Cause(ctx), &sig) && cutShort(err) {
@@ -290,17 +284,16 @@ type errorObject struct {
 func errorJSON(g *globals, e *userError) {
 	var o errorObject
 	o.SchemaVersion, o.Kind = output.SchemaVersion, "error"
-	o.Error.ID = e.ID
-	o.Error.Message = g.out.Redact(e.Msg)
+	o.Error.ID, o.Error.Message, o.Error.State, o.Error.ExitCode = e.ID, e.Msg, e.State, e.Exit
+	o.Error.Hints = append([]string{}, e.Hints...)
 	if e.Cause != nil {
-		o.Error.Cause = g.out.Redact(e.Cause.Error())
+		o.Error.Cause = e.Cause.Error()
 	}
-	o.Error.Hints = []string{}
-	for _, h := range e.Hints {
-		o.Error.Hints = append(o.Error.Hints, g.out.Redact(h))
-	}
-	o.Error.State = g.out.Redact(e.State)
-	o.Error.ExitCode = e.Exit
-	b, _ := output.JSONLine(o) // texts and a number
-	g.out.PrintError(b)
+	b, _ := output.JSONLine(o) // texts and numbers
+	g.out.PrintError(g.out.RedactJSON(b))
+}
+
+// usageError is an error in what stands on the command line.
+func usageError(hints []string, format string, args ...any) *userError {
+	return &userError{Msg: fmt.Sprintf(format, args...), Hints: hints, Exit: exitUsage, ID: idUsage}
 }

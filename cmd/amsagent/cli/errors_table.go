@@ -6,7 +6,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"slices"
@@ -80,6 +79,8 @@ const (
 // errNoMongo: no setting, no tag and no file says where MongoDB is.
 var errNoMongo = errors.New("no MongoDB address is known")
 
+var errHeld = errors.New("servers stay in the list that the cluster has lost")
+
 // errorClass maps what a library returns to an id, an exit code and advice.
 type errorClass struct {
 	id    string
@@ -146,9 +147,9 @@ func errorTable(euid int) []errorClass {
 		}, func(err error, _ *globals) []string { return someHint(ams.Hint(err)) }},
 
 		// The daemon, asked over its socket.
-		{idNoDaemon, exitFailed, is(errDaemonDown), say("systemctl start amsagent", "why it does not run: journalctl -u amsagent")},
-		{idOddDaemon, exitFailed, is(errDaemonVersion), say("systemctl restart amsagent; that changes nothing in the cluster")},
-		{idLostDaemon, exitUnknown, is(errDaemonLost), say("look with `systemctl status amsagent`, then run the same command again")},
+		{idNoDaemon, exitFailed, is(daemon.ErrDown), say("systemctl start amsagent", "why it does not run: journalctl -u amsagent")},
+		{idOddDaemon, exitFailed, is(daemon.ErrVersion), say("systemctl restart amsagent; that changes nothing in the cluster")},
+		{idLostDaemon, exitUnknown, is(daemon.ErrLost), say("look with `systemctl status amsagent`, then run the same command again")},
 		{idNotNode, exitNotMember, isNotNode, say("`amsagent drain NODE` drains another node; `amsagent join` makes this machine one")},
 		{idRefused, exitFailed, as[*daemon.Refusal], nil},
 		{idUndrained, exitFailed, as[*undrainedError], nil},
@@ -247,7 +248,18 @@ func settingHints(err error, _ *globals) []string {
 // metadataHint is the library's own, which knows what it asked.
 func metadataHint(err error, _ *globals) []string { return someHint(cloud.HintOf(err)) }
 
-// usageError is an error in what stands on the command line.
-func usageError(hints []string, format string, args ...any) *userError {
-	return &userError{Msg: fmt.Sprintf(format, args...), Hints: hints, Exit: exitUsage, ID: idUsage}
+// eventError: what was read is no event that we know.
+type eventError struct{ err error }
+
+func (e *eventError) Error() string { return e.err.Error() }
+func (e *eventError) Unwrap() error { return e.err }
+
+// undrainedError: the drain that was followed was cancelled; by is empty where the daemon does not name anybody.
+type undrainedError struct{ by string }
+
+func (e *undrainedError) Error() string {
+	if e.by == "" {
+		return "this node serves again"
+	}
+	return "cancelled by " + e.by
 }

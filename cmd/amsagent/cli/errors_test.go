@@ -82,9 +82,9 @@ func examples() map[string]error {
 		idNotSeen:            &bootstrap.NotSeenError{Err: errors.New("not seen")},
 		idNotServing:         &bootstrap.NotServingError{Apps: []ams.AppAnswer{{Name: "LiveApp", State: ams.AppStarting}}, Err: context.DeadlineExceeded},
 		idService:            ams.ErrNoUnit,
-		idNoDaemon:           fmt.Errorf("%w at /run/x.sock: %w", errDaemonDown, syscall.ENOENT),
-		idOddDaemon:          fmt.Errorf("%w: 404", errDaemonVersion),
-		idLostDaemon:         fmt.Errorf("%w: %w", errDaemonLost, io.EOF),
+		idNoDaemon:           fmt.Errorf("%w at /run/x.sock: %w", daemon.ErrDown, syscall.ENOENT),
+		idOddDaemon:          fmt.Errorf("%w: 404", daemon.ErrVersion),
+		idLostDaemon:         fmt.Errorf("%w: %w", daemon.ErrLost, io.EOF),
 		idNotNode:            &daemon.Refusal{Code: daemon.RefusedNotMember},
 		idRefused:            &daemon.Refusal{Code: daemon.RefusedFailed, Message: "no"},
 		idUndrained:          &undrainedError{by: "alice"},
@@ -184,7 +184,7 @@ func TestErrorPages(t *testing.T) {
 func TestErrorLines(t *testing.T) {
 	e := &testEnv{}
 	g := errorGlobals(e)
-	code := g.report(t.Context(), &userError{
+	code := report(t.Context(), g, &userError{
 		Msg:   "cannot switch to cluster mode",
 		Cause: &cluster.Error{Kind: cluster.KindRefused, Op: "asking MongoDB", Host: "10.0.1.7:27017", Err: errors.New("dial tcp 10.0.1.7:27017: connect: connection refused")},
 		Hints: []string{"the security group of the database must admit port 27017 from this subnet"},
@@ -208,7 +208,7 @@ func TestInterruptedInTheMiddle(t *testing.T) {
 	cancel(&interruptedError{syscall.SIGTERM})
 	for _, cause := range []error{context.Cause(ctx), fmt.Errorf("asking: %w", ctx.Err())} {
 		e := &testEnv{}
-		code := errorGlobals(e).report(ctx, &userError{Msg: "cannot join", Cause: cause, State: "put back", Exit: exitFailed})
+		code := report(ctx, errorGlobals(e), &userError{Msg: "cannot join", Cause: cause, State: "put back", Exit: exitFailed})
 		if out := e.stderr.String(); code != exitInterrupted || !strings.Contains(out, "[AGENT-INTERRUPTED]") || !strings.HasSuffix(out, "amsagent: put back\n") {
 			t.Errorf("%v: exit %d\n%s", cause, code, out)
 		}
@@ -218,7 +218,7 @@ func TestInterruptedInTheMiddle(t *testing.T) {
 func TestManyCauses(t *testing.T) {
 	e := &testEnv{}
 	g := errorGlobals(e)
-	g.report(t.Context(), &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: exitPreflight})
+	report(t.Context(), g, &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: exitPreflight})
 	const want = "amsagent: error: 2 checks failed [AGENT-FAILED]\namsagent: cause: first\namsagent: cause:   and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
 	if e.stderr.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
@@ -237,7 +237,7 @@ func TestHintsStandByTheirCause(t *testing.T) {
 	err := cannot("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
 		{ID: "AMS-A", Text: "first\nits detail", Hint: "for a"}, {ID: "AMS-B", Text: "second", Hint: "for both"}, {ID: "AMS-C", Text: "third", Hint: "for both"}, {ID: "AMS-D", Text: "fourth"},
 	}})
-	g.report(t.Context(), err)
+	report(t.Context(), g, err)
 	const want = "amsagent: error: cannot join: 4 checks failed [AGENT-PREFLIGHT]\n" +
 		"amsagent: cause: AMS-A: first\namsagent: cause:   its detail\namsagent: hint: for a\n" +
 		"amsagent: cause: AMS-B: second\namsagent: cause: AMS-C: third\namsagent: hint: for both\namsagent: cause: AMS-D: fourth\n" +
@@ -255,7 +255,7 @@ func TestErrorJSONObject(t *testing.T) {
 	g := errorGlobals(e)
 	g.out.SetForm("json", "always", 0)
 	g.out.AddSecrets("hunter22")
-	g.report(t.Context(), &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: exitUnknown, ID: "AMS-X"})
+	report(t.Context(), g, &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: exitUnknown, ID: "AMS-X"})
 	const want = `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n"
 	if e.stderr.String() != want {
 		t.Errorf("got  %s\nwant %s", e.stderr.String(), want)
@@ -265,7 +265,7 @@ func TestErrorJSONObject(t *testing.T) {
 func TestTerminalIsSafe(t *testing.T) {
 	e := &testEnv{}
 	g := errorGlobals(e)
-	g.report(t.Context(), errors.New("server says \x1b[2J\x07 and \u202e and \xff and \u00e9"))
+	report(t.Context(), g, errors.New("server says \x1b[2J\x07 and \u202e and \xff and \u00e9"))
 	if got := e.stderr.String(); !strings.HasPrefix(got, `amsagent: error: server says \u001b[2J\u0007 and \u202e and \ufffd and é [`) {
 		t.Errorf("%q", got)
 	}
@@ -289,7 +289,7 @@ func TestNoSecretComesThrough(t *testing.T) {
 			g.out.SetForm(form, "auto", -4)
 			g.out.AddSecrets(target.Secrets()...)
 			for _, leak := range leaks {
-				g.report(t.Context(), &userError{Msg: "m " + leak, Cause: errors.New("c " + leak), Hints: []string{"h " + leak}, State: "s " + leak})
+				report(t.Context(), g, &userError{Msg: "m " + leak, Cause: errors.New("c " + leak), Hints: []string{"h " + leak}, State: "s " + leak})
 				l := g.out.Log().With("with", leak).WithGroup("g")
 				l.Debug("m "+leak, "string", leak, "error", errors.New(leak), "list", []string{leak}, "struct", struct{ A string }{leak}, "uri", target) //nolint:sloglint // the message leaks, too
 				g.out.Progress("p " + leak)
@@ -318,7 +318,7 @@ func TestUnknownSecretIsMasked(t *testing.T) {
 			e := &testEnv{}
 			g := errorGlobals(e)
 			g.out.SetForm(form, "never", -4)
-			g.report(t.Context(), &userError{Msg: "m", Cause: errors.New(text), Hints: []string{text}, State: text})
+			report(t.Context(), g, &userError{Msg: "m", Cause: errors.New(text), Hints: []string{text}, State: text})
 			g.out.Log().Debug("m", "string", text, "error", errors.New(text), "list", []string{text})
 			must.OK(t, g.result("x", map[string]any{"v": text}, func(w *output.Text) { w.Line("%s", text) }))
 			if all := e.stdout.String() + e.stderr.String(); strings.Contains(all, "hunter2") || !strings.Contains(all, "***") {

@@ -92,3 +92,11 @@ func exitStatus(cmd *cobra.Command) string {
 	}
 	return b.String()
 }
+
+// quietError ends a command whose result says all there is to say with a code of its own.
+type quietError struct{ code int }
+
+func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
+
+// annotationKeeps marks the command whose flags are kept. Its empty values drop kept ones.
+const annotationKeeps = "keeps"

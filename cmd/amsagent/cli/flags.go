@@ -6,6 +6,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -49,7 +50,7 @@ func (f *settingFlag) Set(v string) error {
 	return nil
 }
 
-func (g *globals) addSettingFlag(cmd *cobra.Command, fs *pflag.FlagSet, row settings.Setting) {
+func addSettingFlag(g *globals, cmd *cobra.Command, fs *pflag.FlagSet, row settings.Setting) {
 	help := row.Help
 	if row.Words != nil {
 		help += " (" + strings.Join(row.Words, ", ") + ")"
@@ -82,7 +83,7 @@ func wordsOf[T ~string](list []T) []string {
 func (g *globals) addSettings(cmd *cobra.Command, keys ...string) {
 	for _, key := range keys {
 		if row, ok := settings.ByKey(key); ok {
-			g.addSettingFlag(cmd, cmd.Flags(), row)
+			addSettingFlag(g, cmd, cmd.Flags(), row)
 		}
 	}
 }
@@ -133,4 +134,19 @@ func flagError(cmd *cobra.Command, err error) error {
 		dash = "-"
 	}
 	return usageError(hints, "unknown flag %s%s of %s", dash, name, cmd.CommandPath())
+}
+
+// dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
+func dropEmpty(cmd *cobra.Command, given map[string]settings.Flag) (rest map[string]settings.Flag, dropped []string) {
+	if _, ok := cmd.Annotations[annotationKeeps]; !ok {
+		return given, nil
+	}
+	rest = maps.Clone(given)
+	for _, row := range settings.Kept() {
+		if flag, ok := rest[row.Key]; ok && flag.Text == "" {
+			delete(rest, row.Key)
+			dropped = append(dropped, row.Key)
+		}
+	}
+	return rest, dropped
 }

@@ -6,19 +6,13 @@ package cli
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
-
-	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
-
-// annotationKeeps marks the command whose flags are kept. Its empty values drop kept ones.
-const annotationKeeps = "keeps"
 
 // keptKeys lists them for the help of join.
 func keptKeys() string {
@@ -39,8 +33,8 @@ func wrongText(src settings.Sources) string {
 
 // joinedState is the state of a node, or nil. It has what the current settings may lack: the value of a removed or unreadable
 // tag, or a detected address.
-func (g *globals) joinedState() *bootstrap.State {
-	s, err := (&bootstrap.Machine{Root: g.settings.Root}).StateFile()
+func joinedState(root string) *bootstrap.State {
+	s, err := (&bootstrap.Machine{Root: root}).StateFile()
 	if err != nil || s == nil || s.Phase != bootstrap.PhaseJoined {
 		return nil
 	}
@@ -55,12 +49,12 @@ type settingValue struct {
 
 // nodeSettings are role, group and address as this node has them. notes has one if the settings differ by now, and one if
 // lines of config.yaml do not count.
-func (g *globals) nodeSettings() (node map[string]settingValue, notes []string) {
-	joined := cmp.Or(g.joinedState(), &bootstrap.State{})
+func nodeSettings(s *settings.Settings) (node map[string]settingValue, notes []string) {
+	joined := cmp.Or(joinedState(s.Root), &bootstrap.State{})
 	node = map[string]settingValue{}
 	var differ []string
 	for key, is := range map[string]string{settings.KeyRole: joined.Role, settings.KeyGroup: joined.Group, settings.KeyAddress: joined.Address} {
-		now := g.settings.Values[key]
+		now := s.Values[key]
 		node[key] = settingValue{now.Text, now.Origin}
 		if is == "" || is == now.Text {
 			continue
@@ -75,39 +69,10 @@ func (g *globals) nodeSettings() (node map[string]settingValue, notes []string) 
 		notes = []string{"not applied yet: " + strings.Join(differ, ", ") + "; the daemon applies it at its next look, config.yaml after " +
 			"'systemctl reload amsagent', and an address only if this machine has it"}
 	}
-	return node, append(notes, g.settings.Overruled(g.settings.Sources.Given.Settings)...)
+	return node, append(notes, s.Overruled(s.Sources.Given.Settings)...)
 }
 
 // asJoined is the origin of what the settings do not say.
 func asJoined() settings.Origin {
 	return settings.Origin{Layer: settings.FromStored, Name: "as joined"}
-}
-
-// nodeText is what this node is for, and its address, with the origins.
-func (s *statusView) nodeText() string {
-	var parts []string
-	for _, row := range []struct {
-		key string
-		*settingValue
-	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
-		if row.settingValue != nil && row.Value != "" {
-			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, output.Printable(row.Value), row.Origin))
-		}
-	}
-	return strings.Join(parts, "; ")
-}
-
-// dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
-func (g *globals) dropEmpty(cmd *cobra.Command) (rest map[string]settings.Flag, dropped []string) {
-	if _, ok := cmd.Annotations[annotationKeeps]; !ok {
-		return g.given, nil
-	}
-	rest = maps.Clone(g.given)
-	for _, row := range settings.Kept() {
-		if flag, ok := rest[row.Key]; ok && flag.Text == "" {
-			delete(rest, row.Key)
-			dropped = append(dropped, row.Key)
-		}
-	}
-	return rest, dropped
 }

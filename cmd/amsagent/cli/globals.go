@@ -52,7 +52,7 @@ func newGlobals(env Env) *globals {
 
 func (g *globals) load(cmd *cobra.Command) error {
 	g.readsOnly.Store(onlyReads(cmd))
-	flags, dropped := g.dropEmpty(cmd)
+	flags, dropped := dropEmpty(cmd, g.given)
 	src := settings.Sources{Flags: flags, Dropped: dropped, LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}
 	// What the shells' scripts call must work where config.yaml does not.
 	completes := cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd

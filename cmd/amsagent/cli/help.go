@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"cmp"
 	"fmt"
 	"strings"
 
@@ -121,21 +120,6 @@ func checkHelp(root *cobra.Command, args []string) error {
 		hint = "the page of an id: amsagent doctor --explain " + id
 	}
 	return usageError([]string{hint}, "no command %q", word)
-}
-
-// Commands is the command line for man pages, which cobra makes: each description is Markdown, and ends with the exit status.
-func Commands() *cobra.Command {
-	root := newRootCommand(newGlobals(Env{}))
-	root.DisableAutoGenTag = true
-	var describe func(*cobra.Command)
-	describe = func(cmd *cobra.Command) {
-		cmd.Long = markdown(cmp.Or(cmd.Long, cmd.Short)) + "\n# EXIT STATUS\n" + markdown(exitStatus(cmd))
-		for _, c := range cmd.Commands() {
-			describe(c)
-		}
-	}
-	describe(root)
-	return root
 }
 
 // markdown keeps the lines of a help text that are indented as they are.

@@ -4,9 +4,15 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -44,7 +50,7 @@ func (g *globals) use(m machine) error {
 		g.out.Log().Warn("instance tags are not read", "detail", text)
 	}
 	group := i.Group
-	if s := g.joinedState(); !i.TagsKnown && s != nil && s.Group != "" {
+	if s := joinedState(g.settings.Root); !i.TagsKnown && s != nil && s.Group != "" {
 		group = "" // an answer in part may lack the tag that names another group
 	}
 	var err error
@@ -62,7 +68,7 @@ type question struct {
 
 func (g *globals) question() question {
 	return question{
-		opts: g.metadataOptions(), provider: g.settings.Provider, origin: g.settings.Origin(settings.KeyProvider).String(), open: metadata.Open,
+		opts: metadataOptions(g), provider: g.settings.Provider, origin: g.settings.Origin(settings.KeyProvider).String(), open: metadata.Open,
 	}
 }
 
@@ -115,12 +121,12 @@ func unknownForNow(provider string, err error) error {
 	return &metadata.Error{Provider: provider, Item: "identity of this machine", Kind: cloud.ErrNotReady, Hint: hint, Cause: err}
 }
 
-func (g *globals) metadataOptions() metadata.Options {
+func metadataOptions(g *globals) metadata.Options {
 	opts := metadata.Options{
 		Root:      g.settings.Root,
 		Endpoints: g.settings.Endpoints,
 		Log:       g.out.Log(),
-		APIProxy:  g.proxy(),
+		APIProxy:  proxyOf(g.env),
 		Known:     bootstrap.KnownProvider(g.settings.Root),
 	}
 	// The AWS SDK's own variables besides the address, which is a setting of ours too.
@@ -138,4 +144,76 @@ func tagsNote(inst metadata.Instance) string {
 	default:
 		return "no instance tags: " + inst.TagsHint
 	}
+}
+
+// noCloud is the note of a machine on which nothing names a cloud: without it the first scale-in would cut every session.
+const noCloud = "no cloud recognised: no scale-in will be announced here; if there is one, --provider aws|azure|alibaba|gcp"
+
+func (m machine) notes() []string {
+	var notes []string
+	if m.Unrecognised {
+		notes = append(notes, noCloud)
+	}
+	if text := unreadTags(m.Instance.Tags); text != "" {
+		notes = append(notes, text)
+	}
+	return notes
+}
+
+// tagNames are the names of the tags that are settings.
+func tagNames() []string {
+	var names []string
+	for _, row := range settings.Table() {
+		if row.Tag != "" {
+			names = append(names, settings.TagPrefix+row.Tag)
+		}
+	}
+	return names
+}
+
+// unreadTags names the tags that look like ours and are not read, for example one of an earlier version; "" is none.
+func unreadTags(tags map[string]string) string {
+	read := tagNames()
+	var unread []string
+	for _, name := range slices.Sorted(maps.Keys(tags)) {
+		if strings.HasPrefix(strings.ToLower(name), "amsagent") && !slices.Contains(read, strings.Replace(name, "amsagent-", settings.TagPrefix, 1)) {
+			unread = append(unread, name)
+		}
+	}
+	if len(unread) == 0 {
+		return ""
+	}
+	return "tags that are not read: " + strings.Join(unread, ", ") + "; those that are: " + strings.Join(read, ", ") + ", or with a hyphen for the colon"
+}
+
+// roleNote is the note of a join without a role, with why no tag names one; "" where there is a role.
+func roleNote(role string, inst metadata.Instance) string {
+	if role != "" {
+		return ""
+	}
+	text := "no role: balancers by role send nothing here; --role"
+	if why := tagsNote(inst); why != "" {
+		text += "; " + why
+	}
+	return text
+}
+
+// lastSeen is the machine as it was read last; the zero machine before that.
+func (g *globals) lastSeen() machine {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.seen == nil {
+		return machine{}
+	}
+	return *g.seen
+}
+
+// proxyOf returns the environment's proxy for a cloud's API. The metadata service needs none.
+func proxyOf(env Env) func(*http.Request) (*url.URL, error) {
+	get := env.getenv
+	https, none := cmp.Or(get("HTTPS_PROXY"), get("https_proxy")), cmp.Or(get("NO_PROXY"), get("no_proxy"))
+	if https == "" || none == "*" {
+		return nil
+	}
+	return http.ProxyFromEnvironment
 }

@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -114,3 +115,8 @@ func (*timeOverError) Unwrap() error { return context.DeadlineExceeded }
 func (g *globals) timed(ctx context.Context) (context.Context, func()) {
 	return context.WithTimeoutCause(ctx, g.settings.Timeout, &timeOverError{g.settings.Timeout})
 }
+
+// interruptedError is the cause of a context that a signal ended.
+type interruptedError struct{ sig os.Signal }
+
+func (e *interruptedError) Error() string { return "interrupted by signal: " + e.sig.String() }

@@ -181,7 +181,7 @@ func TestSupportInterruptedAtTheEnd(t *testing.T) {
 	g.ctx = ctx
 	g.readsOnly.Store(true)
 	g.out.SetForm("text", "auto", 0)
-	if code := g.report(ctx, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
+	if code := report(ctx, g, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
 		t.Errorf("exit %d\n%s", code, e.stdout.String())
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -75,11 +74,11 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		// A tree with systemd's folder will be started by systemd, whoever does that.
 		info, err := os.Stat(s.Root + "/etc/systemd/system")
 		m.DropIn = err == nil && info.IsDir()
-		m.Program, g.notOwn = g.program()
+		m.Program, g.notOwn = unitProgram(g.settings.Root, g.env.Executable)
 		return m, nil
 	}
 	m.DropIn = true
-	m.Program, g.notOwn = g.program()
+	m.Program, g.notOwn = unitProgram(g.settings.Root, g.env.Executable)
 	if !offline {
 		m.Service = ams.NewSystemd(ams.DefaultUnit)
 	}
@@ -100,14 +99,14 @@ func serviceCommand(s *settings.Settings) (*ams.Command, error) {
 	return cmd, nil
 }
 
-// program returns the program that the server's unit calls as root before a start: this one. In another machine's tree, or
+// unitProgram returns the program that the server's unit calls as root before a start: this one. In another machine's tree, or
 // if others than root may change this one, it is the installed one; "" if they may change that, too, or it is missing.
 // The error is why it is not this one.
-func (g *globals) program() (string, error) {
-	if g.settings.Root != "" {
+func unitProgram(root string, executable func() (string, error)) (string, error) {
+	if root != "" {
 		return installedProgram, nil
 	}
-	own, err := g.env.Executable()
+	own, err := executable()
 	if err == nil {
 		err = (files.Root{}).RootsAlone(own)
 	}
@@ -143,37 +142,27 @@ func handleDaemon(m *bootstrap.Machine, offline bool) {
 	}
 }
 
+// controlSocket is the daemon's, below the root.
+const controlSocket = "/run/amsagent/control.sock"
+
+// daemon is a client of the daemon on this machine.
+func (g *globals) daemon() *daemon.Client {
+	return daemon.NewClient(g.settings.Root+controlSocket, g.out.Progress)
+}
+
 // holdReadiness makes the daemon not ready before a command stops or restarts the server, whatever runs the daemon. Without
 // a daemon, or if it does not answer, the command continues.
-func (g *globals) holdReadiness(command string) func(context.Context) (release func()) {
+func holdReadiness(g *globals, command string) func(context.Context) (release func()) {
 	return func(ctx context.Context) func() {
-		release, err := g.controlClient().hold(ctx, daemon.HoldRequest{Command: command})
+		release, err := g.daemon().Hold(ctx, daemon.HoldRequest{Command: command})
 		switch {
 		case err == nil:
 			return release
-		case !errors.Is(err, errDaemonDown):
+		case !errors.Is(err, daemon.ErrDown):
 			g.out.Log().Warn("the daemon could not be made not ready first", "error", err)
 		}
 		return func() {}
 	}
-}
-
-// isAlone reports that no daemon runs on this machine.
-func (g *globals) isAlone(ctx context.Context) bool {
-	c := g.controlClient()
-	c.patience = 0
-	_, err := c.status(ctx)
-	return errors.Is(err, errDaemonDown)
-}
-
-// daemonSessions has the daemon count.
-func (g *globals) daemonSessions(ctx context.Context) (cluster.Sessions, error) {
-	var v daemon.SessionsView
-	err := g.controlClient().once(ctx, http.MethodGet, daemon.PathSessions, nil, &v)
-	if err == nil && v.Missing != "" {
-		err = errors.New(v.Missing)
-	}
-	return v.Sessions, err
 }
 
 // findings says what a person should know and what stopped nothing.
@@ -192,7 +181,7 @@ func (g *globals) findings(ws []bootstrap.Finding) {
 func (g *globals) conclude(verb string, dryRun bool, result bootstrap.Outcome, found []bootstrap.Finding, err error) error {
 	err = cannot(verb, err)
 	if !dryRun {
-		g.keepOutcome(verb, result, err)
+		keepOutcome(g, verb, result, err)
 	}
 	g.findings(found)
 	return err
@@ -213,7 +202,7 @@ type outcome struct {
 }
 
 // keepOutcome writes the outcome of a command. That it could not be written is no failure of the command.
-func (g *globals) keepOutcome(command string, result bootstrap.Outcome, err error) {
+func keepOutcome(g *globals, command string, result bootstrap.Outcome, err error) {
 	if g.env.Geteuid() != 0 && g.settings.Root == "" {
 		return
 	}

@@ -403,7 +403,7 @@ func testInterrupt(t *testing.T) {
 	sig.ch <- syscall.SIGTERM
 	<-ctx.Done()
 	synctest.Wait()
-	if code := g.report(ctx, ctx.Err()); code != exitInterrupted {
+	if code := report(ctx, g, ctx.Err()); code != exitInterrupted {
 		t.Errorf("exit %d, want %d", code, exitInterrupted)
 	}
 	const want = "amsagent: error: interrupted [AGENT-INTERRUPTED]\namsagent: cause: interrupted by signal: terminated\n"
@@ -412,11 +412,11 @@ func testInterrupt(t *testing.T) {
 	}
 	// What a command says about its interruption is kept, with our number.
 	ue := &userError{Msg: "the join was stopped", Cause: ctx.Err(), State: "the files are as before", Exit: exitFailed}
-	if code := g.report(ctx, ue); code != exitInterrupted || !strings.Contains(e.stderr.String(), "amsagent: the files are as before\n") {
+	if code := report(ctx, g, ue); code != exitInterrupted || !strings.Contains(e.stderr.String(), "amsagent: the files are as before\n") {
 		t.Errorf("exit %d, stderr:\n%s", code, e.stderr.String())
 	}
 	// An error that has nothing to do with the signal keeps its own.
-	if code := g.report(ctx, errors.New("undo failed")); code != exitFailed {
+	if code := report(ctx, g, errors.New("undo failed")); code != exitFailed {
 		t.Errorf("exit %d, want %d", code, exitFailed)
 	}
 
@@ -426,7 +426,7 @@ func testInterrupt(t *testing.T) {
 		{ID: bootstrap.IDService, Text: "systemd is not available: connecting: context canceled", Hint: "say it with --service-command"},
 		{ID: bootstrap.IDMongo, Text: "server selection error"},
 	}})
-	if code := g.report(ctx, pre); code != exitInterrupted {
+	if code := report(ctx, g, pre); code != exitInterrupted {
 		t.Errorf("exit %d in the preflight", code)
 	}
 	if got := e.stderr.String(); !strings.HasPrefix(got, want) || !strings.Contains(got, stateUntouched) || strings.Contains(got, "service-command") || strings.Contains(got, "canceled") {
@@ -435,7 +435,7 @@ func testInterrupt(t *testing.T) {
 	// What failed beside the interruption is told, the end of the context is not.
 	e.stderr.Reset()
 	both := &userError{Msg: "cannot join", State: "half done", Cause: errors.Join(fmt.Errorf("asking the bus: %w", context.Canceled), errors.New("undo: no space left on device"))}
-	if code := g.report(ctx, both); code != exitInterrupted {
+	if code := report(ctx, g, both); code != exitInterrupted {
 		t.Errorf("exit %d", code)
 	}
 	if got := e.stderr.String(); !strings.Contains(got, "no space left on device") || !strings.Contains(got, "signal: terminated") || strings.Contains(got, "canceled") || !strings.Contains(got, "half done") {

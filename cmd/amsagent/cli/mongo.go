@@ -38,7 +38,7 @@ func (g *globals) mongo() (mongoSource, error) {
 		// The second is how a machine is given one: names of its credentials begin with whom they are for.
 		for _, name := range []string{"mongo", "amsagent.mongo"} {
 			path := filepath.Join(dir, name)
-			src, err := g.mongoFile(path, settings.Origin{Layer: settings.FromCredential, Name: path})
+			src, err := mongoFile(g, path, settings.Origin{Layer: settings.FromCredential, Name: path})
 			if err == nil || !errors.Is(err, fs.ErrNotExist) {
 				return src, err
 			}
@@ -46,7 +46,7 @@ func (g *globals) mongo() (mongoSource, error) {
 	}
 	if v.Text == "" {
 		for _, path := range []string{storedMongo, bootstrap.LeftMongoPath} {
-			src, err := g.mongoFile(path, settings.Origin{Layer: settings.FromStored, Name: path})
+			src, err := mongoFile(g, path, settings.Origin{Layer: settings.FromStored, Name: path})
 			if err == nil || !errors.Is(err, fs.ErrNotExist) {
 				return src, err
 			}
@@ -55,9 +55,9 @@ func (g *globals) mongo() (mongoSource, error) {
 	}
 	if path, ok := settings.FilePath(v.Text); ok {
 		if path == settings.PipePath {
-			return g.mongoStdin(v.Origin)
+			return mongoStdin(g, v.Origin)
 		}
-		return g.mongoFile(path, v.Origin)
+		return mongoFile(g, path, v.Origin)
 	}
 	t, err := cluster.ParseTarget(v.Text)
 	if err != nil {
@@ -101,7 +101,7 @@ func (g *globals) mongoAfter(inst metadata.Instance, ierr error) (mongoSource, e
 func (g *globals) joinedMongo() (mongoSource, error) {
 	src, err := g.mongo()
 	if err == nil && src.Origin.Layer == settings.FromTag {
-		stored, serr := g.mongoFile(storedMongo, settings.Origin{Layer: settings.FromStored, Name: storedMongo})
+		stored, serr := mongoFile(g, storedMongo, settings.Origin{Layer: settings.FromStored, Name: storedMongo})
 		if !errors.Is(serr, fs.ErrNotExist) {
 			src, err = stored, serr
 		}
@@ -110,7 +110,7 @@ func (g *globals) joinedMongo() (mongoSource, error) {
 }
 
 // mongoFile reads an address from a file. One newline at its end is what editors and echo leave there.
-func (g *globals) mongoFile(path string, o settings.Origin) (mongoSource, error) {
+func mongoFile(g *globals, path string, o settings.Origin) (mongoSource, error) {
 	full, err := settings.UnderRoot(g.settings.Root, path)
 	if err != nil {
 		return mongoSource{}, fmt.Errorf("reading the MongoDB address: %w", err)
@@ -138,7 +138,7 @@ func (g *globals) mongoFile(path string, o settings.Origin) (mongoSource, error)
 		return fail(err)
 	}
 	g.out.AddSecrets(t.Secrets()...)
-	g.warnOwner(path)
+	warnOwner(g, path)
 	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 && g.out.Once("mode "+path) {
 		g.out.Log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
 	}
@@ -146,7 +146,7 @@ func (g *globals) mongoFile(path string, o settings.Origin) (mongoSource, error)
 }
 
 // warnOwner warns of a file that another user can change or replace: that user controls where root connects to.
-func (g *globals) warnOwner(path string) {
+func warnOwner(g *globals, path string) {
 	err := (files.Root{Path: g.settings.Root}).RootsAlone(path)
 	if errors.Is(err, files.ErrForeign) && g.out.Once("owner "+path) {
 		g.out.Log().Warn("another user can change the file with the MongoDB address", "file", path, "reason", err,
@@ -155,7 +155,7 @@ func (g *globals) warnOwner(path string) {
 }
 
 // mongoStdin reads the address from standard input, once: whoever asks again gets the same.
-func (g *globals) mongoStdin(o settings.Origin) (mongoSource, error) {
+func mongoStdin(g *globals, o settings.Origin) (mongoSource, error) {
 	fail := func(err error) (mongoSource, error) {
 		return mongoSource{}, &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: fmt.Errorf("reading the MongoDB address from standard input: %w", err)}
 	}
@@ -170,7 +170,7 @@ func (g *globals) mongoStdin(o settings.Origin) (mongoSource, error) {
 		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))
 	}
 	if g.piped == nil {
-		limit := g.within(pipeTime)
+		limit := within(g.settings.Timeout, pipeTime)
 		b, err := g.readStdin(settings.MaxSmallFile, limit)
 		switch {
 		case errors.Is(err, errTerminal):
@@ -200,10 +200,4 @@ func (g *globals) mongoStdin(o settings.Origin) (mongoSource, error) {
 	}
 	g.out.AddSecrets(t.Secrets()...)
 	return mongoSource{Target: t, Origin: o}, nil
-}
-
-// piped is what came on standard input.
-type piped struct {
-	text []byte
-	err  error
 }

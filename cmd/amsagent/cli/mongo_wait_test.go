@@ -34,7 +34,7 @@ func TestMongoStdinWaits(t *testing.T) {
 		stdin := open{make(chan struct{})}
 		defer close(stdin.end)
 		command := func(g *globals) error {
-			_, err := g.mongoStdin(settings.Origin{Layer: settings.FromFlag, Name: "--mongo"})
+			_, err := mongoStdin(g, settings.Origin{Layer: settings.FromFlag, Name: "--mongo"})
 			return err
 		}
 		source := func(ctx context.Context, timeout time.Duration) (time.Duration, error) {
@@ -93,7 +93,7 @@ func TestMongoFileOwner(t *testing.T) {
 		g.out.SetForm("text", "never", 0)
 		path := filepath.Join(g.settings.Root, "mongo")
 		must.OK(t, errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)))
-		if _, err := g.mongoFile("/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}); err != nil {
+		if _, err := mongoFile(g, "/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}); err != nil {
 			t.Fatal(err)
 		}
 		got := e.stderr.String()
@@ -111,7 +111,7 @@ func TestMongoFileOwner(t *testing.T) {
 		top := g.settings.Root
 		path := filepath.Join(top, "a/b/mongo")
 		must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chown(filepath.Join(top, foreign), 12345, 0)))
-		if _, err := g.mongoFile("/a/b/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}); err != nil || !strings.Contains(e.stderr.String(), foreign+" belongs to uid 12345") {
+		if _, err := mongoFile(g, "/a/b/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}); err != nil || !strings.Contains(e.stderr.String(), foreign+" belongs to uid 12345") {
 			t.Errorf("%s: %v, %q", foreign, err, e.stderr.String())
 		}
 	}

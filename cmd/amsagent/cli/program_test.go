@@ -41,7 +41,7 @@ func TestProgramOfTheDropIn(t *testing.T) {
 		env.Executable = func() (string, error) { return c.runs, nil }
 		g := globalsOf(env)
 		g.settings = &settings.Settings{Root: c.root}
-		if got, err := g.program(); got != c.want || (err != nil) != c.refused {
+		if got, err := unitProgram(g.settings.Root, g.env.Executable); got != c.want || (err != nil) != c.refused {
 			t.Errorf("%s below %q: %q, %v, want %q", c.runs, c.root, got, err, c.want)
 		}
 	}

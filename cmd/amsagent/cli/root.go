@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -39,7 +40,7 @@ func Main(args []string, env Env) int {
 	case errors.As(err, &quiet):
 		return quiet.code
 	}
-	return g.report(ctx, err)
+	return report(ctx, g, err)
 }
 
 // formAsked finds -o in arguments that may not parse.
@@ -113,8 +114,23 @@ func newRootCommand(g *globals) *cobra.Command {
 	f.BoolVar(&version, "version", false, "print the version and stop")
 	for _, row := range settings.Table() {
 		if row.Global {
-			g.addSettingFlag(root, root.PersistentFlags(), row)
+			addSettingFlag(g, root, root.PersistentFlags(), row)
 		}
 	}
+	return root
+}
+
+// Commands is the command line for man pages, which cobra makes: each description is Markdown, and ends with the exit status.
+func Commands() *cobra.Command {
+	root := newRootCommand(newGlobals(Env{}))
+	root.DisableAutoGenTag = true
+	var describe func(*cobra.Command)
+	describe = func(cmd *cobra.Command) {
+		cmd.Long = markdown(cmp.Or(cmd.Long, cmd.Short)) + "\n# EXIT STATUS\n" + markdown(exitStatus(cmd))
+		for _, c := range cmd.Commands() {
+			describe(c)
+		}
+	}
+	describe(root)
 	return root
 }

@@ -35,7 +35,7 @@ func TestOutputIsSafe(t *testing.T) {
 		data := map[string]any{"role": hostile, hostile: "x"}
 		must.OK(t, g.result("test", data, func(w *output.Text) { w.Line("%s", hostile) }))
 		g.out.Log().Warn(hostile, "error", errors.New(hostile), hostile, "x") //nolint:sloglint // the key is hostile on purpose
-		g.report(t.Context(), &userError{Msg: hostile, Cause: errors.New(hostile), Hints: []string{hostile}, State: hostile})
+		report(t.Context(), g, &userError{Msg: hostile, Cause: errors.New(hostile), Hints: []string{hostile}, State: hostile})
 		for name, out := range map[string][]byte{"stdout": e.stdout.Bytes(), "stderr": []byte(e.stderr.String())} {
 			if dangerous(out) {
 				t.Errorf("%s on %s: %q", form, name, out)

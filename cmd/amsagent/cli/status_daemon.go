@@ -44,20 +44,9 @@ type statusView struct {
 
 // addSettings adds what this node has of the settings.
 func (s *statusView) addSettings(g *globals) {
-	node, notes := g.nodeSettings()
+	node, notes := nodeSettings(g.settings)
 	role, group, address := node[settings.KeyRole], node[settings.KeyGroup], node[settings.KeyAddress]
 	s.Role, s.Group, s.Address, s.Notes = &role, &group, &address, notes
-}
-
-// givenToJoin lists the settings that were given to join and count.
-func (g *globals) givenToJoin() map[string]string {
-	list := map[string]string{}
-	for _, row := range settings.Kept() {
-		if v := g.settings.Values[row.Key]; v.Origin.Layer == settings.FromGiven {
-			list[row.Key] = v.Text
-		}
-	}
-	return list
 }
 
 func (s *statusView) givenText() string {
@@ -90,9 +79,9 @@ func (s *statusView) addConfig(g *globals) {
 
 // askDaemon adds the daemon's view.
 func (s *statusView) askDaemon(ctx context.Context, g *globals) {
-	c := g.controlClient()
-	c.patience, c.timeout = 0, statusDaemonTime
-	v, err := c.status(context.WithoutCancel(ctx)) // the time of a wait may be over
+	c := g.daemon()
+	c.Patience, c.Timeout = 0, statusDaemonTime
+	v, err := c.Status(context.WithoutCancel(ctx)) // the time of a wait may be over
 	switch {
 	case err == nil:
 		s.Daemon = &v
@@ -112,7 +101,7 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 				Hint: "ss -ltnp shows which program listens there; stop it, or give the daemon another metrics_address",
 			})
 		}
-	case errors.Is(err, errDaemonDown):
+	case errors.Is(err, daemon.ErrDown):
 		s.DaemonErr = "none runs"
 	default:
 		e := g.explain(err)
@@ -196,21 +185,25 @@ func (s *statusView) driftText(w *output.Text) {
 	if d := s.Daemon.Drift; d != nil {
 		w.Heading("Server settings")
 		w.Fields("since", w.Ago(d.Since), "means", output.Printable(d.Means), "fix", output.Printable(strings.Join(d.Fix, ", or ")))
-		valuesText(w, d.Values, d.Omitted)
+		for _, line := range driftLines(d) {
+			w.Line("  %s", output.Printable(line))
+		}
 	}
 }
 
 // mostValues bounds what is shown of a file that was replaced as a whole.
 const mostValues = 12
 
-func valuesText(w *output.Text, values []bootstrap.Difference, omitted int) {
-	shown := min(len(values), mostValues)
-	for _, d := range values[:shown] {
-		w.Line("  %s", output.Printable(d.String()))
+func driftLines(d *daemon.DriftView) []string {
+	var lines []string
+	shown := min(len(d.Values), mostValues)
+	for _, value := range d.Values[:shown] {
+		lines = append(lines, value.String())
 	}
-	if more := len(values) - shown + omitted; more > 0 {
-		w.Line("  and %s more", output.Count(more, "value"))
+	if more := len(d.Values) - shown + d.Omitted; more > 0 {
+		lines = append(lines, "and "+output.Count(more, "value")+" more")
 	}
+	return lines
 }
 
 // lifeText shows who wants what until when, as one timeline.
@@ -245,12 +238,31 @@ func (s *statusView) lifeText(w *output.Text) {
 		rows = append(rows, []string{"hook " + h.Name, "group " + h.Group, state})
 	}
 	w.Table(rows)
-	var troubles []string
-	for what, text := range l.Trouble {
-		troubles = append(troubles, what+": "+text)
-	}
-	slices.Sort(troubles)
-	for _, t := range troubles {
+	for _, t := range troubles(l) {
 		w.Line("  %s", w.Color.Yellow(output.Printable(t)))
 	}
+}
+
+// nodeText is what this node is for, and its address, with the origins.
+func (s *statusView) nodeText() string {
+	var parts []string
+	for _, row := range []struct {
+		key string
+		*settingValue
+	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
+		if row.settingValue != nil && row.Value != "" {
+			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, output.Printable(row.Value), row.Origin))
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// troubles lists what does not work of a drain.
+func troubles(l *lifecycle.View) []string {
+	var list []string
+	for what, text := range l.Trouble {
+		list = append(list, what+": "+text)
+	}
+	slices.Sort(list)
+	return list
 }

@@ -49,9 +49,15 @@ func (g *globals) readStdin(limit int, patience time.Duration) ([]byte, error) {
 const pipeTime = 30 * time.Second
 
 // within is how long something is waited for: usual, or --timeout where that is less.
-func (g *globals) within(usual time.Duration) time.Duration {
-	if t := g.settings.Timeout; t > 0 {
-		return min(usual, t)
+func within(limit time.Duration, usual time.Duration) time.Duration {
+	if limit > 0 {
+		return min(usual, limit)
 	}
 	return usual
+}
+
+// piped is what came on standard input.
+type piped struct {
+	text []byte
+	err  error
 }

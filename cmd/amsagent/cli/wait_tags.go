@@ -19,10 +19,10 @@ const tagPause = 2 * time.Second
 
 // waitForTags waits until MongoDB and the role are known from any source: a scaling group tags a machine up to about a
 // minute after its start.
-func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
+func waitForTags(ctx context.Context, g *globals, limit time.Duration) error {
 	bound, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	missing, err := g.notKnown()
+	missing, err := notKnown(g)
 	if err != nil || len(missing) == 0 {
 		return err
 	}
@@ -37,7 +37,7 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 			if err = g.use(m); err != nil {
 				return err // waiting does not correct a malformed tag
 			}
-			if missing, err = g.notKnown(); err != nil || len(missing) == 0 {
+			if missing, err = notKnown(g); err != nil || len(missing) == 0 {
 				return err
 			}
 			why, hint, q.provider = noTag, cmp.Or(m.Instance.TagsHint, tagIt), m.Instance.Provider
@@ -60,7 +60,7 @@ func (g *globals) waitForTags(ctx context.Context, limit time.Duration) error {
 }
 
 // notKnown names what a node in a balancer's list needs and no source gives yet.
-func (g *globals) notKnown() (missing []string, err error) {
+func notKnown(g *globals) (missing []string, err error) {
 	switch _, err := g.mongo(); {
 	case errors.Is(err, errNoMongo):
 		missing = append(missing, "the address of MongoDB")

@@ -102,3 +102,14 @@ func (s *Settings) ToKeep(force bool) *bootstrap.Given {
 	}
 	return keep
 }
+
+// GivenToJoin lists the settings that were given to join and count.
+func (s *Settings) GivenToJoin() map[string]string {
+	list := map[string]string{}
+	for _, row := range Kept() {
+		if v := s.Values[row.Key]; v.Origin.Layer == FromGiven {
+			list[row.Key] = v.Text
+		}
+	}
+	return list
+}

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package daemon
 
 import (
 	"bytes"
@@ -13,11 +13,11 @@ import (
 	"mime"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 	"time"
 
-	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
-	"github.com/amsagent/amsagent/cmd/amsagent/output"
+	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -33,24 +33,25 @@ const (
 	maxControl = 1 << 20
 )
 
-// controlClient talks to the daemon over its socket.
-type controlClient struct {
-	path     string
+// Client talks to the daemon over its socket.
+type Client struct {
+	// Patience is how long a request waits for a daemon that is being restarted, Timeout for an answer.
+	Patience, Timeout time.Duration
+
+	socket   string
 	http     *http.Client
-	patience time.Duration
-	timeout  time.Duration
 	progress func(string)
 }
 
-func (g *globals) controlClient() *controlClient {
-	path := g.settings.Root + controlSocket
-	return &controlClient{
-		path: path, patience: controlPatience, timeout: controlTime, progress: g.out.Progress,
+// NewClient returns a client for a socket. progress reports that it waits.
+func NewClient(socket string, progress func(string)) *Client {
+	return &Client{
+		Patience: controlPatience, Timeout: controlTime, socket: socket, progress: progress,
 		http: &http.Client{CheckRedirect: noRedirect, Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				d := net.Dialer{Timeout: controlDial}
-				return d.DialContext(ctx, "unix", path)
+				return d.DialContext(ctx, "unix", socket)
 			},
 		}},
 	}
@@ -59,17 +60,17 @@ func (g *globals) controlClient() *controlClient {
 // noRedirect: a daemon redirects no client.
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// How a request to the daemon fails otherwise than by its refusal.
+// How a request fails other than by a [Refusal].
 var (
-	errDaemonDown = errors.New("no daemon answers")
-	// errDaemonVersion: another program listens there, or a daemon of another version.
-	errDaemonVersion = errors.New("what answers is no daemon of this version")
-	// errDaemonLost: the daemon hangs, or ended in the middle of an answer. It may have done what it was asked.
-	errDaemonLost = errors.New("the daemon gave no answer")
+	ErrDown = errors.New("no daemon answers")
+	// ErrVersion reports another program at the socket, or a daemon of another version.
+	ErrVersion = errors.New("what answers is no daemon of this version")
+	// ErrLost reports a daemon that hangs, or ended in the middle of an answer. It may have done what it was asked.
+	ErrLost = errors.New("the daemon gave no answer")
 )
 
 // send asks once and returns the answer with its status judged; the body is the caller's to close.
-func (c *controlClient) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var reader io.Reader = http.NoBody
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -103,34 +104,34 @@ func isJSONType(resp *http.Response) bool {
 }
 
 // refused makes an error of an answer that is no success.
-func (c *controlClient) refused(resp *http.Response) error {
+func (c *Client) refused(resp *http.Response) error {
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxControl))
-	var r daemon.Refusal
+	var r Refusal
 	if err == nil && isJSONType(resp) && json.Unmarshal(b, &r) == nil && r.Code != "" {
 		return &r
 	}
-	return fmt.Errorf("%w: %s answers %s", errDaemonVersion, c.path, resp.Status)
+	return fmt.Errorf("%w: %s answers %s", ErrVersion, c.socket, resp.Status)
 }
 
 // classify makes of what net/http says something that a person can act on.
-func (c *controlClient) classify(ctx context.Context, err error) error {
+func (c *Client) classify(ctx context.Context, err error) error {
 	var op *net.OpError
 	dialing := errors.As(err, &op) && op.Op == "dial"
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w at %s: %w", errDaemonDown, c.path, bare(err))
+		return fmt.Errorf("%w at %s: %w", ErrDown, c.socket, innermost(err))
 	case dialing:
-		return fmt.Errorf("connecting to the daemon at %s: %w", c.path, bare(err))
+		return fmt.Errorf("connecting to the daemon at %s: %w", c.socket, innermost(err))
 	case endedEarly(err):
-		return fmt.Errorf("%w: %w", errDaemonLost, bare(err))
+		return fmt.Errorf("%w: %w", ErrLost, innermost(err))
 	}
-	return fmt.Errorf("%w: %s: %w", errDaemonVersion, c.path, bare(err))
+	return fmt.Errorf("%w: %s: %w", ErrVersion, c.socket, innermost(err))
 }
 
-// bare takes off the address that net/http puts before an error, and which is none of the operator's.
-func bare(err error) error {
+// innermost removes the address that net/http puts before an error: the operator did not write it.
+func innermost(err error) error {
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
 		return errno
@@ -146,16 +147,16 @@ func bare(err error) error {
 
 // call waits a moment for a daemon that is being restarted or was stopped. Its requests may be repeated. Without a daemon
 // that ever ran, it fails at once.
-func (c *controlClient) call(ctx context.Context, method, path string, body, answer any) error {
-	limit := time.Now().Add(c.patience)
+func (c *Client) call(ctx context.Context, method, path string, body, answer any) error {
+	limit := time.Now().Add(c.Patience)
 	for waits := false; ; waits = true {
 		err := c.once(ctx, method, path, body, answer)
 		// Its socket is still there: it may be being restarted.
-		if err == nil || !endedEarly(err) && !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(limit) {
+		if err == nil || !endedEarly(err) && !errors.Is(err, syscall.ECONNREFUSED) || !time.Now().Before(limit) {
 			return err
 		}
 		if !waits {
-			c.progress(fmt.Sprintf("waiting up to %s for the daemon: %s", output.Rounded(c.patience), err))
+			c.progress(fmt.Sprintf("waiting up to %g s for the daemon: %s", c.Patience.Seconds(), err))
 		}
 		if !sleep.For(ctx, controlRetry) {
 			return err
@@ -165,15 +166,15 @@ func (c *controlClient) call(ctx context.Context, method, path string, body, ans
 
 // endedEarly reports whether the other side closed the connection before its answer was complete.
 func endedEarly(err error) bool {
-	return is(io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE)(err)
+	return slices.ContainsFunc([]error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE}, func(e error) bool { return errors.Is(err, e) })
 }
 
-func (c *controlClient) noAnswer() error {
-	return fmt.Errorf("%w in %s", errDaemonLost, output.Rounded(c.timeout))
+func (c *Client) noAnswer() error {
+	return fmt.Errorf("%w in %g s", ErrLost, c.Timeout.Seconds())
 }
 
-func (c *controlClient) once(ctx context.Context, method, path string, body, answer any) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, c.noAnswer())
+func (c *Client) once(ctx context.Context, method, path string, body, answer any) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, c.noAnswer())
 	defer cancel()
 	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
@@ -185,21 +186,22 @@ func (c *controlClient) once(ctx context.Context, method, path string, body, ans
 	case err != nil:
 		return c.classify(ctx, err)
 	case len(b) > maxControl:
-		return fmt.Errorf("%w: the answer of %s has no end", errDaemonVersion, c.path)
+		return fmt.Errorf("%w: the answer of %s has no end", ErrVersion, c.socket)
 	}
 	if err := json.Unmarshal(b, answer); err != nil {
-		return fmt.Errorf("%w: the answer of %s: %w", errDaemonVersion, c.path, err)
+		return fmt.Errorf("%w: the answer of %s: %w", ErrVersion, c.socket, err)
 	}
 	return nil
 }
 
-func (c *controlClient) status(ctx context.Context) (daemon.View, error) {
-	var v daemon.View
-	return v, c.call(ctx, http.MethodGet, daemon.PathStatus, nil, &v)
+// Status returns the view of the daemon.
+func (c *Client) Status(ctx context.Context) (v View, err error) {
+	err = c.call(ctx, http.MethodGet, PathStatus, nil, &v)
+	return v, err
 }
 
-// life sends a request about the drain of this node, or asks for its view with none.
-func (c *controlClient) life(ctx context.Context, path string, request any) (v lifecycle.View, err error) {
+// Life sends a request about the drain of this node to a path, or with nil asks for its view there.
+func (c *Client) Life(ctx context.Context, path string, request any) (v lifecycle.View, err error) {
 	method := http.MethodPost
 	if request == nil {
 		method = http.MethodGet
@@ -208,13 +210,29 @@ func (c *controlClient) life(ctx context.Context, path string, request any) (v l
 	return v, err
 }
 
-// hold makes this node not ready until release is called or this process ends. It survives the end of ctx: an interrupted
+// Follow asks once for the view of the drain.
+func (c *Client) Follow(ctx context.Context) (v lifecycle.View, err error) {
+	err = c.once(ctx, http.MethodGet, PathDrain, nil, &v)
+	return v, err
+}
+
+// Sessions has the daemon count, once.
+func (c *Client) Sessions(ctx context.Context) (cluster.Sessions, error) {
+	var v SessionsView
+	err := c.once(ctx, http.MethodGet, PathSessions, nil, &v)
+	if err == nil && v.Missing != "" {
+		err = errors.New(v.Missing)
+	}
+	return v.Sessions, err
+}
+
+// Hold makes this node not ready until release is called or this process ends. It survives the end of ctx: an interrupted
 // command still undoes its changes.
-func (c *controlClient) hold(ctx context.Context, r daemon.HoldRequest) (release func(), err error) {
+func (c *Client) Hold(ctx context.Context, r HoldRequest) (release func(), err error) {
 	held, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
-	late := time.AfterFunc(c.timeout, func() { cancel(c.noAnswer()) })
-	resp, err := c.send(held, http.MethodPost, daemon.PathHold, r) //nolint:bodyclose // release closes it
+	late := time.AfterFunc(c.Timeout, func() { cancel(c.noAnswer()) })
+	resp, err := c.send(held, http.MethodPost, PathHold, r) //nolint:bodyclose // release closes it
 	late.Stop()
 	stop()
 	if err != nil {
