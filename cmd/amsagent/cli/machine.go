@@ -54,8 +54,7 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	if s.AMSRelease != "" {
 		r, err := ams.ParseRelease(s.AMSRelease)
 		if err != nil {
-			o := s.Origin(settings.KeyAMSRelease)
-			return nil, &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: err}
+			return nil, s.Origin(settings.KeyAMSRelease).Fault(err)
 		}
 		m.Release = r
 	}
@@ -89,15 +88,15 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 func serviceCommand(s *settings.Settings) (*ams.Command, error) {
 	cmd, err := ams.NewCommand(s.ServiceCommand)
 	if err != nil {
-		o := s.Origin(settings.KeyServiceCommand)
-		e := &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: err}
-		if hint := ams.Hint(err); hint != "" {
-			e.Hints = []string{hint}
-		}
+		e := s.Origin(settings.KeyServiceCommand).Fault(err)
+		e.Hints = someHint(ams.Hint(err))
 		return nil, e
 	}
 	return cmd, nil
 }
+
+// installedProgram is where the packages put this program.
+const installedProgram = "/usr/bin/amsagent"
 
 // unitProgram returns the program that the server's unit calls as root before a start: this one. In another machine's tree, or
 // if others than root may change this one, it is the installed one; "" if they may change that, too, or it is missing.

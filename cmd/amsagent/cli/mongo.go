@@ -61,7 +61,7 @@ func (g *globals) mongo() (mongoSource, error) {
 	}
 	t, err := cluster.ParseTarget(v.Text)
 	if err != nil {
-		return mongoSource{}, &settings.Error{Source: v.Origin.String(), Layer: v.Origin.Layer, Line: v.Origin.Line, Err: err}
+		return mongoSource{}, v.Origin.Fault(err)
 	}
 	g.out.AddSecrets(t.Secrets()...)
 	if len(t.Secrets()) > 0 && (v.Origin.Layer == settings.FromFlag || v.Origin.Layer == settings.FromTag) && g.out.Once("password "+v.Origin.String()) {
@@ -117,14 +117,14 @@ func mongoFile(g *globals, path string, o settings.Origin) (mongoSource, error) 
 	}
 	b, info, err := settings.ReadSmallFile(full)
 	if err != nil {
-		return mongoSource{}, &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: fmt.Errorf("reading the MongoDB address: %w", err)}
+		return mongoSource{}, o.Fault(fmt.Errorf("reading the MongoDB address: %w", err))
 	}
 	fail := func(err error) (mongoSource, error) {
-		source := o.String()
+		e := o.Fault(err)
 		if o.Name != path {
-			source += ": " + full
+			e.Source += ": " + full
 		}
-		return mongoSource{}, &settings.Error{Source: source, Layer: o.Layer, Line: o.Line, Err: err}
+		return mongoSource{}, e
 	}
 	text := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
 	if text == "" {
@@ -157,7 +157,7 @@ func warnOwner(g *globals, path string) {
 // mongoStdin reads the address from standard input, once: whoever asks again gets the same.
 func mongoStdin(g *globals, o settings.Origin) (mongoSource, error) {
 	fail := func(err error) (mongoSource, error) {
-		return mongoSource{}, &settings.Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: fmt.Errorf("reading the MongoDB address from standard input: %w", err)}
+		return mongoSource{}, o.Fault(fmt.Errorf("reading the MongoDB address from standard input: %w", err))
 	}
 	// The secret may be there later. A loop in user data ends at exit 2.
 	notYet := func(err error) (mongoSource, error) {

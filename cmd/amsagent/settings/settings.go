@@ -71,6 +71,11 @@ func (o Origin) String() string {
 	return o.Name
 }
 
+// Fault is the error of a value from there.
+func (o Origin) Fault(err error) *Error {
+	return &Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: err}
+}
+
 // Value is a setting's text in canonical spelling, with its origin. Text "" is: not set.
 type Value struct {
 	Text   string
@@ -232,7 +237,7 @@ func Resolve(src Sources) (*Settings, error) {
 		set := func(text string, o Origin) {
 			canon, err := row.Canonical(text)
 			if err != nil {
-				errs = append(errs, &Error{Source: o.String(), Layer: o.Layer, Line: o.Line, Err: err})
+				errs = append(errs, o.Fault(err))
 				return
 			}
 			s.Values[row.Key] = Value{Text: canon, Origin: o}
@@ -344,7 +349,7 @@ func findRoot(s *Settings) (string, error) {
 	}
 	o := s.Origin(KeyRoot)
 	fail := func(err error) (string, error) {
-		return "", &Error{Source: o.String(), Layer: o.Layer, Err: err}
+		return "", o.Fault(err)
 	}
 	abs, err := filepath.Abs(s.Root)
 	if err != nil {
@@ -404,7 +409,7 @@ func (s *Settings) WithTags(all bool, group string, tags map[string]string) (*Se
 				err = ValueError{Text: "a tag cannot name a file"}
 			}
 			if err != nil {
-				errs = append(errs, &Error{Source: o.String(), Layer: o.Layer, Err: err})
+				errs = append(errs, o.Fault(err))
 			} else {
 				v, known = Value{Text: canon, Origin: o}, true
 			}
@@ -473,11 +478,9 @@ func (s *Settings) implied() []error {
 		case c < 0:
 			command = Value{}
 		default:
-			return []error{&Error{
-				Source: command.Origin.String(), Layer: command.Origin.Layer, Line: command.Origin.Line,
-				Err:   fmt.Errorf("cannot be combined with %s %s", service.Origin, service.Text),
-				Hints: []string{"give a service command, or the kind of service, not both"},
-			}}
+			e := command.Origin.Fault(fmt.Errorf("cannot be combined with %s %s", service.Origin, service.Text))
+			e.Hints = []string{"give a service command, or the kind of service, not both"}
+			return []error{e}
 		}
 	}
 	s.Values[KeyService], s.Values[KeyServiceCommand] = service, command
