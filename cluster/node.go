@@ -120,13 +120,17 @@ func (n Node) hasWriter() bool {
 // agent could write while MongoDB was away. The zero value has seen nothing.
 type Silence struct{ written, first, last time.Time }
 
-// lasts reports whether the record was unchanged for its limit, without a gap between self's looks.
-func (s *Silence) lasts(was, self Node, now time.Time) bool {
+// isMissing reports whether a record of another address has not been unchanged for its limit, without a gap between self's
+// looks. A nil s needs no silence, and neither does a record without a writer.
+func (s *Silence) isMissing(was, self Node, now time.Time) bool {
+	if s == nil || !was.hasWriter() || SameAddress(was.IP, self.IP) {
+		return false
+	}
 	if !was.UpdatedAt.Equal(s.written) || now.Sub(s.last) > self.interval()+lateness {
 		s.written, s.first = was.UpdatedAt, now
 	}
 	s.last = now
-	return now.Sub(s.first) >= goneLimit(was.interval())
+	return now.Sub(s.first) < goneLimit(was.interval())
 }
 
 // otherMachine: after a reset only the boot differs, after a move only the address.

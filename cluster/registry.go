@@ -311,10 +311,11 @@ func register(was *record, self Node, o RegisterOptions, now time.Time) (*record
 	}
 	if !was.SameInstance(self) {
 		other := o.GiveWay || was.otherMachine(self) || o.Waits && was.BootID != self.BootID
-		if age, used := was.inUse(now); used && !o.Replace && other {
+		switch age, used := was.inUse(now); {
+		case o.Replace || !other:
+		case used:
 			return nil, was.usedByOther(self, age)
-		}
-		if o.Silence != nil && was.hasWriter() && !SameAddress(was.IP, self.IP) && !o.Replace && other && !o.Silence.lasts(was.Node, self, now) {
+		case o.Silence.isMissing(was.Node, self, now):
 			return nil, &OtherMachineError{Node: was.Node, Silent: true}
 		}
 		return is, nil
@@ -412,7 +413,7 @@ func (c *Client) CheckOwner(ctx context.Context, self Node, silence *Silence) er
 	if age, used := n.UsedByOther(self, now); used {
 		return &OtherMachineError{Node: n, Age: age}
 	}
-	if silence != nil && n.hasWriter() && n.otherMachine(self) && !silence.lasts(n, self, now) {
+	if n.otherMachine(self) && silence.isMissing(n, self, now) {
 		return &OtherMachineError{Node: n, Silent: true}
 	}
 	return nil

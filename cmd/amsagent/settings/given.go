@@ -55,18 +55,19 @@ func (s *Settings) Overruled(given map[string]string) []string {
 	for _, row := range Kept() {
 		line := s.Sources.File.values[row.Key]
 		text, err := row.Canonical(line.text)
-		o := Origin{Layer: FromFile, Name: s.Sources.File.path, Line: line.line}
+		overrules := func(key, flag, instead string) {
+			o := Origin{Layer: FromFile, Name: s.Sources.File.path, Line: line.line}
+			counts = append(counts, fmt.Sprintf("%s %s counts, not %s (%s)", key, given[key], instead, o))
+			flags = append(flags, fmt.Sprintf(` --%s ""`, flag))
+		}
 		switch value, kept := given[row.Key]; {
 		case err != nil:
 		case kept && text != value && s.Origin(row.Key).Layer >= FromGiven:
-			counts = append(counts, fmt.Sprintf("%s %s counts, not %s (%s)", row.Key, value, text, o))
-			flags = append(flags, fmt.Sprintf(` --%s ""`, row.Flag))
+			overrules(row.Key, row.Flag, text)
 		case !kept && row.Key == KeyService && text != "" && text != "auto" && given[KeyServiceCommand] != "":
-			counts = append(counts, fmt.Sprintf("%s %s counts, not service %s (%s)", KeyServiceCommand, given[KeyServiceCommand], text, o))
-			flags = append(flags, ` --service-command ""`)
+			overrules(KeyServiceCommand, "service-command", "service "+text)
 		case !kept && row.Key == KeyServiceCommand && text != "" && given[KeyService] != "" && given[KeyService] != "auto":
-			counts = append(counts, fmt.Sprintf("%s %s counts, not %s (%s)", KeyService, given[KeyService], text, o))
-			flags = append(flags, ` --service ""`)
+			overrules(KeyService, "service", text)
 		}
 	}
 	if counts == nil {
