@@ -248,8 +248,8 @@ func (n *bootedNode) doesNotComeUp(t *testing.T) {
 		{"FailsToStart", []string{"--fail-start"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
 		{"Crashes", []string{"--crash-after=1s"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
 		{"CrashesBeforeItIsUp", []string{"--never-up", "--crash-after=1s"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
-		{"NeverUp", []string{"--never-up"}, 4 * time.Second, 30 * time.Second, "AMS-NOT-SEEN", "liveness: starting: it answers 403"},
-		{"WrongAddress", []string{"--register-address=10.9.0.99"}, 4 * time.Second, 30 * time.Second, "AMS-NOT-SEEN", "may be it under a wrong address: 10.9.0.99"},
+		{"NeverUp", []string{"--never-up"}, 15 * time.Second, time.Minute, "AMS-NOT-SEEN", "liveness: starting: it answers 403"},
+		{"WrongAddress", []string{"--register-address=10.9.0.99"}, 15 * time.Second, time.Minute, "AMS-NOT-SEEN", "may be it under a wrong address: 10.9.0.99"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			n.reset(t, append([]string{"--only-in=cluster"}, tt.flags...)...)
