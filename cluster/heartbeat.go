@@ -6,6 +6,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
@@ -26,8 +27,16 @@ type Heartbeat struct {
 	Serving  *Serving  `bson:"serving,omitempty" json:"serving,omitempty"` // nil if unknown
 	// Clock is how far the machine's clock, which stamps AMS's document, is ahead of MongoDB's.
 	Clock *seconds.Duration `bson:"clock_ns,omitempty" json:"clock_seconds,omitempty"`
+	// Drain ends the wait for the sessions of a drain; nil without one, or without a deadline.
+	Drain *DrainLimit `bson:"drain,omitempty" json:"drain,omitempty"`
 	// Checks are load balancers that name themselves in agent checks: true if they may send sessions.
 	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
+}
+
+// DrainLimit is when a drain cuts the sessions that are left.
+type DrainLimit struct {
+	Until time.Time `bson:"until" json:"until"`               // by MongoDB's clock, if the node knows it
+	By    string    `bson:"by,omitempty" json:"by,omitempty"` // the source of the deadline, such as "hook NAME"
 }
 
 // Load is how busy a machine was since the previous heartbeat. A value is nil if unknown, or if a control group limits the
@@ -152,6 +161,9 @@ func (c *Client) Heartbeat(ctx context.Context, self Node, h Heartbeat) error {
 	if h.Serving != nil {
 		bounded := Serving{Up: h.Serving.Up, Why: plain.Truncate(h.Serving.Why, maxWhy)}
 		h.Serving = &bounded
+	}
+	if h.Drain != nil {
+		h.Drain = &DrainLimit{Until: h.Drain.Until, By: plain.Truncate(h.Drain.By, maxWhy)}
 	}
 	filter := bson.D{{Key: "_id", Value: self.ID}, {Key: "boot_id", Value: orNull(self.BootID)}, {Key: "ip", Value: orNull(self.IP)}}
 	update := bson.D{

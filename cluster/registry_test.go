@@ -363,6 +363,7 @@ func TestHeartbeatSize(t *testing.T) {
 		Seq: 1 << 40, Clock: (*seconds.Duration)(&ms), Serving: &Serving{Why: strings.Repeat("x", maxWhy)},
 		Load:     &Load{CPU: n, Mem: n, NetRx: rate, NetTx: rate, Disk: n, Score: n},
 		Sessions: &Sessions{Publishers: ptr(1 << 30), Viewers: ptr(1 << 30), By: CountedByConnections},
+		Drain:    &DrainLimit{Until: time.Now(), By: strings.Repeat("x", maxWhy)},
 	}
 	size := func() int {
 		b, err := bson.Marshal(h)
@@ -373,7 +374,7 @@ func TestHeartbeatSize(t *testing.T) {
 	for range 8 {
 		h.Load.GPUs = append(h.Load.GPUs, GPULoad{Name: "NVIDIA RTX PRO 6000 Blackwell Server Edition", Util: n, Enc: n, Dec: n, Mem: n})
 	}
-	if each := (size() - without) / 8; without > 700 || each > 150 {
+	if each := (size() - without) / 8; without > 1000 || each > 150 {
 		t.Errorf("%d bytes, and %d for each GPU", without, each)
 	}
 }

@@ -64,6 +64,8 @@ type Report struct {
 	Err     error
 	Latency time.Duration // of the write
 	Seq     int64         // last written, or 0
+	// Clock is how far the machine's clock is ahead of MongoDB's; nil if unknown.
+	Clock *seconds.Duration
 	// Dropped counts failures since the last written one.
 	Dropped int
 }
@@ -107,7 +109,7 @@ func (l *Loop) round(ctx context.Context, again bool) {
 		}
 	}
 	if ctx.Err() == nil { // an interrupted round has no result
-		rep.Seq, rep.Dropped = l.seq, l.dropped
+		rep.Seq, rep.Dropped, rep.Clock = l.seq, l.dropped, l.clock
 		l.Report(rep)
 	}
 }

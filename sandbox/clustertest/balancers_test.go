@@ -96,6 +96,11 @@ func TestDaemonWaitsForABalancer(t *testing.T) {
 	_, err = a.client.AskDrain(t.Context(), n, cluster.DrainRequest{})
 	must.OK(t, err)
 	must.Until(t, "the drain waits", func() bool { return strings.Contains(a.status(), "waiting for load balancers: lb-1") })
+	must.Until(t, "the record has the deadline and its source", func() bool {
+		n, err := a.client.Node(t.Context(), nodeID)
+		must.OK(t, err)
+		return n.Drain != nil && n.Drain.By != "" && n.Drain.Until.After(n.UpdatedAt)
+	})
 	must.OK(t, a.client.SetBalancer(t.Context(), "lb-1", nil))
 	must.Until(t, "the node has left", func() bool { return a.state() == cluster.StateLeft })
 }

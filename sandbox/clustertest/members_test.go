@@ -53,6 +53,7 @@ func TestHeartbeat(t *testing.T) {
 			GPUs: []cluster.GPULoad{{Name: "A10G", Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
 		},
 		Sessions: &cluster.Sessions{Publishers: num(3), Viewers: num(431), By: cluster.CountedByConnections},
+		Drain:    &cluster.DrainLimit{Until: time.UnixMilli(1_900_000_000_123).UTC(), By: "hook drain"},
 	}
 	second := cluster.Heartbeat{
 		Seq: 2, Load: &cluster.Load{CPU: num(0)}, Sessions: &cluster.Sessions{Publishers: num(0)}, Serving: &cluster.Serving{Why: "LiveApp fails"},

@@ -91,8 +91,18 @@ func writeMetrics(w io.Writer, v View) {
 	e := new(exposition)
 	e.family("gauge", "amsagent_build_info", "Version of the agent, as a label; the value is always 1.", series{label("version", v.Version), known(true)})
 	e.gauge("amsagent_joined", "1 if this machine has joined a cluster, else 0.", known(v.Phase == bootstrap.PhaseJoined))
+	if n := v.node; v.Phase == bootstrap.PhaseJoined && n.ID != "" {
+		labels := []string{
+			label("node", n.ID), label("role", n.Role), label("group", n.Group), label("zone", n.Zone), label("provider", n.Provider), label("ams_version", n.AMS),
+		}
+		e.family("gauge", "amsagent_node_info", "Facts of this node, as labels; the value is always 1.", series{strings.Join(labels, ","), known(true)})
+	}
 	states(e, "amsagent_node_state", "State of this node in the registry: 1 for the current state, 0 for the others.", v.State, cluster.States()...)
 	e.gauge("amsagent_ready", "1 if /readyz answers 200: new sessions may come.", known(v.Ready))
+	if l := v.Lifecycle; l != nil && l.State == lifecycle.StateDraining {
+		e.gauge("amsagent_drain_started_timestamp_seconds", "When the drain of this node began, in seconds since 1970; only during a drain.", stamp(l.Begun))
+		e.gauge("amsagent_drain_deadline_timestamp_seconds", "When the drain cuts the sessions that are left, in seconds since 1970; only during a drain with a deadline.", stamp(l.Deadline))
+	}
 	if !v.Server.Since.IsZero() {
 		e.gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", known(v.Server.Up))
 	}
@@ -108,6 +118,10 @@ func writeMetrics(w io.Writer, v View) {
 	e.family("counter", "amsagent_heartbeats_total", "Heartbeats by result.",
 		series{label("result", "sent"), divided(&v.sent, 1)}, series{label("result", "failed"), divided(&v.failed, 1)})
 	e.gauge("amsagent_last_heartbeat_timestamp_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", stamp(v.Beat.Last))
+	if !v.Beat.Round.IsZero() && v.Phase == bootstrap.PhaseJoined {
+		e.gauge("amsagent_mongodb_reachable", "1 if MongoDB took the last heartbeat, else 0.", known(v.Beat.Error == ""))
+	}
+	e.gauge("amsagent_clock_offset_seconds", "How far this machine's clock is ahead of MongoDB's.", divided(v.clock, float64(time.Second)))
 	e.gauge("amsagent_server_document_age_seconds", "Age of Ant Media Server's own document of this node; above 20 s, other nodes consider this node dead.", divided(v.AMSAge, float64(time.Second)))
 	e.family("counter", "amsagent_repairs_total", "Differences from the settings of the join that the agent repaired.", series{value: divided(&v.repaired, 1)})
 	e.gauge("amsagent_score_ratio", "Highest of CPU and memory, as shares of Ant Media Server's limits, and of each GPU's utilization, encoder, decoder and memory.", divided(v.Load.Score, 100))
@@ -119,14 +133,18 @@ func writeMetrics(w io.Writer, v View) {
 	e.gauge("amsagent_idle_connections", "Connections from other machines to the server that nothing was sent on for two minutes: they do not count as viewers or publishers.", divided(v.Sessions.Idle, 1))
 	states(e, "amsagent_gpu_state", "State of the GPU readings: 1 for the current state, 0 for the others.", v.gpus.State,
 		heartbeat.GPUAbsent, heartbeat.GPUPending, heartbeat.GPUFailing, heartbeat.GPUReady)
-	var util, enc []series
+	var util, enc, dec, mem []series
 	for i, g := range v.gpus.Devices {
 		labels := label("gpu", strconv.Itoa(i)) + "," + label("name", g.Name)
 		util = append(util, series{labels, divided(g.Util, 100)})
 		enc = append(enc, series{labels, divided(g.Enc, 100)})
+		dec = append(dec, series{labels, divided(g.Dec, 100)})
+		mem = append(mem, series{labels, divided(g.Mem, 100)})
 	}
 	e.family("gauge", "amsagent_gpu_utilization_ratio", "Utilization of the GPU.", util...)
 	e.family("gauge", "amsagent_gpu_encoder_utilization_ratio", "Utilization of the GPU's encoder.", enc...)
+	e.family("gauge", "amsagent_gpu_decoder_utilization_ratio", "Utilization of the GPU's decoder.", dec...)
+	e.family("gauge", "amsagent_gpu_memory_used_ratio", "Used share of the GPU's memory.", mem...)
 	var missing []series
 	if v.Phase == bootstrap.PhaseJoined {
 		for _, reading := range slices.Sorted(maps.Keys(v.Missing)) {

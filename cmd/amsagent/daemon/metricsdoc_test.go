@@ -22,7 +22,9 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lb"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/metrics.md")
@@ -38,7 +40,8 @@ func TestMetricsDoc(t *testing.T) {
 	var v View
 	fill(reflect.ValueOf(&v).Elem())
 	fill(reflect.ValueOf(&v.gpus).Elem())
-	v.Missing, v.Phase = map[string]string{"x": "x"}, bootstrap.PhaseJoined
+	fill(reflect.ValueOf(&v.node).Elem())
+	v.Missing, v.Phase, v.Lifecycle.State, v.clock = map[string]string{"x": "x"}, bootstrap.PhaseJoined, lifecycle.StateDraining, new(seconds.Duration)
 	var page bytes.Buffer
 	writeMetrics(&page, v)
 

@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,6 +28,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -912,6 +914,42 @@ func TestServingMetrics(t *testing.T) {
 			t.Error(p)
 		}
 	})
+}
+
+// TestMetricsOfADrain: what does not apply, or is not known, has no line.
+func TestMetricsOfADrain(t *testing.T) {
+	begun := time.Unix(1_900_000_000, 0)
+	draining := &lifecycle.View{State: lifecycle.StateDraining, Begun: begun, Deadline: begun.Add(time.Hour)}
+	beat := BeatView{Round: begun}
+	for name, tt := range map[string]struct {
+		view View
+		want []string
+	}{
+		"a drain":              {View{Lifecycle: draining}, []string{"drain_started_timestamp_seconds 1900000000", "drain_deadline_timestamp_seconds 1900003600"}},
+		"a drain without end":  {View{Lifecycle: &lifecycle.View{State: lifecycle.StateDraining, Begun: begun}}, []string{"drain_started_timestamp_seconds 1900000000"}},
+		"no drain any more":    {View{Lifecycle: &lifecycle.View{State: lifecycle.StateActive, Begun: begun, Deadline: begun}}, nil},
+		"MongoDB takes it":     {View{Phase: bootstrap.PhaseJoined, Beat: beat}, []string{"mongodb_reachable 1"}},
+		"MongoDB is away":      {View{Phase: bootstrap.PhaseJoined, Beat: BeatView{Round: begun, Error: "no primary"}}, []string{"mongodb_reachable 0"}},
+		"no heartbeat yet":     {View{Phase: bootstrap.PhaseJoined}, nil},
+		"a machine that left":  {View{Beat: beat, node: cluster.Node{ID: "i-1"}}, nil},
+		"a node":               {View{Phase: bootstrap.PhaseJoined, node: cluster.Node{ID: "i-1", Zone: "b"}}, []string{`node_info{node="i-1",role="",group="",zone="b",provider="",ams_version=""} 1`}},
+		"the clocks are known": {View{clock: new(seconds.Duration(-time.Second))}, []string{"clock_offset_seconds -1"}},
+	} {
+		var page bytes.Buffer
+		writeMetrics(&page, tt.view)
+		var got []string
+		for line := range strings.Lines(page.String()) {
+			name, ok := strings.CutPrefix(strings.TrimSpace(line), "amsagent_")
+			for _, of := range []string{"drain_", "mongodb_", "node_info", "clock_"} {
+				if ok && strings.HasPrefix(name, of) {
+					got = append(got, name)
+				}
+			}
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
 }
 
 // TestServingAfterJoin: who joins has waited until viewers are served, and waits no

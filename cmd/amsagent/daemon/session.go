@@ -295,7 +295,7 @@ func (d *Daemon) newMember(ctx context.Context, mongo Named, c *bootstrap.Conver
 	}
 	d.member.Store(m)
 	d.view.change(func(v *View) {
-		v.ID, v.Address, v.Role, v.Group = m.node.ID, m.node.IP, m.node.Role, m.node.Group
+		v.ID, v.Address, v.Role, v.Group, v.node = m.node.ID, m.node.IP, m.node.Role, m.node.Group, m.node
 		v.OtherMachine, v.Proved, v.Activity = "", false, "serving"
 	})
 	if d.reportRepair(unrepaired); unrepaired == nil {
@@ -331,6 +331,7 @@ func (d *Daemon) loop(m *member) *heartbeat.Loop {
 // Heartbeat registers again if the record was removed: the node is alive.
 func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 	h.Serving, h.Checks = m.d.servingNow(), m.d.check.Balancers()
+	h.Drain = drainLimit(m.d.view.get().Lifecycle, h.Clock)
 	err := m.beat(ctx, h)
 	if errors.Is(err, cluster.ErrNoNode) {
 		if err = m.enroll(ctx); err == nil {
@@ -342,6 +343,18 @@ func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 		m.endSilence(ctx)
 	}
 	return err
+}
+
+// drainLimit is a drain's deadline by MongoDB's clock, of which this machine's is ahead by skew, if that is known.
+func drainLimit(v *lifecycle.View, skew *seconds.Duration) *cluster.DrainLimit {
+	if v == nil || v.State != lifecycle.StateDraining || v.Deadline.IsZero() {
+		return nil
+	}
+	l := &cluster.DrainLimit{Until: v.Deadline, By: v.DeadlineBy}
+	if skew != nil {
+		l.Until = l.Until.Add(-time.Duration(*skew))
+	}
+	return l
 }
 
 // endSilence follows each heartbeat.
@@ -837,6 +850,7 @@ func (m *member) refresh(ctx context.Context, c *bootstrap.Convergence) {
 	}
 	m.now, m.incomplete = n, missing
 	m.enrolling.Release(1)
+	m.d.view.change(func(v *View) { v.node = n })
 	err := m.enroll(ctx)
 	if m.unwritten = err != nil; m.unwritten {
 		m.d.log.Debug("the row was not written again, and will be", "error", err)

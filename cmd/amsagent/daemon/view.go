@@ -83,6 +83,8 @@ type View struct {
 	counted     cluster.Sessions
 	countedAt   time.Time
 	gpus        heartbeat.GPUReading
+	clock       *seconds.Duration // how far this machine's clock is ahead of MongoDB's
+	node        cluster.Node      // of the session
 	// For the counters of /metrics:
 	sent, failed, repaired int
 	// held counts the commands that hold; holder is the last one.
@@ -223,7 +225,7 @@ func (w *view) beat(r heartbeat.Report) {
 	if !r.Tried {
 		return
 	}
-	b.Latency, b.Error = seconds.Duration(r.Latency), ""
+	b.Latency, b.Error, v.clock = seconds.Duration(r.Latency), "", r.Clock
 	if r.Err != nil {
 		b.Error = r.Err.Error()
 		v.failed++
