@@ -64,7 +64,7 @@ func TestDoctorText(t *testing.T) {
 		{doctor.Counts{Unknown: 1, Good: 3}, "OK, as far as it is known"},
 		{doctor.Counts{Good: 3, Ignored: 1}, "OK"},
 	} {
-		if got := doctorVerdict(&output.Text{}, tt.c); got != tt.want {
+		if got := doctorHeadline(&output.Text{}, tt.c); got != tt.want {
 			t.Errorf("%+v: %s", tt.c, got)
 		}
 	}
