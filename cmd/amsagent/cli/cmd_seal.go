@@ -107,7 +107,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	res, err := m.Seal(ctx, req)
 	g.findings(res.Warnings)
 	if err = cannot("seal", err); err != nil {
-		// What was removed is gone, whatever failed after it.
+		// Removed items do not come back if a later one fails.
 		for _, f := range res.Found {
 			if f.Err != "" {
 				g.out.Progress(fmt.Sprintf("%s: %s: %s", f.Path, f.What, f.Err))
@@ -119,7 +119,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 		return err
 	}
 	if res.Outcome == bootstrap.OutcomePlanned && !opts.dryRun {
-		// Not 0: a recipe without --yes would make images that are not sealed.
+		// Not 0: a recipe without --yes would make unsealed images.
 		return &userError{
 			Msg: "sealing needs --yes: what it removes does not come back", ID: idUsage, Exit: exitUsage, State: stateUntouched,
 			Hints: []string{"read the list, then: amsagent seal --yes"},
@@ -129,14 +129,13 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 }
 
 func sealText(w *output.Text, res *bootstrap.SealResult) {
-	gone, kept := 0, 0
+	kept := 0
 	for _, f := range res.Found {
 		if f.Kept {
 			kept++
-		} else {
-			gone++
 		}
 	}
+	gone := len(res.Found) - kept
 	switch {
 	case res.Outcome == bootstrap.OutcomePlanned:
 		w.Line("%s; nothing was touched", w.Color.Bold("sealing would remove "+output.Count(gone, "thing")))

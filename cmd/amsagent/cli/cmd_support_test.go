@@ -42,7 +42,7 @@ func TestSupport(t *testing.T) {
 		if strings.Contains(stdout+stderr, "hush") {
 			t.Errorf("%s: the password is shown:\n%s", config, stdout)
 		}
-		if want := len(supportLooks()) + len(supportPrograms()); len(got.Parts) != want {
+		if want := len(supportCommands()); len(got.Parts) != want {
 			t.Errorf("%d parts, want %d", len(got.Parts), want)
 		}
 		said := map[string]supportPart{}
