@@ -70,13 +70,9 @@ func newDoctorCommand(g *globals) *cobra.Command {
 	fs.StringVar(&opts.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
 	completes(cmd, "explain", pages.IDs)
 	completes(cmd, "ignore", func() []string { return slices.Concat(doctor.IDs(), lint.IDs()) })
-	g.addSettings(cmd, doctorSettings()...)
+	g.addSettings(cmd, slices.DeleteFunc(machineSettings(), func(key string) bool { return key == settings.KeyTimeout })...)
+	g.addSettings(cmd, settings.KeyRole, settings.KeyRemoteIPValve, settings.KeyDrainDeadline)
 	return cmd
-}
-
-// doctorSettings are those of a join, and how long a drain waits.
-func doctorSettings() []string {
-	return append(slices.DeleteFunc(machineSettings(), func(k string) bool { return k == settings.KeyTimeout }), settings.KeyRole, settings.KeyRemoteIPValve, settings.KeyDrainDeadline)
 }
 
 const (
@@ -85,11 +81,15 @@ const (
 )
 
 func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
-	if err := opts.check(); err != nil {
-		return err
+	for i, id := range opts.ignore {
+		opts.ignore[i] = strings.ToUpper(strings.TrimSpace(id))
+		if !slices.Contains(pages.IDs(), opts.ignore[i]) { // misspelt, or of a removed check
+			g.out.Log().Warn("--ignore: no check and no finding has this id", "id", opts.ignore[i])
+		}
 	}
-	warnIgnored(g, opts.ignore)
 	switch {
+	case opts.explain != "" && len(opts.userData) > 0:
+		return usageError(nil, "--explain and --user-data are two things: give one")
 	case opts.explain != "":
 		return runExplain(opts.explain, g)
 	case len(opts.userData) > 0:
@@ -117,7 +117,7 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := g.result("doctor", data, func(w *output.Text) { doctorText(w, data) }); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(results, func(r doctor.Result) bool { return r.Wrong() && (opts.strict || r.Verdict == doctor.Bad) }) {
+	if data.Counts.Bad > 0 || opts.strict && data.Counts.Warning > 0 {
 		return &quietError{exitDegraded}
 	}
 	return nil
@@ -127,26 +127,6 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 type doctorData struct {
 	Counts doctor.Counts   `json:"counts"`
 	Checks []doctor.Result `json:"checks"`
-}
-
-func (o *doctorOptions) check() error {
-	if o.explain != "" && len(o.userData) > 0 {
-		return usageError(nil, "--explain and --user-data are two things: give one")
-	}
-	for i, id := range o.ignore {
-		o.ignore[i] = strings.ToUpper(strings.TrimSpace(id))
-	}
-	return nil
-}
-
-// warnIgnored names misspelt ids, and those of removed checks.
-func warnIgnored(g *globals, ids []string) {
-	known := pages.IDs()
-	for _, id := range ids {
-		if !slices.Contains(known, id) {
-			g.out.Log().Warn("--ignore: no check and no finding has this id", "id", id)
-		}
-	}
 }
 
 // loadLeniently reads the settings and lists the wrong ones. Only a wrong command line is an error.

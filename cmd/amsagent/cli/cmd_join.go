@@ -133,6 +133,22 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	return cmp.Or(rerr, err)
 }
 
+// planLine is the first line of a dry run.
+func planLine(w *output.Text, command, do string, files []bootstrap.FileResult, restart, refused bool, service string) {
+	n := bootstrap.CountChanged(files)
+	plan := "has nothing to " + do
+	switch {
+	case restart:
+		plan = fmt.Sprintf("would %s %s, with a restart of %s", do, output.Count(n, "file"), service)
+	case n > 0:
+		plan = fmt.Sprintf("would %s %s, with no restart", do, output.Count(n, "file"))
+	}
+	if refused {
+		command += " is refused; else it"
+	}
+	w.Line("%s; nothing was touched", w.Color.Bold("a "+command+" "+plan))
+}
+
 // liveText names the sessions that would be cut; "" if none are known.
 func liveText(l *bootstrap.Live) string {
 	if l == nil {
@@ -149,18 +165,7 @@ func joinText(w *output.Text, res *bootstrap.JoinResult, service string, mongo c
 	}
 	switch res.Outcome {
 	case bootstrap.OutcomePlanned:
-		would, restart, nothing := "a join would write", "no restart", "nothing to write"
-		if res.Refused {
-			would, nothing = "a join is refused; else it would write", "a join is refused; nothing to write"
-		}
-		if res.RestartNeeded {
-			restart = "a restart of " + service
-		}
-		if n == 0 && !res.RestartNeeded {
-			w.Line("%s", w.Color.Bold(nothing))
-		} else {
-			w.Line("%s; nothing was touched", w.Color.Bold(fmt.Sprintf("%s %s, with %s", would, output.Count(n, "file"), restart)))
-		}
+		planLine(w, "join", "write", res.Files, res.RestartNeeded, res.Refused, service)
 	case bootstrap.OutcomeEdited:
 		w.Line("%s; nothing else was touched", w.Color.Green(output.Count(n, "file")+" edited"))
 	case bootstrap.OutcomeUnchanged:

@@ -120,21 +120,13 @@ func restoredText(res *bootstrap.LeaveResult) string {
 }
 
 func leaveText(w *output.Text, res *bootstrap.LeaveResult, dryRun bool, service string) {
-	n := bootstrap.CountChanged(res.Files)
 	switch res.Outcome {
 	case bootstrap.OutcomeUnchanged:
 		w.Line("%s: %s", w.Color.Green("nothing to do"), bootstrap.ErrNotMember)
 		w.Fields("daemon", daemonText(res.Daemon, dryRun))
 		return
 	case bootstrap.OutcomePlanned:
-		would, restart := "a leave would restore", "no restart"
-		if res.Refused {
-			would = "a leave is refused; else it would restore"
-		}
-		if res.RestartNeeded {
-			restart = "a restart of " + service
-		}
-		w.Line("%s; nothing was touched", w.Color.Bold(fmt.Sprintf("%s %s, with %s", would, output.Count(n, "file"), restart)))
+		planLine(w, "leave", "restore", res.Files, res.RestartNeeded, res.Refused, service)
 		w.Fields("daemon", daemonText(res.Daemon, dryRun), "sessions", liveText(res.Live))
 		writeFiles(w, res.Files)
 		return

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -189,7 +190,7 @@ func TestWatchServing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &play{}
 		set := func(s *cluster.Serving) {
-			p.set(func(p *play) { p.docs = []cluster.AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: time.Now()}} })
+			p.doc("x", "10.0.0.1")
 			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = s })
 		}
 		set(nil) // an older agent
@@ -306,9 +307,15 @@ func TestWatchWithoutMongoDB(t *testing.T) {
 	})
 	inBubble(t, "screen", func(t *testing.T, p *play) {
 		p.terminal, p.columns = true, 80
-		p.node("i-1", "10.0.0.1")
+		p.doc("x", "10.0.0.1")
+		p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = &cluster.Serving{Why: "LiveApp fails"} })
+		p.node("i-2", "10.0.0.2", func(n *cluster.Node) { n.State = cluster.StateLeft })
 		_ = p.watch(t, nodesOptions{}, func() {
 			passes(2500 * time.Millisecond)
+			lines := strings.Split(withoutColor(p.frame()), "\n")
+			if !strings.HasSuffix(lines[0], ", every 1 s; Ctrl-C ends") || !slices.Equal(lines[6:8], []string{"1 left: shown with --all", "10.0.0.1 does not serve viewers: LiveApp fails"}) {
+				t.Errorf("%q", lines)
+			}
 			p.set(func(p *play) { p.err = away })
 			passes(9*time.Second + time.Millisecond)
 			if got := p.frame(); !strings.Contains(got, "\x1b[31mMongoDB at 10.0.2.4:27017 refused the connection; this is from 9 s ago\x1b[0m") {
@@ -319,7 +326,7 @@ func TestWatchWithoutMongoDB(t *testing.T) {
 			if got := p.frame(); !strings.Contains(got, "MongoDB at 10.0.2.4:27017 did not answer in time") {
 				t.Errorf("%q", got)
 			}
-			p.set(func(p *play) { p.hang = false })
+			p.set(func(p *play) { p.hang, p.docs = false, nil })
 			passes(mongoTimeout) // for the look that hangs
 			p.node("i-1", "10.0.0.1")
 			passes(4 * time.Second)
@@ -342,11 +349,9 @@ func TestWatchScreen(t *testing.T) {
 		for i := range 5 {
 			p.node(fmt.Sprintf("i-%d", i+1), fmt.Sprintf("10.0.0.%d", i+1))
 		}
-		p.set(func(p *play) {
-			for _, ip := range []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.5"} {
-				p.docs = append(p.docs, cluster.AMSNode{ID: ip, IP: ip, LastUpdate: time.Now()})
-			}
-		})
+		for _, ip := range []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.5"} {
+			p.doc(ip, ip)
+		}
 		err := p.watch(t, nodesOptions{}, func() {
 			passes(900 * time.Millisecond)
 			if out := p.out.String(); !strings.HasPrefix(out, clearScreen) || strings.Count(out, clearScreen) != 1 || strings.Count(out, "\n") != 9 {
@@ -363,26 +368,6 @@ func TestWatchScreen(t *testing.T) {
 		if !errors.As(err, &quiet) || quiet.code != exitInterrupted {
 			t.Errorf("%v", err)
 		}
-	})
-}
-
-// The screen has a first line with the key that ends it, and lines below the table.
-func TestWatchWords(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &play{terminal: true, columns: 70}
-		p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = &cluster.Serving{Why: "LiveApp fails"} })
-		p.node("i-2", "10.0.0.2", func(n *cluster.Node) { n.State = cluster.StateLeft })
-		p.set(func(p *play) { p.docs = []cluster.AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: time.Now()}} })
-		_ = p.watch(t, nodesOptions{}, func() {
-			passes(time.Second)
-			got := strings.Split(strings.TrimSpace(withoutColor(strings.TrimPrefix(p.frame(), clearScreen))), "\n")
-			if len(got) < 3 || !strings.HasSuffix(got[0], ", every 1 s; Ctrl-C ends") {
-				t.Fatalf("%q", got)
-			}
-			if diff := cmp.Diff([]string{"1 left: shown with --all", "10.0.0.1 does not serve viewers: LiveApp fails"}, got[len(got)-2:]); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-		})
 	})
 }
 

@@ -5,11 +5,9 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -69,16 +67,5 @@ func TestSupportPrograms(t *testing.T) {
 	}
 	if got := lastOf([]byte("one\ntwo\nthree\n"), 8); got != "(the first 8 bytes are left out)\nthree\n" {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestSupportInterrupted(t *testing.T) {
-	e := &testEnv{}
-	g := globalsOf(e.env())
-	g.out.SetForm("text", "auto", 0)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(&interruptedError{syscall.SIGTERM})
-	if code := report(ctx, g, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
-		t.Errorf("exit %d\n%s", code, e.stdout.String())
 	}
 }
