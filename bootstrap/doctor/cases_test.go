@@ -27,6 +27,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 func noServer(c *clinic) { c.remove("usr/local/antmedia") }
@@ -441,18 +442,26 @@ func TestNetwork(t *testing.T) {
 	runCases(t, networkCases(open.port, port))
 }
 
-func hooked(v HookView, err error) func(c *clinic) {
+func hooked(v cloud.Check, err error) func(c *clinic) {
 	return func(c *clinic) {
-		c.o.Hooks, c.o.Drain, c.o.Reserve = hooks{v, err}, func() time.Duration { return time.Hour }, 30*time.Second
+		c.o.Hooks = func(context.Context) (cloud.Check, error) { return v, err }
+		c.o.Drain, c.o.Reserve = func() time.Duration { return time.Hour }, 30*time.Second
 	}
 }
 
-type hooks struct {
-	v   HookView
-	err error
+// aHook is a group with a hook, whose limit counts from the time at which the doctor asks for it.
+func aHook(timeout, limit time.Duration, change ...func(*cloud.Hook)) func(c *clinic) {
+	return func(c *clinic) {
+		hooked(cloud.Check{}, nil)(c)
+		c.o.Hooks = func(context.Context) (cloud.Check, error) {
+			h := cloud.Hook{Name: "drain", Timeout: seconds.Duration(timeout), Limit: time.Now().Add(limit)}
+			for _, f := range change {
+				f(&h)
+			}
+			return cloud.Check{Group: "edges", Ours: []cloud.Hook{h}, Unproved: "may keep it waiting"}, nil
+		}
+	}
 }
-
-func (h hooks) TerminationHook(context.Context) (HookView, error) { return h.v, h.err }
 
 // unit answers for every unit.
 func unit(states map[string]ams.State) func(context.Context, string) (ams.State, error) {
@@ -466,35 +475,30 @@ func unit(states map[string]ams.State) func(context.Context, string) (ams.State,
 }
 
 func goingCases() []aCase {
-	good := HookView{Group: "edges", Name: "drain", Timeout: 30 * time.Minute, Limit: 48 * time.Hour, Unproved: "may keep it waiting"}
-	short, quick := good, good
-	short.Limit = 20 * time.Minute
-	quick.Timeout = 40 * time.Second
-	retains := good
-	retains.Abandons = "drain"
+	good := aHook(30*time.Minute, 48*time.Hour)
 	return []aCase{
-		{idHook, "there", hooked(good, nil), Good, "", "drain of group edges; may keep it waiting"},
-		{idHook, "default result", hooked(retains, nil), Good, "", "drain ends with ABANDON"},
-		{idHook, "no hook", hooked(HookView{Group: "edges"}, nil), Warning, "", "a scale-in cuts"},
-		{idHook, "hooks of others", hooked(HookView{Group: "edges", Others: []string{"drain", "logs"}}, nil), Warning, "", "none is this agent's: drain, logs"},
-		{idHook, "no group", hooked(HookView{}, nil), Good, "", "in no scaling group"},
-		{idHook, "no cloud", hooked(HookView{Without: "no hooks of generic"}, nil), Good, "", "no hooks of generic"},
-		{idHook, "denied", hooked(HookView{Denied: "autoscaling:DescribeLifecycleHooks", Policy: `{"Version":"2012-10-17"}`, Answer: "not authorized"}, nil), Bad, idHookDenied, "autoscaling:DescribeLifecycleHooks is missing: not authorized"},
-		{idHook, "told to nobody", hooked(HookView{Group: "edges", Untold: "only outside", Ask: "az vmss show"}, nil), Unknown, "", "only outside"},
+		{idHook, "there", good, Good, "", "drain of group edges; may keep it waiting"},
+		{idHook, "default result", aHook(time.Minute, time.Hour, func(h *cloud.Hook) { h.Abandons = true }), Good, "", "drain ends with ABANDON"},
+		{idHook, "no hook", hooked(cloud.Check{Group: "edges"}, nil), Warning, "", "a scale-in cuts"},
+		{idHook, "hooks of others", hooked(cloud.Check{Group: "edges", Others: []string{"drain", "logs"}}, nil), Warning, "", "none is this agent's: drain, logs"},
+		{idHook, "no group", hooked(cloud.Check{}, nil), Good, "", "in no scaling group"},
+		{idHook, "no cloud", hooked(cloud.Check{Without: "no hooks of generic"}, nil), Good, "", "no hooks of generic"},
+		{idHook, "denied", hooked(cloud.Check{}, &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks", Policy: `{"Version":"2012-10-17"}`, Reason: "not authorized"}), Bad, idHookDenied, "autoscaling:DescribeLifecycleHooks is missing: not authorized"},
+		{idHook, "told to nobody", hooked(cloud.Check{Group: "edges", Untold: "only outside", Ask: "az vmss show"}, nil), Unknown, "", "only outside"},
 		{idHook, "nobody knows who it is", func(c *clinic) {
-			hooked(HookView{}, errors.New("not asked"))(c)
+			hooked(cloud.Check{}, errors.New("not asked"))(c)
 			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("hush") }
 		}, Unknown, "", "without an identity"},
-		{idHook, "no answer", hooked(HookView{}, errors.New("no answer")), Unknown, "", "no answer"},
+		{idHook, "no answer", hooked(cloud.Check{}, errors.New("no answer")), Unknown, "", "no answer"},
 		{idHook, "nobody asked", nil, Unknown, "", "nobody was asked"},
 
 		{idTimeline, "all fits", func(c *clinic) {
-			hooked(good, nil)(c)
+			good(c)
 			c.o.Unit = unit(map[string]ams.State{daemonUnit: {StopTimeout: 15 * time.Minute}})
 			c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
 		}, Good, "", "drain deadline 1h · hook drain waits 30m at a time, 48h in all · power-off gives it 15m (less: who is still there is cut) · the server's stop 10s (a join makes it"},
-		{idTimeline, "the hook ends first", hooked(short, nil), Warning, "", "the sessions get 19m30s and not 1h"},
-		{idTimeline, "a hook too quick for one lost call", hooked(quick, nil), Warning, "", "timeout of 40s"},
+		{idTimeline, "the hook ends first", aHook(30*time.Minute, 20*time.Minute), Warning, "", "the sessions get 19m30s and not 1h"},
+		{idTimeline, "a hook too quick for one lost call", aHook(40*time.Second, 48*time.Hour), Warning, "", "timeout of 40s"},
 		{idTimeline, "killed while it stops", func(c *clinic) {
 			c.join("10.0.2.4")
 			c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
@@ -507,8 +511,8 @@ func TestGoing(t *testing.T) { runCases(t, goingCases()) }
 
 // All deadlines in one picture: what comes first stands first.
 func TestTimelineLines(t *testing.T) {
-	hook := HookView{Name: "drain", Timeout: 15 * time.Minute, Limit: 48 * time.Hour}
-	short := HookView{Name: "drain", Timeout: 10 * time.Minute, Limit: 20 * time.Minute}
+	hook := hooks{name: "drain", timeout: 15 * time.Minute, limit: 48 * time.Hour}
+	short := hooks{name: "drain", timeout: 10 * time.Minute, limit: 20 * time.Minute}
 	for _, tt := range []struct {
 		name string
 		t    timeline
@@ -547,7 +551,7 @@ func TestTimelineLines(t *testing.T) {
 		}
 	}
 	c := newClinic(t)
-	hooked(hook, nil)(c)
+	aHook(15*time.Minute, 48*time.Hour)(c)
 	c.o.Unit = unit(map[string]ams.State{daemonUnit: {StopTimeout: 15 * time.Minute}})
 	c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
 	if r := c.check(idTimeline); len(r) != 1 || len(r[0].Lines) != 7 || !strings.HasPrefix(r[0].Lines[3], "              +1h2m ") {

@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // Verdict is the outcome of one check.
@@ -98,8 +99,8 @@ type Options struct {
 	Daemon func(ctx context.Context) (DaemonView, error)
 	// GPUs asks the driver for its devices.
 	GPUs func(ctx context.Context) (GPUView, error)
-	// Hooks asks the cloud.
-	Hooks Hooks
+	// Hooks asks the cloud for its hooks for the end of this machine.
+	Hooks func(ctx context.Context) (cloud.Check, error)
 	// Drain returns how long a drain waits for the sessions, as far as the machine's
 	// tags are read. Reserve is what the last steps need of a cloud's time.
 	Drain   func() time.Duration

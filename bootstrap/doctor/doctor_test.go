@@ -25,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
 // aListener listens on the loopback.
@@ -186,7 +187,10 @@ func testBounded(t *testing.T, known bool) {
 		c.o.Daemon = func(ctx context.Context) (DaemonView, error) { return DaemonView{}, hang(ctx) }
 		// This one does not even listen to its context.
 		stuck := make(chan struct{})
-		c.o.Hooks = stuckHooks{stuck}
+		c.o.Hooks = func(context.Context) (cloud.Check, error) {
+			<-stuck
+			return cloud.Check{}, errors.New("late")
+		}
 		begin := time.Now()
 		results := Run(t.Context(), c.o)
 		if took := time.Since(begin); took > defaultLimit {
@@ -211,13 +215,6 @@ func testBounded(t *testing.T, known bool) {
 		close(stuck)
 		synctest.Wait()
 	})
-}
-
-type stuckHooks struct{ ch chan struct{} }
-
-func (s stuckHooks) TerminationHook(context.Context) (HookView, error) {
-	<-s.ch
-	return HookView{}, errors.New("late")
 }
 
 type deadDialer struct{}

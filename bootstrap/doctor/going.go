@@ -5,6 +5,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -12,39 +13,47 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Hooks asks the cloud for what makes it wait before it ends this machine.
-type Hooks interface {
-	TerminationHook(ctx context.Context) (HookView, error)
+// hooks are this agent's hooks for the end of the machine.
+type hooks struct {
+	cloud.Check
+	name string // all names; "" without one
+	// timeout is the time for one heartbeat, limit that for all; of several hooks, the shortest. 0 is unknown.
+	timeout, limit time.Duration
+	abandons       string        // a hook whose default result is ABANDON
+	window         time.Duration // that the cloud gives a machine that is switched off; 0 is unknown
 }
 
-// HookView is what the cloud says.
-type HookView struct {
-	// Without says why this cloud has no hook that concerns us; "" where it may have.
-	Without string
-	// Group is the scaling group, "" for a machine in none.
-	Group string
-	// Name, of the hook; "" where the group has none.
-	Name string
-	// Others are hooks of the same transition that are not this agent's.
-	Others []string
-	// Timeout is how long it waits from one word of ours to the next, Limit how long
-	// in all; 0 is not told.
-	Timeout, Limit time.Duration
-	// Denied is the permission that this machine's role lacks, Policy what has to be
-	// granted, and Answer what the cloud said.
-	Denied, Policy, Answer string
-	// Abandons names the hook whose default result abandons the end of the machine; "" if none does.
-	Abandons string
-	// Unproved says which permission could not be tried.
-	Unproved string
-	// Untold is what this cloud tells nobody on the machine, "" where it tells all,
-	// and Ask the command that asks it from outside.
-	Untold, Ask string
-	// Window is what the cloud gives a machine that is switched off, 0 where it is not
-	// told.
-	Window time.Duration
+func askHooks(ctx context.Context, p *patient) (hooks, error) {
+	if p.Hooks == nil {
+		return hooks{}, errors.New("no cloud was asked for hooks")
+	}
+	inst, err := p.identity.get(ctx)
+	if err != nil {
+		return hooks{}, err
+	}
+	c, err := p.Hooks(ctx)
+	h := hooks{Check: c, window: time.Duration(inst.StopWindow)}
+	shorten := func(to *time.Duration, d time.Duration) {
+		if d > 0 && (*to == 0 || d < *to) {
+			*to = d
+		}
+	}
+	var names []string
+	for _, hook := range c.Ours {
+		names = append(names, hook.Name)
+		shorten(&h.timeout, time.Duration(hook.Timeout))
+		if !hook.Limit.IsZero() {
+			shorten(&h.limit, time.Until(hook.Limit).Round(5*time.Second))
+		}
+		if hook.Abandons {
+			h.abandons = hook.Name
+		}
+	}
+	h.name = strings.Join(names, ", ")
+	return h, err
 }
 
 const hookPage = "make one: amsagent doctor --explain AGENT-HOOK"
@@ -58,19 +67,18 @@ func checkHook(ctx context.Context, p *patient) []Result {
 		return one(unknown("without an identity no cloud is asked"))
 	}
 	v, err := p.hook.get(ctx)
+	if denied, ok := errors.AsType[*cloud.DeniedError](err); ok {
+		hint := "grant it to this machine's role"
+		if denied.Policy != "" {
+			hint += ": " + denied.Policy
+		}
+		return one(bad(hint, "%s", denied).as(idHookDenied))
+	}
 	switch {
 	case err != nil:
 		return one(notKnown(err))
-	case v.Denied != "":
-		hint := "grant it to this machine's role"
-		if v.Policy != "" {
-			hint += ": " + v.Policy
-		}
-		text := "permission " + v.Denied + " is missing"
-		if v.Answer != "" {
-			text += ": " + v.Answer
-		}
-		return one(bad(hint, "%s", text).as(idHookDenied))
+	case v.Without != "" && v.window > 0:
+		return one(good("%s, and gives this one %.0f s", v.Without, v.window.Seconds()))
 	case v.Without != "":
 		return one(good("%s", v.Without))
 	case v.Untold != "":
@@ -79,18 +87,18 @@ func checkHook(ctx context.Context, p *patient) []Result {
 		return one(r)
 	case v.Group == "":
 		return one(good("this machine is in no scaling group: nobody ends it without being told to"))
-	case v.Name == "" && len(v.Others) > 0:
+	case v.name == "" && len(v.Others) > 0:
 		return one(warning("name this agent's in the setting hooks (join --hooks, or hooks: in config.yaml)",
 			"of the hooks of group %s for the end of a machine none is this agent's: %s; a scale-in does not wait for its sessions", v.Group, strings.Join(v.Others, ", ")))
-	case v.Name == "":
+	case v.name == "":
 		return one(warning(hookPage, "group %s has no hook for the end of a machine: a scale-in cuts its sessions", v.Group))
 	}
-	text := fmt.Sprintf("%s of group %s", v.Name, v.Group)
+	text := fmt.Sprintf("%s of group %s", v.name, v.Group)
 	if v.Unproved != "" {
 		text += "; " + v.Unproved
 	}
-	if v.Abandons != "" {
-		text += "; if this machine crashes, " + v.Abandons + " ends with ABANDON: a group with TerminateHookAbandon=retain keeps the dead machine"
+	if v.abandons != "" {
+		text += "; if this machine crashes, " + v.abandons + " ends with ABANDON: a group with TerminateHookAbandon=retain keeps the dead machine"
 	}
 	return one(good("%s", text))
 }
@@ -134,9 +142,9 @@ func checkTimeline(ctx context.Context, p *patient) []Result {
 	line := []string{moment{"drain deadline", drain}.String()}
 	picture := timeline{drain: drain, reserve: p.Reserve}
 	var found []Result
-	if p.Hooks != nil && hookErr == nil && hook.Denied == "" {
-		picture.window = hook.Window
-		if hook.Name != "" {
+	if hookErr == nil {
+		picture.window = hook.window
+		if hook.name != "" {
 			picture.hook = hook
 			line = append(line, hookSpan(hook))
 			found = append(found, hookTimes(hook, drain, p.Reserve)...)
@@ -173,15 +181,15 @@ func checkTimeline(ctx context.Context, p *patient) []Result {
 }
 
 // hookTimes compares what a hook gives with what a drain may take.
-func hookTimes(hook HookView, drain, reserve time.Duration) []Result {
+func hookTimes(hook hooks, drain, reserve time.Duration) []Result {
 	var found []Result
-	if most := hook.Limit; most > 0 && most-reserve < drain {
+	if most := hook.limit; most > 0 && most-reserve < drain {
 		found = append(found, warning("make the hook wait longer, or drain_deadline shorter",
 			"the hook waits %s in all, so the sessions get %s and not %s: who is still there then is cut", span(most), span(max(0, most-reserve)), span(drain)))
 	}
-	if hook.Timeout > 0 && hook.Timeout < minHookTimeout {
+	if hook.timeout > 0 && hook.timeout < minHookTimeout {
 		found = append(found, warning("give the hook at least "+span(minHookTimeout),
-			"the hook hears of us at half of its timeout of %s: one lost call and it lets the machine go", span(hook.Timeout)))
+			"the hook hears of us at half of its timeout of %s: one lost call and it lets the machine go", span(hook.timeout)))
 	}
 	return found
 }
@@ -190,7 +198,7 @@ func hookTimes(hook HookView, drain, reserve time.Duration) []Result {
 // switched off, each counted from its begin. 0 is not known.
 type timeline struct {
 	drain, reserve time.Duration
-	hook           HookView
+	hook           hooks
 	stop           time.Duration // the server's
 	off            time.Duration // the daemon's, at a power-off
 	window         time.Duration // the cloud's, at a power-off
@@ -211,19 +219,19 @@ func (t timeline) lines() []string {
 		}
 	}
 	cut, by := t.drain, "drain deadline: remaining sessions are cut, the server stops"
-	if h := t.hook; h.Limit > 0 && h.Limit-t.reserve < cut {
-		cut, by = max(0, h.Limit-t.reserve), "the hook's time, less the last steps: remaining sessions are cut"
+	if h := t.hook; h.limit > 0 && h.limit-t.reserve < cut {
+		cut, by = max(0, h.limit-t.reserve), "the hook's time, less the last steps: remaining sessions are cut"
 	}
 	events := []event{{0, "no new sessions"}, {cut, by}}
 	if t.stop > 0 {
 		events = append(events, event{cut + t.stop, "systemd kills a server that has not ended"})
 	}
-	if h := t.hook; h.Name != "" {
-		if h.Timeout > 0 {
-			events = append(events, event{h.Timeout / 2, fmt.Sprintf("hook %s hears of us, then every %s (it waits %s)", h.Name, span(h.Timeout/2), span(h.Timeout))})
+	if h := t.hook; h.name != "" {
+		if h.timeout > 0 {
+			events = append(events, event{h.timeout / 2, fmt.Sprintf("hook %s hears of us, then every %s (it waits %s)", h.name, span(h.timeout/2), span(h.timeout))})
 		}
-		if h.Limit > 0 {
-			events = append(events, event{h.Limit, "hook " + h.Name + " waits no longer, whatever it hears"})
+		if h.limit > 0 {
+			events = append(events, event{h.limit, "hook " + h.name + " waits no longer, whatever it hears"})
 		}
 	}
 	draw("drain", events)
@@ -249,13 +257,13 @@ func (t timeline) lines() []string {
 // minHookTimeout: a heartbeat is tried for ten seconds, and then again.
 const minHookTimeout = time.Minute
 
-func hookSpan(h HookView) string {
-	text := "hook " + h.Name
-	if h.Timeout > 0 {
-		text += " waits " + span(h.Timeout) + " at a time"
+func hookSpan(h hooks) string {
+	text := "hook " + h.name
+	if h.timeout > 0 {
+		text += " waits " + span(h.timeout) + " at a time"
 	}
-	if h.Limit > 0 {
-		text += ", " + span(h.Limit) + " in all"
+	if h.limit > 0 {
+		text += ", " + span(h.limit) + " in all"
 	}
 	return text
 }

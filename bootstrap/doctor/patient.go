@@ -45,7 +45,7 @@ type patient struct {
 	mongo      *future[reached]
 	look       *future[cluster.Look]
 	status     *future[*bootstrap.Status]
-	hook       *future[HookView]
+	hook       *future[hooks]
 }
 
 // reached is what the checks of a join found of MongoDB.
@@ -139,12 +139,7 @@ func (p *patient) start(ctx context.Context) {
 		})
 	}
 	if p.hook == nil {
-		p.hook = begin(func() (HookView, error) {
-			if o.Hooks == nil {
-				return HookView{}, errors.New("nobody was asked for hooks")
-			}
-			return o.Hooks.TerminationHook(ctx)
-		})
+		p.hook = begin(func() (hooks, error) { return askHooks(ctx, p) })
 	}
 }
 

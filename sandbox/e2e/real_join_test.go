@@ -94,7 +94,7 @@ func joinAndLeave(t *testing.T, release string) {
 	d.end()
 
 	out := n.MustRun(t, bins.agent, "leave", "--now")
-	if !regexp.MustCompile(`\b\d+ files? saved since the join, by the server or by an operator: `).MatchString(out) || !strings.Contains(out, "given back as join found them") {
+	if !regexp.MustCompile(`\b\d+ files? saved since the join, by the server or by an operator: `).MatchString(out) || !strings.Contains(out, "restored as join found them") {
 		t.Errorf("leave does not say what became of the files: %s", out)
 	}
 	for name, sum := range n.files() {

@@ -149,7 +149,7 @@ func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.
 	failed := feed.Look(ctx)
 	list, _ := feed.List()
 	data := balanceData{List: list}
-	var err error
+	var err, held error
 	switch {
 	case opts.haproxy == "" || len(list.Servers) == 0:
 	case opts.dryRun:
@@ -157,16 +157,11 @@ func balanceOnce(ctx context.Context, opts balanceOptions, g *globals, feed *lb.
 	default:
 		err = h.Apply(ctx, list)
 	}
-	perr := g.result("balance", data, func(w *output.Text) { balanceText(w, data) })
-	switch {
-	case failed != nil:
-		return cannot("feed load balancers", failed)
-	case err != nil:
-		return cannot("feed load balancers", err)
-	case len(list.Held) > 0:
-		return cannot("feed load balancers", errHeld)
+	if len(list.Held) > 0 {
+		held = errHeld
 	}
-	return perr
+	perr := g.result("balance", data, func(w *output.Text) { balanceText(w, data) })
+	return cmp.Or(cannot("feed load balancers", cmp.Or(failed, err, held)), perr)
 }
 
 func balanceText(w *output.Text, data balanceData) {

@@ -81,7 +81,7 @@ func configHelp() string {
 // configRow is one effective setting.
 type configRow struct {
 	Key string `json:"key"`
-	// Value is null where the setting is not set. It never holds a password.
+	// Value is null if the setting is not set. It never holds a password.
 	Value   *string         `json:"value"`
 	Origin  settings.Origin `json:"origin"`
 	Default string          `json:"default,omitempty"`
@@ -130,10 +130,8 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 	if perr != nil {
 		path = g.settings.Config
 	}
-	data.ConfigFile.Path = path
-	if _, serr := os.Stat(path); serr == nil {
-		data.ConfigFile.Found = true
-	}
+	_, serr := os.Stat(path)
+	data.ConfigFile = configPlace{path, serr == nil}
 	node, notes := nodeSettings(g.settings)
 	data.Notes = append(data.Notes, notes...)
 	for _, row := range settings.Table() {
@@ -181,13 +179,12 @@ func configTags(ctx context.Context, g *globals) (note string, _ error) {
 
 func configText(w *output.Text, data configData) {
 	set := 0
-	rows := [][]string{}
+	var rows [][]string
 	for _, r := range data.Settings {
-		text := "-"
+		text, from := "-", r.Origin.String()
 		if r.Value != nil {
 			text = *r.Value
 		}
-		from := r.Origin.String()
 		if r.File != "" && r.File != from {
 			from += ", in " + r.File
 		}
@@ -198,18 +195,16 @@ func configText(w *output.Text, data configData) {
 		}
 		rows = append(rows, []string{r.Key, text, from})
 	}
-	w.Line("%s; %d of %d differ from the default", w.Color.Green("the settings are valid"), set, len(rows))
-	w.Blank()
+	w.Line("%s; %d of %d differ from the default\n", w.Color.Green("the settings are valid"), set, len(rows))
 	for _, e := range data.Endpoints {
 		rows = append(rows, []string{"endpoint " + e.Key, *e.Value, e.Origin.String()})
 	}
 	w.Table(rows)
-	w.Blank()
 	found := "not there"
 	if data.ConfigFile.Found {
 		found = "read"
 	}
-	w.Line("settings file: %s (%s)", output.Printable(data.ConfigFile.Path), found)
+	w.Line("\nsettings file: %s (%s)", output.Printable(data.ConfigFile.Path), found)
 	for _, n := range data.Notes {
 		w.Line("note: %s", output.OneLine(n))
 	}

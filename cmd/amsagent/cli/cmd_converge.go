@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,7 +56,7 @@ func newConvergeCommand(g *globals) *cobra.Command {
 		},
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
-	cmd.Flags().BoolVar(&opts.beforeStart, "before-start", false, "for the server's unit, just before the server starts: takes 5 seconds at most, asks no metadata, never fails, and writes a line into the unit's journal where it changed or found something")
+	cmd.Flags().BoolVar(&opts.beforeStart, "before-start", false, "for the server's unit, just before the server starts: takes 5 seconds at most, asks no metadata, never fails, and writes a line into the unit's journal if it changed or found something")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
@@ -98,7 +99,7 @@ func convergeRequest(g *globals, identify bootstrap.Identifier) (bootstrap.Conve
 	}, nil
 }
 
-// runBeforeStart never fails: whatever is wrong here, the server is to start.
+// runBeforeStart never fails: the server must start.
 func runBeforeStart(ctx context.Context, g *globals) error {
 	ctx, cancel := context.WithTimeout(ctx, beforeStartTime)
 	defer cancel()
@@ -115,8 +116,7 @@ func runBeforeStart(ctx context.Context, g *globals) error {
 	select {
 	case o = <-done:
 	case <-ctx.Done():
-		// A file system may hang: the server does not wait for it.
-		o.err = fmt.Errorf("not done within %s", beforeStartTime)
+		o.err = fmt.Errorf("not done within %s", beforeStartTime) // a file system may hang
 	}
 	line := beforeStartLine(o.c, o.err)
 	if line == "" {
@@ -145,16 +145,19 @@ func beforeStart(ctx context.Context, g *globals) (*bootstrap.Convergence, error
 	return m.Converge(ctx, req)
 }
 
-// beforeStartLine is what the server's journal is told; "" where there is nothing to tell.
+// madeStandalone describes a machine that is ignored.
+const madeStandalone = "made standalone by hand; 'amsagent join' makes it a node again, 'amsagent leave' ends its membership"
+
+// beforeStartLine is the line for the server's journal; "" without one.
 func beforeStartLine(c *bootstrap.Convergence, err error) string {
-	var failed *bootstrap.FailedError
+	if failed, ok := errors.AsType[*bootstrap.FailedError](err); ok {
+		err = fmt.Errorf("%s: %w", failed.Step, failed.Err)
+	}
 	switch {
-	case errors.As(err, &failed):
-		return "the server starts with the files as they are: " + failed.Step + ": " + failed.Err.Error()
 	case err != nil:
 		return "the server starts with the files as they are: " + output.OneLine(err.Error())
 	case c.Standalone:
-		return "this machine was made standalone by hand and is left so; 'amsagent join' makes it a node again, 'amsagent leave' ends its membership"
+		return "ignored: this machine was " + madeStandalone
 	}
 	var parts []string
 	for _, f := range c.Repairs {
@@ -173,28 +176,18 @@ func convergeText(w *output.Text, c *bootstrap.Convergence) {
 	case c.Phase == "":
 		w.Line("%s: %s", w.Color.Bold("nothing to do"), bootstrap.ErrNotMember)
 	case c.Phase != bootstrap.PhaseJoined:
-		w.Line("%s: a %s was begun and not finished; run the same command again", w.Color.Yellow("left alone"), phaseVerb(c.Phase))
+		w.Line("%s: %s was not finished; run the same command again", w.Color.Yellow("ignored"), c.Phase)
 	case c.Standalone:
-		w.Line("%s: %s was made standalone by hand; amsagent join makes it a node again, amsagent leave ends its membership", w.Color.Yellow("left alone"), nodeText(&c.Node))
+		w.Line("%s: %s was %s", w.Color.Yellow("ignored"), nodeText(&c.Node), madeStandalone)
 	case len(c.Repairs) == 0:
 		w.Line("%s: %s is as it joined", w.Color.Green("nothing to do"), nodeText(&c.Node))
 	default:
 		w.Line("%s: %s", w.Color.Yellow("repaired"), nodeText(&c.Node))
 	}
-	for _, f := range c.Repairs {
-		w.Line("  %s %s", w.Color.Yellow(f.ID+":"), output.Printable(f.Text))
-	}
-	for _, f := range c.Warnings {
+	for _, f := range slices.Concat(c.Repairs, c.Warnings) {
 		w.Line("  %s %s", w.Color.Yellow(f.ID+":"), output.Printable(f.Text))
 	}
 	if c.RestartNeeded {
 		w.Line("Ant Media Server runs with other settings until it is restarted: %s", bootstrap.RestartHint)
 	}
-}
-
-func phaseVerb(p bootstrap.Phase) string {
-	if p == bootstrap.PhaseLeaving {
-		return "leave"
-	}
-	return "join"
 }

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -61,8 +59,7 @@ func TestBeforeStartIsBounded(t *testing.T) {
 	}
 }
 
-// The journal of the server's unit says of a file that was half written that it was, and nothing of what only a person
-// who asks is told.
+// The journal of the server's unit names a half written file, and no warning that is for an operator.
 func TestBeforeStartTellsOfHalfAFile(t *testing.T) {
 	c := &bootstrap.Convergence{
 		Repairs:  []bootstrap.Finding{{ID: bootstrap.IDDrift, Text: "written again: /x"}},
@@ -74,25 +71,22 @@ func TestBeforeStartTellsOfHalfAFile(t *testing.T) {
 }
 
 func TestForgottenEnvironment(t *testing.T) {
-	for dir, want := range map[string]string{"/run/credentials/antmedia.service": "/run/credentials/antmedia.service", "/opt/antmedia": ""} {
+	for dir, isSystemds := range map[string]bool{"/run/credentials/antmedia.service": true, "/opt/antmedia": false} {
 		cleared := false
 		e := (&testEnv{vars: map[string]string{
 			"CREDENTIALS_DIRECTORY": dir, "INVOCATION_ID": "1", "AMSAGENT_ROOT": "/x", "AWS_ENDPOINT_URL": "http://x", "DBUS_SYSTEM_BUS_ADDRESS": "x",
 		}}).env()
 		e.Clearenv = func() { cleared = true }
 		e.forget()
-		got := map[string]string{}
-		for _, name := range []string{"CREDENTIALS_DIRECTORY", "INVOCATION_ID", "AMSAGENT_ROOT", "AWS_ENDPOINT_URL", "DBUS_SYSTEM_BUS_ADDRESS"} {
-			if v := e.getenv(name); v != "" {
-				got[name] = v
+		for name, kept := range map[string]bool{
+			"CREDENTIALS_DIRECTORY": isSystemds, "INVOCATION_ID": true, "AMSAGENT_ROOT": false, "AWS_ENDPOINT_URL": false, "DBUS_SYSTEM_BUS_ADDRESS": false,
+		} {
+			if got := e.getenv(name); (got != "") != kept {
+				t.Errorf("%s: %s is %q", dir, name, got)
 			}
 		}
-		expected := map[string]string{"INVOCATION_ID": "1"}
-		if want != "" {
-			expected["CREDENTIALS_DIRECTORY"] = want
-		}
-		if d := cmp.Diff(expected, got); d != "" || !cleared || len(e.Environ()) > 0 {
-			t.Errorf("%s: (-want +got)\n%s cleared %v, %v", dir, d, cleared, e.Environ())
+		if !cleared || len(e.Environ()) > 0 {
+			t.Errorf("%s: cleared %v, %v", dir, cleared, e.Environ())
 		}
 	}
 }

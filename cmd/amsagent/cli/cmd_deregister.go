@@ -6,6 +6,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,7 +39,7 @@ func newDeregisterCommand(g *globals) *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runDeregister(cmd.Context(), opts, g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitInterrupted)
-	cmd.Flags().BoolVar(&opts.onShutdown, "on-shutdown", false, "do nothing unless systemd says that the machine is going down")
+	cmd.Flags().BoolVar(&opts.onShutdown, "on-shutdown", false, "do nothing unless systemd shuts the machine down")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
@@ -60,51 +61,57 @@ func runDeregister(ctx context.Context, opts deregisterOptions, g *globals) erro
 	if err != nil {
 		return err
 	}
-	res := &deregisterResult{Removed: []string{}}
+	res, err := deregister(ctx, opts, g, m)
+	if err != nil {
+		return &userError{Msg: "cannot deregister", Cause: err, State: "the cluster's lists still have this node"}
+	}
+	return g.result("deregister", res, func(w *output.Text) { deregisterText(w, res) })
+}
+
+func deregister(ctx context.Context, opts deregisterOptions, g *globals, m *bootstrap.Machine) (deregisterResult, error) {
+	res := deregisterResult{Removed: []string{}}
+	req := bootstrap.DeregisterRequest{Reason: "machine stopped"}
 	if opts.onShutdown {
-		down, err := goesDown(ctx, nodeUnit)
-		if err != nil {
-			return &userError{Msg: "cannot tell whether this machine goes down", Cause: err, State: stillListed}
+		switch down, err := goesDown(ctx, nodeUnit); {
+		case err != nil:
+			return res, fmt.Errorf("asking whether the machine shuts down: %w", err)
+		case !down:
+			res.Why = "the machine does not shut down"
+			return res, nil
 		}
-		if !down {
-			res.Why = "the machine is not going down"
-			return g.result("deregister", res, func(w *output.Text) { deregisterText(w, res) })
-		}
+		req.MongoWait, req.GoesDown = shutdownMongoWait, true
 	}
 	src, err := g.mongo()
 	if err != nil && !errors.Is(err, errNoMongo) {
-		return &userError{Msg: "cannot deregister", Cause: err, State: stillListed}
+		return res, err
 	}
-	req := bootstrap.DeregisterRequest{Mongo: src.Target, Reason: "machine stopped"}
+	req.Mongo = src.Target
 	files := &conf.Store{Root: g.settings.Root, Dir: bootstrap.StateDir}
-	if opts.onShutdown {
-		req.MongoWait, req.GoesDown = shutdownMongoWait, true
-	}
 	boot, _ := lifecycle.BootClock(g.settings.Root)()
 	last, err := lifecycle.LoadDeparture(files, boot)
 	if err != nil {
-		g.out.Log().Warn("what the drain came to cannot be read", "error", err)
+		g.out.Log().Warn("the result of the drain cannot be read", "error", err)
 	}
 	if last != nil {
 		req.Reason, req.LeftBy, req.Cut, req.RepairStreams = last.Reason, last.LeftBy, last.Cut, last.RepairStreams
 	}
 	done, err := m.Deregister(ctx, req)
 	if opts.onShutdown && !errors.Is(err, bootstrap.ErrServing) {
-		finishStop(ctx, g, m, files, src.Target) // last, and whether MongoDB heard of it or not
+		finishStop(ctx, g, m, files, src.Target) // last, also if MongoDB was away
 	}
 	switch {
 	case errors.Is(err, bootstrap.ErrNotMember):
-		res.Why = bootstrap.ErrNotMember.Error()
+		res.Why = err.Error()
 	case err != nil:
-		return &userError{Msg: "cannot deregister", Cause: err, State: stillListed}
+		return res, err
 	default:
 		res.Done = true
 		res.Removed = append(res.Removed, done.Documents...)
 	}
-	return g.result("deregister", res, func(w *output.Text) { deregisterText(w, res) })
+	return res, nil
 }
 
-// finishStop completes the hook that a drain was for which the machine did not wait for.
+// finishStop completes the hook of a drain that the machine's stop cut short.
 func finishStop(ctx context.Context, g *globals, m *bootstrap.Machine, files lifecycle.Files, mongo cluster.Target) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTime)
 	defer cancel()
@@ -137,15 +144,14 @@ func (p lastPeers) Serving(ctx context.Context, machines []string) ([]string, er
 	return peers.Serving(ctx, c, machines)
 }
 
-// shutdownMongoWait, with a second for the end of the connection, is what a MongoDB that is away costs a shutdown.
-const shutdownMongoWait = 2 * time.Second
+const (
+	// shutdownMongoWait, and a second for the end of the connection, is the delay of a shutdown if MongoDB is away.
+	shutdownMongoWait = 2 * time.Second
+	// finishTime bounds finishStop.
+	finishTime = 8 * time.Second
+)
 
-// finishTime bounds that, beside the time that MongoDB gets.
-const finishTime = 8 * time.Second
-
-const stillListed = "the cluster's lists still have this node"
-
-func deregisterText(w *output.Text, res *deregisterResult) {
+func deregisterText(w *output.Text, res deregisterResult) {
 	if !res.Done {
 		w.Line("%s: %s", w.Color.Bold("nothing to do"), res.Why)
 		return

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	pages "github.com/amsagent/amsagent/docs/errors"
 	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -60,37 +62,34 @@ func newDoctorCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitDegraded, exitInterrupted)
 	readsOnly(cmd)
-	// It reads the settings itself: that they are wrong is something to be listed.
-	noSettings(cmd)
+	noSettings(cmd) // it reads them itself: wrong settings are a result
 	fs := cmd.Flags()
 	fs.StringSliceVar(&opts.ignore, "ignore", nil, "an `ID` that does not count as wrong; may be given several times")
 	fs.BoolVar(&opts.strict, "strict", false, "exit 6 for warnings, and for user data that are not checked, too")
-	fs.StringArrayVar(&opts.userData, "user-data", nil, "look at this `FILE` of user data and not at the machine; - is standard input; may be given several times")
+	fs.StringArrayVar(&opts.userData, "user-data", nil, "check this `FILE` of user data and not the machine; - is standard input; may be given several times")
 	fs.StringVar(&opts.explain, "explain", "", "print what an `ID` means and how to fix it, and stop")
 	completes(cmd, "explain", pages.IDs)
 	completes(cmd, "ignore", func() []string { return slices.Concat(doctor.IDs(), lint.IDs()) })
-	g.addSettings(cmd, doctorSettings()...)
+	g.addSettings(cmd, slices.DeleteFunc(machineSettings(), func(key string) bool { return key == settings.KeyTimeout })...)
+	g.addSettings(cmd, settings.KeyRole, settings.KeyRemoteIPValve, settings.KeyDrainDeadline)
 	return cmd
 }
 
-// doctorSettings are those of a join, and how long a drain waits.
-func doctorSettings() []string {
-	return append(slices.DeleteFunc(machineSettings(), func(k string) bool { return k == settings.KeyTimeout }), settings.KeyRole, settings.KeyRemoteIPValve, settings.KeyDrainDeadline)
-}
-
-// doctorTime bounds all of it, and doctorIdentify the look at the instance, which comes before the rest: its tags may say
-// where MongoDB is.
 const (
-	doctorTime     = 15 * time.Second
-	doctorIdentify = 5 * time.Second
+	doctorTime     = 15 * time.Second // for everything
+	doctorIdentify = 5 * time.Second  // for the instance, which is first: its tags may have MongoDB's address
 )
 
 func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
-	if err := opts.check(); err != nil {
-		return err
+	for i, id := range opts.ignore {
+		opts.ignore[i] = strings.ToUpper(strings.TrimSpace(id))
+		if !slices.Contains(pages.IDs(), opts.ignore[i]) { // misspelt, or of a removed check
+			g.out.Log().Warn("--ignore: no check and no finding has this id", "id", opts.ignore[i])
+		}
 	}
-	warnIgnored(g, opts.ignore)
 	switch {
+	case opts.explain != "" && len(opts.userData) > 0:
+		return usageError(nil, "--explain and --user-data are two things: give one")
 	case opts.explain != "":
 		return runExplain(opts.explain, g)
 	case len(opts.userData) > 0:
@@ -118,7 +117,7 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	if err := g.result("doctor", data, func(w *output.Text) { doctorText(w, data) }); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(results, func(r doctor.Result) bool { return r.Wrong() && (opts.strict || r.Verdict == doctor.Bad) }) {
+	if data.Counts.Bad > 0 || opts.strict && data.Counts.Warning > 0 {
 		return &quietError{exitDegraded}
 	}
 	return nil
@@ -128,29 +127,6 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 type doctorData struct {
 	Counts doctor.Counts   `json:"counts"`
 	Checks []doctor.Result `json:"checks"`
-}
-
-func (o *doctorOptions) check() error {
-	if o.explain != "" && len(o.userData) > 0 {
-		return usageError(nil, "--explain and --user-data are two things: give one")
-	}
-	for i, id := range o.ignore {
-		o.ignore[i] = strings.ToUpper(strings.TrimSpace(id))
-	}
-	return nil
-}
-
-// warnIgnored names ids that no check has: a misspelt one, or one of a check that was removed.
-func warnIgnored(g *globals, ids []string) {
-	known := slices.Concat(doctor.IDs(), lint.IDs())
-	for _, c := range errorTable(0) {
-		known = append(known, c.id)
-	}
-	for _, id := range ids {
-		if !slices.Contains(known, id) {
-			g.out.Log().Warn("--ignore: no check and no finding has this id", "id", id)
-		}
-	}
 }
 
 // loadLeniently reads the settings and lists the wrong ones. Only a wrong command line is an error.
@@ -170,14 +146,13 @@ func loadLeniently(g *globals) (wrong []bootstrap.Finding, seen string, _ error)
 	}
 	g.apply(s)
 	if s.Origin(settings.KeyLogLevel).Layer == settings.FromDefault {
-		// What fails on the way is a result. Who wants to see each attempt asks for it.
-		g.out.SetForm(s.Output, s.Color, slog.LevelError)
+		g.out.SetForm(s.Output, s.Color, slog.LevelError) // failures are results
 	}
 	for _, w := range s.Warnings {
 		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "the variable of a setting is AMSAGENT_ and its key in capitals; `amsagent config` lists them"})
 	}
 	if s.Sources.File == nil {
-		return wrong, "there is no " + s.Config + ": the defaults, and what the command line says", nil
+		return wrong, "there is no " + s.Config + ": the defaults and the command line count", nil
 	}
 	return wrong, s.Config + " is read", nil
 }
@@ -226,24 +201,30 @@ func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 	o.Daemon = func(ctx context.Context) (doctor.DaemonView, error) { return askDaemonForDoctor(ctx, c) }
 	root := g.settings.Root
 	o.GPUs = func(ctx context.Context) (doctor.GPUView, error) { return askGPUs(ctx, root) }
-	o.Hooks = &hookAsker{a: &daemonAdapter{g: g, machine: m}, identify: identify}
+	o.Hooks = func(ctx context.Context) (cloud.Check, error) {
+		if g.lastSeen().Unrecognised {
+			return cloud.Check{Untold: noCloud}, nil
+		}
+		a := &daemonAdapter{g: g, machine: m}
+		p, err := a.openCloud()
+		if err != nil {
+			return cloud.Check{}, err
+		}
+		return p.Check(ctx, a.hookNames())
+	}
 	o.Reserve = doctorReserve
-	o.Explain = func(err error) (id, hint string) { return explainForDoctor(g, err) }
+	o.Explain = func(err error) (id, hint string) {
+		e := g.explain(err)
+		if cluster.KindOf(err) != "" && e.ID != idFailed {
+			id = e.ID
+		}
+		return id, strings.Join(e.Hints, "; ")
+	}
 	return nil
 }
 
 // doctorReserve is what package lifecycle keeps of a cloud's time for the last steps.
 const doctorReserve = 30 * time.Second
-
-// explainForDoctor gives a library's error the id and the advice that every command gives it.
-func explainForDoctor(g *globals, err error) (id, hint string) {
-	e := g.explain(err)
-	hint = strings.Join(e.Hints, "; ")
-	if cluster.KindOf(err) != "" && e.ID != idFailed {
-		id = e.ID
-	}
-	return id, hint
-}
 
 func askDaemonForDoctor(ctx context.Context, c *daemon.Client) (doctor.DaemonView, error) {
 	v, err := c.Status(ctx)
@@ -258,7 +239,7 @@ func askDaemonForDoctor(ctx context.Context, c *daemon.Client) (doctor.DaemonVie
 		d.Trouble = append(d.Trouble, v.Trouble)
 	}
 	if v.SettingsError != "" {
-		d.Trouble = append(d.Trouble, "as it read its settings: "+v.SettingsError)
+		d.Trouble = append(d.Trouble, "its settings: "+v.SettingsError)
 	}
 	if v.Lifecycle != nil {
 		d.Trouble = append(d.Trouble, troubles(v.Lifecycle)...)
@@ -280,28 +261,20 @@ func askDaemonForDoctor(ctx context.Context, c *daemon.Client) (doctor.DaemonVie
 	return d, nil
 }
 
-// gpuTime is for nvidia-smi: without the persistence daemon it initialises all devices first.
 const (
-	gpuTime = 8 * time.Second
+	gpuTime = 8 * time.Second // without the persistence daemon, nvidia-smi initialises all devices first
 	gpuLook = 50 * time.Millisecond
 )
 
-// askGPUs lets the sampler of the daemon take one reading.
+// askGPUs returns one reading of the daemon's sampler.
 func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 	ctx, cancel := context.WithTimeout(ctx, gpuTime)
 	w := heartbeat.NewGPUWatcher(root, time.Second, slog.New(slog.DiscardHandler))
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		w.Run(ctx)
-	}()
-	defer func() {
-		cancel()
-		<-ended // its child with it
-	}()
-	tick := time.NewTicker(gpuLook)
-	defer tick.Stop()
-	for {
+	var watching sync.WaitGroup
+	watching.Go(func() { w.Run(ctx) })
+	defer watching.Wait() // its child has ended then
+	defer cancel()
+	for sleep.For(ctx, gpuLook) {
 		r := w.Latest()
 		switch r.State {
 		case heartbeat.GPUFailing:
@@ -316,17 +289,13 @@ func askGPUs(ctx context.Context, root string) (doctor.GPUView, error) {
 			return v, nil
 		case heartbeat.GPUPending:
 		}
-		select {
-		case <-ctx.Done():
-			return doctor.GPUView{}, fmt.Errorf("asking nvidia-smi: %w", context.Cause(ctx))
-		case <-tick.C:
-		}
 	}
+	return doctor.GPUView{}, fmt.Errorf("asking nvidia-smi: %w", context.Cause(ctx))
 }
 
-// doctorText lists what is good, then what is not known, and last what is wrong, the worst at the end of the screen.
+// doctorText lists good results, then unknown ones, then problems: the worst are at the end of the screen.
 func doctorText(w *output.Text, data doctorData) {
-	w.Line("%s", doctorVerdict(w, data.Counts))
+	w.Line("%s", doctorHeadline(w, data.Counts))
 	var group doctor.Group
 	var warnings, bad, unknown []doctor.Result
 	for _, r := range data.Checks {
@@ -347,7 +316,7 @@ func doctorText(w *output.Text, data doctorData) {
 	}
 	doctorUnknown(w, unknown)
 	if wrong := slices.Concat(warnings, bad); len(wrong) > 0 {
-		w.Heading("What is wrong")
+		w.Heading("Problems")
 		for _, r := range wrong {
 			doctorResult(w, r)
 			if r.Hint != "" {
@@ -360,7 +329,7 @@ func doctorText(w *output.Text, data doctorData) {
 	w.Line("\n%d bad, %s, %d not known, %d ignored, %d good", c.Bad, output.Count(c.Warning, "warning"), c.Unknown, c.Ignored, c.Good)
 }
 
-// doctorResult begins with a word, which reads without color, too. An id is for looking up a problem.
+// doctorResult prints no id for a good result: nothing needs to be looked up.
 func doctorResult(w *output.Text, r doctor.Result) {
 	word, paint, id := "good", w.Color.Green, r.ID+" "
 	switch {
@@ -391,7 +360,7 @@ func doctorUnknown(w *output.Text, results []doctor.Result) {
 		ids[reason] = append(ids[reason], r.ID)
 	}
 	if len(reasons) > 0 {
-		w.Heading("What is not known")
+		w.Heading("Not known")
 	}
 	for _, reason := range reasons {
 		w.Line("  %s %s", w.Color.Dim("not known"), strings.Join(slices.Compact(ids[reason]), " "))
@@ -399,7 +368,7 @@ func doctorUnknown(w *output.Text, results []doctor.Result) {
 	}
 }
 
-func doctorVerdict(w *output.Text, c doctor.Counts) string {
+func doctorHeadline(w *output.Text, c doctor.Counts) string {
 	switch {
 	case c.Bad > 0:
 		return w.Color.Red(output.Count(c.Bad+c.Warning, "problem"))
@@ -409,54 +378,4 @@ func doctorVerdict(w *output.Text, c doctor.Counts) string {
 		return w.Color.Green("OK") + ", as far as it is known"
 	}
 	return w.Color.Green("OK")
-}
-
-// hookAsker asks this machine's cloud for its hooks, as the daemon does in a drain.
-type hookAsker struct {
-	a        *daemonAdapter
-	identify bootstrap.Identifier
-}
-
-// TerminationHook implements doctor.Hooks.
-func (h *hookAsker) TerminationHook(ctx context.Context) (doctor.HookView, error) {
-	inst, err := h.identify(ctx)
-	if err != nil {
-		return doctor.HookView{}, err
-	}
-	if h.a.g.lastSeen().Unrecognised {
-		return doctor.HookView{Untold: noCloud}, nil
-	}
-	p, err := h.a.openCloud()
-	if err != nil {
-		return doctor.HookView{}, err
-	}
-	c, err := p.Check(ctx, h.a.hookNames())
-	v := doctor.HookView{
-		Group: c.Group, Others: c.Others, Unproved: c.Unproved, Without: c.Without, Untold: c.Untold, Ask: c.Ask, Window: time.Duration(inst.StopWindow),
-	}
-	if v.Without != "" && v.Window > 0 {
-		v.Without += fmt.Sprintf(", and gives this one %.0f s", v.Window.Seconds())
-	}
-	var names []string
-	least := func(to *time.Duration, d time.Duration) {
-		if d > 0 && (*to == 0 || d < *to) {
-			*to = d
-		}
-	}
-	for _, hook := range c.Ours {
-		names = append(names, hook.Name)
-		least(&v.Timeout, time.Duration(hook.Timeout))
-		if hook.Abandons {
-			v.Abandons = hook.Name
-		}
-		if !hook.Limit.IsZero() {
-			least(&v.Limit, time.Until(hook.Limit).Round(time.Second))
-		}
-	}
-	v.Name = strings.Join(names, ", ")
-	if denied, ok := errors.AsType[*cloud.DeniedError](err); ok {
-		v.Denied, v.Policy, v.Answer = denied.Permission, denied.Policy, denied.Reason
-		err = nil
-	}
-	return v, err
 }

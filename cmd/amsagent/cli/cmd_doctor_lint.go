@@ -37,9 +37,9 @@ func runLint(opts doctorOptions, g *globals) error {
 		src, err := readUserData(g, name)
 		switch {
 		case err != nil && g.ctx.Err() != nil:
-			return cannot("look at "+name, err)
+			return cannot("read "+name, err)
 		case err != nil:
-			return &userError{Msg: "cannot look at " + name, Cause: err, ID: idUsage, Exit: exitUsage, Hints: []string{"a script or a cloud-config"}}
+			return &userError{Msg: "cannot read " + name, Cause: err, ID: idUsage, Exit: exitUsage, Hints: []string{"a script or a cloud-config"}}
 		}
 		f := lintFile{name, append([]lint.Finding{}, lint.Check(string(src), refused, opts.ignore...)...)}
 		data.Files = append(data.Files, f)

@@ -6,8 +6,6 @@ package cli
 import (
 	"encoding/json"
 	"errors"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -15,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -40,7 +37,7 @@ func doctorSample() doctorData {
 		}},
 		{ID: "AGENT-RECORD", Check: "AGENT-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
 		{ID: "AGENT-DAEMON-DOWN", Check: "AGENT-DAEMON-DOWN", Group: doctor.GroupAgent, Title: "the daemon", Verdict: doctor.Unknown, Seen: "connection refused", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
-		{ID: "AMS-GPU", Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs", Verdict: doctor.Unknown, Seen: "nobody was asked"},
+		{ID: "AMS-GPU", Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs", Verdict: doctor.Unknown, Seen: "not asked"},
 	}
 	for i := range results {
 		results[i].Page = "amsagent doctor --explain " + results[i].ID
@@ -48,7 +45,7 @@ func doctorSample() doctorData {
 	return doctorData{Counts: doctor.Count(results), Checks: results}
 }
 
-// What somebody reads at night: the words carry it, the colors only help.
+// The text is complete without color.
 func TestDoctorText(t *testing.T) {
 	for name, color := range map[string]output.Palette{"plain": {}, "color": {On: true}} {
 		w := &output.Text{Color: color, Now: fixedNow()}
@@ -64,7 +61,7 @@ func TestDoctorText(t *testing.T) {
 		{doctor.Counts{Unknown: 1, Good: 3}, "OK, as far as it is known"},
 		{doctor.Counts{Good: 3, Ignored: 1}, "OK"},
 	} {
-		if got := doctorVerdict(&output.Text{}, tt.c); got != tt.want {
+		if got := doctorHeadline(&output.Text{}, tt.c); got != tt.want {
 			t.Errorf("%+v: %s", tt.c, got)
 		}
 	}
@@ -88,10 +85,7 @@ func doctorTree(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
 	must.OK(t, os.CopyFS(filepath.Join(root, "usr/local/antmedia"), os.DirFS("../../../testdata/trees/3.0")))
-	for name, text := range map[string]string{"etc/hostname": "node-1\n", "etc/hosts": "127.0.0.1 localhost\n10.0.0.5 node-1\n"} {
-		must.OK(t, os.MkdirAll(filepath.Join(root, "etc"), 0o755))
-		must.OK(t, os.WriteFile(filepath.Join(root, name), []byte(text), 0o644))
-	}
+	plant(t, root, map[string]string{"etc/hostname": "node-1\n", "etc/hosts": "127.0.0.1 localhost\n10.0.0.5 node-1\n"})
 	return root
 }
 
@@ -122,24 +116,18 @@ func wrongIDs(d doctorData) []string {
 	return ids
 }
 
-// An image in the making: nothing is wrong with it, and much is not known.
+// Nothing is wrong with an image in the making, and much is unknown.
 func TestDoctorImage(t *testing.T) {
 	root := doctorTree(t)
 	code, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
-	ids := slices.DeleteFunc(wrongIDs(d), func(id string) bool { return id == "AMS-RELEASE" || id == "AMS-SPACE" }) // no jar; whatever disk the test has
-	if len(ids) > 0 {
-		t.Errorf("wrong: %v", ids)
+	ids := slices.DeleteFunc(wrongIDs(d), func(id string) bool { return id == "AMS-RELEASE" || id == "AMS-SPACE" }) // no jar; the test's disk
+	if code != exitOK || len(ids) > 0 {
+		t.Errorf("exit %d, wrong: %v", code, ids)
 	}
-	if code != exitOK {
-		t.Errorf("exit %d for warnings", code)
-	}
-	if code, _, _ := run(t, nil, "doctor", "--strict", "--root", root, "--address", "10.0.0.5"); code != exitDegraded {
+	if code, _, _ := doctorJSON(t, nil, "--strict", "--root", root, "--address", "10.0.0.5"); code != exitDegraded {
 		t.Errorf("exit %d for warnings with --strict", code)
 	}
-	code, d, _ = doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5", "--ignore", "AMS-RELEASE,AMS-SPACE")
-	if code, _, _ := run(t, nil, "doctor", "--provider", "generic", "--root", root, "--address", "10.0.0.5", "--ignore", "ams-release, AMS-SPACE"); code != exitOK {
-		t.Errorf("exit %d: an id is one in small letters, and after a blank", code)
-	}
+	code, d, _ = doctorJSON(t, nil, "--strict", "--root", root, "--address", "10.0.0.5", "--ignore", "ams-release, AMS-SPACE")
 	if code != exitOK || d.Counts.Ignored < 1 || d.Counts.Unknown < 10 {
 		t.Errorf("exit %d, %+v", code, d.Counts)
 	}
@@ -148,69 +136,46 @@ func TestDoctorImage(t *testing.T) {
 	}
 }
 
-// Settings that are wrong are a result among others; flags that are wrong are the caller's.
+// Wrong settings are a result among others; wrong flags are a usage error.
 func TestDoctorSettings(t *testing.T) {
 	root := doctorTree(t)
-	write := func(text string) {
-		t.Helper()
-		dir := filepath.Join(root, "etc/amsagent")
-		must.OK(t, os.MkdirAll(dir, 0o755))
-		must.OK(t, os.WriteFile(filepath.Join(dir, "config.yaml"), []byte(text), 0o644))
-	}
-	for _, tt := range []struct{ file, id, seen string }{
-		{"roel: edge\n", "AGENT-CONFIG", "config.yaml:1: unknown key"},
-		{"role: [\n", "AGENT-CONFIG", "not YAML"},
-		{"mongo: mongodb://u:hunter2@10.0.2.4\n", "AGENT-CONFIG-SECRET", "every user can read it"},
+	const config, good = "etc/amsagent/config.yaml", "var/lib/amsagent/config.yaml.good"
+	for _, tt := range []struct {
+		files    map[string]string
+		vars     map[string]string
+		id, seen string
+	}{
+		{map[string]string{config: "roel: edge\n"}, nil, "AGENT-CONFIG", "config.yaml:1: unknown key"},
+		{map[string]string{config: "role: [\n"}, nil, "AGENT-CONFIG", "not YAML"},
+		{map[string]string{config: "mongo: mongodb://u:hunter2@10.0.2.4\n"}, nil, "AGENT-CONFIG-SECRET", "every user can read it"},
+		{nil, map[string]string{"AMSAGENT_BEAT_INTERVAL": "soon"}, "AGENT-CONFIG", "soon"},
+		{nil, map[string]string{"AMSAGENT_LOG_LEVEL": "soon"}, "AGENT-CONFIG", "soon"},
+		{nil, map[string]string{"AMSAGENT_OUTPUT": "soon"}, "AGENT-CONFIG", "soon"},
+		// A wrong line does not hide the others, and the daemon's settings count.
+		{map[string]string{config: "roel: edge\nams_dir: /opt/ams\nbeat_interval: soon\n"}, nil, "AMS-INSTALL", "/opt/ams"},
+		{map[string]string{config: "beat_interval: soon\n", good: "ams_dir: /opt/former\n"}, nil, "AMS-INSTALL", "/opt/former"},
+		{map[string]string{bootstrap.GivenPath: `{"version":1,"settings":{"ams_dir":"/opt/ams"}}`}, nil, "AMS-INSTALL", "/opt/ams"},
+		{map[string]string{bootstrap.GivenPath: `{"version":1,`}, nil, "AGENT-RECORD", "what was given to join cannot be used"},
 	} {
-		write(tt.file)
-		code, d, stderr := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
-		i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == tt.id })
-		if code != exitDegraded || i < 0 || d.Checks[i].Check != "AGENT-CONFIG" || d.Checks[i].Verdict != doctor.Bad || !strings.Contains(d.Checks[i].Seen, tt.seen) || d.Checks[i].Hint == "" {
-			t.Errorf("%q: exit %d, %+v", tt.file, code, d.Checks)
+		for name, text := range tt.files {
+			plant(t, root, map[string]string{name + "!": text})
+		}
+		code, d, stderr := doctorJSON(t, tt.vars, "--root", root, "--address", "10.0.0.5")
+		i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == tt.id && strings.Contains(r.Seen, tt.seen) })
+		if i < 0 || strings.HasPrefix(tt.id, "AGENT-CONFIG") && (code != exitDegraded || d.Checks[i].Check != "AGENT-CONFIG" || d.Checks[i].Verdict != doctor.Bad || tt.files != nil && d.Checks[i].Hint == "") {
+			t.Errorf("%v %v: exit %d, %v", tt.files, tt.vars, code, wrongIDs(d))
 		}
 		if strings.Contains(stderr, "hunter2") {
 			t.Errorf("a secret: %s", stderr)
 		}
-	}
-	for _, name := range []string{"AMSAGENT_BEAT_INTERVAL", "AMSAGENT_LOG_LEVEL", "AMSAGENT_OUTPUT"} {
-		code, d, _ := doctorJSON(t, map[string]string{name: "soon"}, "--root", root, "--address", "10.0.0.5")
-		if !slices.Contains(wrongIDs(d), "AGENT-CONFIG") || code != exitDegraded {
-			t.Errorf("%s: exit %d, %v", name, code, wrongIDs(d))
+		for name := range tt.files {
+			must.OK(t, os.Remove(filepath.Join(root, name)))
 		}
 	}
-	// A wrong line takes nothing from the others.
-	write("roel: edge\nams_dir: /opt/ams\nbeat_interval: soon\n")
-	_, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
-	if !slices.ContainsFunc(d.Checks, func(r doctor.Result) bool { return r.ID == "AMS-INSTALL" && strings.Contains(r.Seen, "/opt/ams") }) {
-		t.Errorf("the checks are of another server: %+v", d.Checks)
-	}
-	// What the daemon goes by is looked at.
-	good := filepath.Join(root, "var/lib/amsagent/config.yaml.good")
-	must.OK(t, os.MkdirAll(filepath.Dir(good), 0o700))
-	must.OK(t, os.WriteFile(good, []byte("ams_dir: /opt/former\n"), 0o600))
-	_, d, _ = doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
-	if !slices.ContainsFunc(d.Checks, func(r doctor.Result) bool { return r.ID == "AMS-INSTALL" && strings.Contains(r.Seen, "/opt/former") }) {
-		t.Errorf("the checks are of another server than the daemon's: %+v", d.Checks)
-	}
-	must.OK(t, os.Remove(good))
-	write("role: edge\n")
+	plant(t, root, map[string]string{config: "role: edge\n"})
 	if _, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5"); slices.Contains(wrongIDs(d), "AGENT-CONFIG") {
 		t.Errorf("%v", wrongIDs(d))
 	}
-	// What the join was given is what this node is looked at by.
-	given := filepath.Join(root, bootstrap.GivenPath)
-	must.OK(t, os.MkdirAll(filepath.Dir(given), 0o700))
-	for text, want := range map[string][2]string{
-		`{"version":1,"settings":{"ams_dir":"/opt/ams"}}`: {"AMS-INSTALL", "/opt/ams"},
-		`{"version":1,`: {"AGENT-RECORD", "what was given to join cannot be used"},
-	} {
-		must.OK(t, os.WriteFile(given, []byte(text), 0o600))
-		_, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
-		if !slices.ContainsFunc(d.Checks, func(r doctor.Result) bool { return r.ID == want[0] && strings.Contains(r.Seen, want[1]) }) {
-			t.Errorf("%s: %v", text, wrongIDs(d))
-		}
-	}
-	must.OK(t, os.Remove(given))
 	for _, args := range [][]string{
 		{"--address", "here"}, {"--root", filepath.Join(root, "nowhere")}, {"extra"},
 	} {
@@ -223,7 +188,7 @@ func TestDoctorSettings(t *testing.T) {
 	}
 }
 
-// What fails on the way is a result, and not a line before it; unless somebody asks.
+// A failure is a result, and in the log only with --log-level.
 func TestDoctorIsQuiet(t *testing.T) {
 	t.Parallel()
 	root := doctorTree(t)
@@ -282,18 +247,16 @@ func TestDoctorOwnCommands(t *testing.T) {
 func TestDoctorUserData(t *testing.T) {
 	here, err := os.Getwd()
 	must.OK(t, err)
-	wd := t.TempDir()
-	t.Chdir(wd)
-	for name, text := range map[string]string{
+	wd := tree(t, map[string]string{
 		"boot.sh":     guideScript,
 		"config.yaml": "#cloud-config\nrun_cmd:\n  - echo\nruncmd:\n  - echo Joining: now\n",
 		"parts.mime":  "MIME-Version: 1.0\n\n--x\n",
 		"good.sh":     "#!/bin/sh\namsagent join --mongo 10.0.2.4\n",
 		"left.sh":     "#!/bin/sh\nexport DB_PASSWORD=hunter22\namsagent join --mongo mongodb://u:hunter22@10.0.2.4/\n",
 		"dos.sh":      "#!/bin/sh\r\n",
-	} {
-		must.OK(t, os.WriteFile(name, []byte(text), 0o644))
-	}
+		"big.sh":      strings.Repeat("# nothing\n", maxUserData/10+1),
+	})
+	t.Chdir(wd)
 	files := []string{"--user-data", "boot.sh", "--user-data", "config.yaml", "--user-data", "parts.mime", "--user-data", "good.sh", "--user-data", "left.sh"}
 	code, stdout, stderr := lintRun(t, "", files...)
 	if code != exitDegraded || stderr != "" {
@@ -332,7 +295,6 @@ func TestDoctorUserData(t *testing.T) {
 			t.Errorf("%v: exit %d\n%s%s", tt.args, code, stdout, stderr)
 		}
 	}
-	must.OK(t, os.WriteFile("big.sh", []byte(strings.Repeat("# nothing\n", maxUserData/10+1)), 0o644))
 	must.OK(t, syscall.Mkfifo("fifo", 0o600))
 	for name, want := range map[string]string{"big.sh": "larger than 256 KiB", "fifo": "not a regular file", "nowhere": "no such file", ".": "not a regular file"} {
 		if code, stdout, stderr := lintRun(t, "", "--user-data", name); code != exitUsage || stdout != "" || !strings.Contains(stderr, want) || !strings.Contains(stderr, "AGENT-USAGE") {
@@ -365,67 +327,50 @@ func TestDoctorExplain(t *testing.T) {
 	}
 }
 
-// The daemon's own sampler is asked: a driver that answers, one that is broken, none.
+// The doctor uses the daemon's sampler: a driver that answers, a broken one, none.
 func TestAskGPUs(t *testing.T) {
-	machine := func(script string) string {
-		t.Helper()
-		root := t.TempDir()
-		for path, text := range map[string]string{"dev/nvidiactl": "", "usr/bin/nvidia-smi": script} {
-			at := filepath.Join(root, path)
-			must.OK(t, os.MkdirAll(filepath.Dir(at), 0o755))
-			if text == "" && path != "dev/nvidiactl" {
-				continue
-			}
-			must.OK(t, os.WriteFile(at, []byte(text), 0o755))
+	const smi = "usr/bin/nvidia-smi"
+	for _, tt := range []struct {
+		files   map[string]string
+		devices []string
+		trouble string
+	}{
+		{map[string]string{smi: "echo '0, 550.90.07, 37, 81, 12, 1874, 23034, NVIDIA L4'\nexec sleep 60\n"}, []string{"NVIDIA L4"}, ""}, // as driver 550
+		{map[string]string{smi: "echo 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n"}, nil, "mismatch"},
+		{nil, nil, "nvidia-smi is not there"},
+	} {
+		root := tree(t, map[string]string{"dev/nvidiactl": ""})
+		for name, script := range tt.files {
+			plant(t, root, map[string]string{name: "#!/bin/sh\n" + script})
+			must.OK(t, os.Chmod(filepath.Join(root, name), 0o755))
 		}
-		return root
-	}
-	// As driver 550 prints it, and then stays.
-	const row = "0, 550.90.07, 37, 81, 12, 1874, 23034, NVIDIA L4"
-	v, err := askGPUs(t.Context(), machine("#!/bin/sh\necho '"+row+"'\nexec sleep 60\n"))
-	if err != nil || !slices.Equal(v.Devices, []string{"NVIDIA L4"}) || v.Driver != "550.90.07" || v.Trouble != "" {
-		t.Errorf("%+v, %v", v, err)
-	}
-	v, err = askGPUs(t.Context(), machine("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n"))
-	if err != nil || !strings.Contains(v.Trouble, "mismatch") {
-		t.Errorf("%+v, %v", v, err)
-	}
-	v, err = askGPUs(t.Context(), machine(""))
-	if err != nil || !strings.Contains(v.Trouble, "nvidia-smi is not there") {
-		t.Errorf("%+v, %v", v, err)
+		v, err := askGPUs(t.Context(), root)
+		if err != nil || !slices.Equal(v.Devices, tt.devices) || !strings.Contains(v.Trouble, tt.trouble) || len(tt.devices) > 0 && (v.Driver != "550.90.07" || v.Trouble != "") {
+			t.Errorf("%+v, %v", v, err)
+		}
 	}
 }
 
-// What the daemon says of itself becomes a list of what is wrong.
+// The daemon's own reports become a list of problems.
 func TestAskDaemonForDoctor(t *testing.T) {
-	root := t.TempDir()
-	g := globalsOf((&testEnv{}).env())
-	g.settings.Root = root
-	c := g.daemon()
-	c.Patience = 0
-	if _, err := askDaemonForDoctor(t.Context(), c); !errors.Is(err, doctor.ErrNoDaemon) {
-		t.Errorf("nobody listens: %v", err)
+	drift := daemon.DriftView{Values: []bootstrap.Difference{{Path: "/a", Key: "db.type", Old: "mapdb", New: "mongodb"}}, Omitted: 2}
+	d := newFakeDaemon(t)
+	d.status = daemon.View{
+		Version: "1.2.3", Activity: "beating", Trouble: "MongoDB does not answer", RestartPending: true, Drift: &drift,
+		Warnings:  []bootstrap.Finding{{ID: "AMS-ADDRESS", Text: "no address"}},
+		Lifecycle: &lifecycle.View{Trouble: map[string]string{"hook": "denied", "cloud": "silent"}, LaunchHooks: "none"},
 	}
-	must.OK(t, os.MkdirAll(filepath.Dir(root+controlSocket), 0o755))
-	l, err := net.Listen("unix", root+controlSocket)
-	must.OK(t, err)
-	srv := &http.Server{ReadHeaderTimeout: time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(daemon.View{
-			Version: "1.2.3", Activity: "beating", Trouble: "MongoDB does not answer", RestartPending: true,
-			Drift:     &daemon.DriftView{Values: []bootstrap.Difference{{Path: "/a", Key: "db.type", Old: "mapdb", New: "mongodb"}}, Omitted: 2},
-			Warnings:  []bootstrap.Finding{{ID: "AMS-ADDRESS", Text: "no address"}},
-			Lifecycle: &lifecycle.View{Trouble: map[string]string{"hook": "denied", "cloud": "silent"}, LaunchHooks: "none"},
-		})
-	})}
-	go func() { _ = srv.Serve(l) }()
-	t.Cleanup(func() { _ = srv.Close() })
+	c := d.impatient(globalsOf((&testEnv{}).env()))
 	v, err := askDaemonForDoctor(t.Context(), c)
 	want := doctor.DaemonView{Version: "1.2.3", Activity: "beating", Trouble: []string{
 		"MongoDB does not answer", "cloud: silent", "hook: denied",
-		"Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint + "; /a: db.type is mapdb and is to be mongodb; and 2 values more", "AMS-ADDRESS: no address",
+		"Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint + "; " + strings.Join(driftLines(&drift), "; "), "AMS-ADDRESS: no address",
 	}, LaunchHooks: "none"}
-	if d := cmp.Diff(want, v); d != "" || err != nil {
-		t.Errorf("%v\n%s", err, d)
+	if diff := cmp.Diff(want, v); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	d.kill()
+	if _, err := askDaemonForDoctor(t.Context(), c); !errors.Is(err, doctor.ErrNoDaemon) {
+		t.Errorf("without a daemon: %v", err)
 	}
 }

@@ -93,12 +93,9 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 		}
 		q.Since = now.Add(-opts.since)
 	}
-	var rows []cluster.Node
-	var err error
-	if len(args) > 0 || !g.out.IsJSON() { // JSON has ids alone
-		if rows, err = c.Nodes(ctx); err != nil {
-			return cannot("read the history", err)
-		}
+	rows, err := c.Nodes(ctx)
+	if err != nil {
+		return cannot("read the history", err)
 	}
 	if len(args) > 0 {
 		q.Nodes = nodesNamed(rows, args[0])
@@ -141,7 +138,7 @@ func eventsText(w *output.Text, d eventsData, nodes []cluster.Node) {
 	w.Table(rows)
 }
 
-// eventText is why something happened, and its further facts.
+// eventText is the reason of an event and its details.
 func eventText(e cluster.PastEvent) string {
 	var parts []string
 	if e.Why != "" {

@@ -62,7 +62,7 @@ func newJoinCommand(g *globals) *cobra.Command {
 	fs.BoolVar(&opts.now, "now", false, "restart Ant Media Server although streams or viewers are on it: they are cut")
 	fs.DurationVar(&opts.tags, "wait-for-tags", 0, "wait this `DURATION` for MongoDB and the role to be known: a scaling group tags a machine after its start; exit 4 if the time is over")
 	fs.BoolVar(&opts.force, "force-address", false, "take the address although no interface of this machine has it, as behind NAT; it is kept with the address")
-	fs.BoolVar(&opts.replace, "replace", false, "take over the registry's row of this machine's id although another machine uses it")
+	fs.BoolVar(&opts.replace, "replace", false, "take over the registry's record of this machine's id although another machine uses it")
 	g.addSettings(cmd, append(machineSettings(), settings.KeyRole, settings.KeyGroup, settings.KeyDrainDeadline, settings.KeyHooks, settings.KeyRemoteIPValve, settings.KeyOnFailure)...)
 	annotate(cmd, annotationKeeps, "true")
 	return cmd
@@ -127,15 +127,29 @@ func runJoin(ctx context.Context, opts joinOptions, g *globals) error {
 	if err != nil && res.Outcome != bootstrap.OutcomePlanned {
 		return err
 	}
-	// A dry run shows its plan also where the join would be refused.
+	// A dry run shows its plan also if the join would be refused.
 	res.Refused = err != nil
-	if rerr := g.result("join", res, func(w *output.Text) { joinText(w, res, m.Service.Name(), src.Target) }); rerr != nil {
-		return rerr
-	}
-	return err
+	rerr := g.result("join", res, func(w *output.Text) { joinText(w, res, m.Service.Name(), src.Target) })
+	return cmp.Or(rerr, err)
 }
 
-// liveText says who would be cut; nothing where nobody is known.
+// planLine is the first line of a dry run.
+func planLine(w *output.Text, command, do string, files []bootstrap.FileResult, restart, refused bool, service string) {
+	n := bootstrap.CountChanged(files)
+	plan := "has nothing to " + do
+	switch {
+	case restart:
+		plan = fmt.Sprintf("would %s %s, with a restart of %s", do, output.Count(n, "file"), service)
+	case n > 0:
+		plan = fmt.Sprintf("would %s %s, with no restart", do, output.Count(n, "file"))
+	}
+	if refused {
+		command += " is refused; else it"
+	}
+	w.Line("%s; nothing was touched", w.Color.Bold("a "+command+" "+plan))
+}
+
+// liveText names the sessions that would be cut; "" if none are known.
 func liveText(l *bootstrap.Live) string {
 	if l == nil {
 		return ""
@@ -145,21 +159,13 @@ func liveText(l *bootstrap.Live) string {
 
 func joinText(w *output.Text, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
 	n := bootstrap.CountChanged(res.Files)
-	who := cmp.Or(res.Role, "node") + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname})
+	node := output.Printable(cmp.Or(res.Role, "node")) + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname})
+	isIn := func(word string) string {
+		return fmt.Sprintf("%s: %s is in the cluster as %s", w.Color.Green(word), node, res.Address.Addr)
+	}
 	switch res.Outcome {
 	case bootstrap.OutcomePlanned:
-		would, restart, nothing := "a join would write", "no restart", "nothing to write"
-		if res.Refused {
-			would, nothing = "a join is refused; else it would write", "a join is refused; nothing to write"
-		}
-		if res.RestartNeeded {
-			restart = "a restart of " + service
-		}
-		if n == 0 && !res.RestartNeeded {
-			w.Line("%s", w.Color.Bold(nothing))
-		} else {
-			w.Line("%s; nothing was touched", w.Color.Bold(fmt.Sprintf("%s %s, with %s", would, output.Count(n, "file"), restart)))
-		}
+		planLine(w, "join", "write", res.Files, res.RestartNeeded, res.Refused, service)
 	case bootstrap.OutcomeEdited:
 		w.Line("%s; nothing else was touched", w.Color.Green(output.Count(n, "file")+" edited"))
 	case bootstrap.OutcomeUnchanged:
@@ -167,15 +173,14 @@ func joinText(w *output.Text, res *bootstrap.JoinResult, service string, mongo c
 			w.Line("%s", w.Color.Green("nothing to do: the files are those of a cluster node already"))
 			break
 		}
-		w.Line("%s: %s is in the cluster as %s", w.Color.Green("nothing to do"), output.Printable(who), res.Address.Addr)
+		w.Line("%s", isIn("nothing to do"))
 	case bootstrap.OutcomeUpdated:
-		w.Line("%s: %s is in the cluster as %s; %s", w.Color.Green("updated"), output.Printable(who), res.Address.Addr, output.Printable(strings.Join(res.Changes, ", ")))
+		w.Line("%s; %s", isIn("updated"), output.Printable(strings.Join(res.Changes, ", ")))
 	case bootstrap.OutcomeJoined, bootstrap.OutcomeLeft:
-		w.Line("%s: %s is in the cluster as %s", w.Color.Green("joined"), output.Printable(who), res.Address.Addr)
+		w.Line("%s", isIn("joined"))
 	}
 	evidence, address := "", ""
 	if ev := res.Evidence; ev != nil {
-		// As it was when it was seen: a join watches the server for a moment longer.
 		evidence = fmt.Sprintf("Ant Media Server's own document %s, written %s", ev.ID, output.Ago(ev.Seen, ev.Updated))
 		if ev.After > 0 {
 			evidence += fmt.Sprintf(", seen %s after its start", output.Rounded(ev.After))
@@ -213,7 +218,7 @@ func joinText(w *output.Text, res *bootstrap.JoinResult, service string, mongo c
 	w.Table(rows)
 }
 
-// afterJoin promises a drain only if an agent runs.
+// afterJoin mentions a drain only if an agent runs.
 func afterJoin(warnings []bootstrap.Finding) string {
 	next := "amsagent nodes lists the cluster"
 	if slices.ContainsFunc(warnings, func(f bootstrap.Finding) bool { return f.ID == bootstrap.IDDaemon }) {
@@ -222,7 +227,7 @@ func afterJoin(warnings []bootstrap.Finding) string {
 	return next + "; amsagent drain takes this node out of it without cutting a stream"
 }
 
-// daemonText says what became of the daemon; nothing where it is as it was.
+// daemonText is what a join or a leave does to the daemon; "" for nothing.
 func daemonText(o bootstrap.DaemonOutcome, dryRun bool) string {
 	text := map[bootstrap.DaemonOutcome]string{
 		bootstrap.DaemonEnabled:  "started, and enabled for every boot",
@@ -234,7 +239,7 @@ func daemonText(o bootstrap.DaemonOutcome, dryRun bool) string {
 	return text
 }
 
-// isAlone reports that no daemon runs on this machine.
+// isAlone reports whether no daemon runs on this machine.
 func isAlone(ctx context.Context, c *daemon.Client) bool {
 	c.Patience = 0
 	_, err := c.Status(ctx)

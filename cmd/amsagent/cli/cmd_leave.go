@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +46,7 @@ func newLeaveCommand(g *globals) *cobra.Command {
 	fs := cmd.Flags()
 	fs.BoolVar(&opts.now, "now", false, "leave although streams or viewers are on this node: they are cut")
 	fs.BoolVar(&opts.dryRun, "dry-run", false, "print the plan with its diffs and touch nothing")
-	fs.BoolVar(&opts.offline, "offline", false, "give the files back and touch nothing else: no MongoDB, no service, no cloud")
+	fs.BoolVar(&opts.offline, "offline", false, "restore the files and touch nothing else: no MongoDB, no service, no cloud")
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
 	return cmd
@@ -82,77 +83,60 @@ func runLeave(ctx context.Context, opts leaveOptions, g *globals) error {
 	if err != nil && res.Outcome != bootstrap.OutcomePlanned {
 		return err
 	}
-	// A dry run shows its plan also where the leave would be refused.
+	// A dry run shows its plan also if the leave would be refused.
 	res.Refused = err != nil
-	if rerr := g.result("leave", res, func(w *output.Text) { leaveText(w, res, opts.dryRun, m.Service.Name()) }); rerr != nil {
-		return rerr
-	}
-	return err
+	rerr := g.result("leave", res, func(w *output.Text) { leaveText(w, res, opts.dryRun, m.Service.Name()) })
+	return cmp.Or(rerr, err)
 }
 
-// restoredText says how the files were given back.
+// restoredText describes how the files were restored.
 func restoredText(res *bootstrap.LeaveResult) string {
-	n := bootstrap.CountChanged(res.Files)
-	if n == 0 {
-		return ""
-	}
-	if res.Exact {
-		return output.Count(n, "file") + " given back, byte for byte as join found them"
-	}
-	exact := 0
-	var keys, standalone []string
+	files := map[bootstrap.Restored][]string{}
 	for _, f := range res.Files {
-		switch {
-		case !f.Changed:
-		case f.Restored == bootstrap.RestoredKeys:
-			keys = append(keys, output.Printable(f.Path))
-		case f.Restored == bootstrap.RestoredStandalone:
-			standalone = append(standalone, output.Printable(f.Path))
-		default:
-			exact++
+		if f.Changed {
+			files[f.Restored] = append(files[f.Restored], output.Printable(f.Path))
 		}
 	}
 	var parts []string
-	if exact > 0 {
-		parts = append(parts, output.Count(exact, "file")+" given back as join found them")
+	if n := bootstrap.CountChanged(res.Files) - len(files[bootstrap.RestoredKeys]) - len(files[bootstrap.RestoredStandalone]); n > 0 {
+		how := "restored"
+		if res.Exact {
+			how += " byte for byte"
+		}
+		parts = append(parts, fmt.Sprintf("%s %s as join found them", output.Count(n, "file"), how))
 	}
-	if len(keys) > 0 {
-		parts = append(parts, fmt.Sprintf("%s saved since the join, by the server or by an operator: what join had set was taken back and the rest kept: %s",
-			output.Count(len(keys), "file"), strings.Join(keys, ", ")))
-	}
-	if len(standalone) > 0 {
-		parts = append(parts, fmt.Sprintf("%s made standalone: %s", output.Count(len(standalone), "file"), strings.Join(standalone, ", ")))
+	for _, other := range []struct {
+		how  bootstrap.Restored
+		text string
+	}{
+		{bootstrap.RestoredKeys, "saved since the join, by the server or by an operator: the keys that join had set were restored, the rest is kept"},
+		{bootstrap.RestoredStandalone, "made standalone"},
+	} {
+		if paths := files[other.how]; len(paths) > 0 {
+			parts = append(parts, fmt.Sprintf("%s %s: %s", output.Count(len(paths), "file"), other.text, strings.Join(paths, ", ")))
+		}
 	}
 	return strings.Join(parts, "; ")
 }
 
 func leaveText(w *output.Text, res *bootstrap.LeaveResult, dryRun bool, service string) {
-	n := bootstrap.CountChanged(res.Files)
 	switch res.Outcome {
 	case bootstrap.OutcomeUnchanged:
 		w.Line("%s: %s", w.Color.Green("nothing to do"), bootstrap.ErrNotMember)
 		w.Fields("daemon", daemonText(res.Daemon, dryRun))
 		return
 	case bootstrap.OutcomePlanned:
-		would, restart := "leaving would give back", "no restart"
-		if res.Refused {
-			would = "a leave is refused; else it would give back"
-		}
-		if res.RestartNeeded {
-			restart = "a restart of " + service
-		}
-		w.Line("%s; nothing was touched", w.Color.Bold(fmt.Sprintf("%s %s, with %s", would, output.Count(n, "file"), restart)))
+		planLine(w, "leave", "restore", res.Files, res.RestartNeeded, res.Refused, service)
 		w.Fields("daemon", daemonText(res.Daemon, dryRun), "sessions", liveText(res.Live))
 		writeFiles(w, res.Files)
 		return
 	case bootstrap.OutcomeLeft, bootstrap.OutcomeJoined, bootstrap.OutcomeEdited:
 	}
 	w.Line("%s: this machine is standalone", w.Color.Green("left"))
-	removed := ""
+	removed, server := "", ""
 	if len(res.Deregistered) > 0 {
 		removed = fmt.Sprintf("%s of Ant Media Server removed from the cluster's list", output.Count(len(res.Deregistered), "document"))
 	}
-	server := ""
 	if res.Stopped {
 		server = "Ant Media Server does not run; start it: " + ams.StartCommand(service)
 	}

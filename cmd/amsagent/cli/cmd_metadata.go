@@ -4,8 +4,8 @@
 package cli
 
 import (
+	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -44,7 +44,7 @@ type metadataData struct {
 func runMetadata(ctx context.Context, g *globals) error {
 	m, err := g.ask(ctx, g.question())
 	if err != nil {
-		return cannot("tell what this machine is", err)
+		return cannot("identify this machine", err)
 	}
 	data := metadataData{Instance: m.Instance, Detection: m.Detection}
 	return g.result("metadata", data, func(w *output.Text) { metadataText(w, data) })
@@ -52,27 +52,17 @@ func runMetadata(ctx context.Context, g *globals) error {
 
 func metadataText(w *output.Text, data metadataData) {
 	inst := data.Instance
-	w.Line("%s", output.Printable(metadataVerdict(data)))
-	w.Blank()
-	address := ""
-	if inst.Address.IsValid() {
-		address = inst.Address.String()
-		if inst.AddressSource != "" {
-			address += " (" + inst.AddressSource + ")"
+	w.Line("%s\n", output.Printable(metadataHeadline(data)))
+	with := func(text, source string) string {
+		if text == "" || source == "" {
+			return text
 		}
-	}
-	provider := inst.Provider
-	if because := data.Detection.Because; because != "" {
-		provider += " (" + because + ")"
-	}
-	id := inst.ID
-	if inst.IDSource != "" {
-		id += " (" + inst.IDSource + ")"
+		return text + " (" + source + ")"
 	}
 	w.Fields(
-		"provider", provider,
-		"id", id,
-		"address", address,
+		"provider", with(inst.Provider, data.Detection.Because),
+		"id", with(inst.ID, inst.IDSource),
+		"address", with(addrText(inst.Address), inst.AddressSource),
 		"public address", addrText(inst.PublicAddress),
 		"ipv6", addrText(inst.IPv6),
 		"hostname", inst.Hostname,
@@ -85,9 +75,9 @@ func metadataText(w *output.Text, data metadataData) {
 		"not readable", strings.Join(inst.Missing, ", "),
 	)
 
+	w.Heading("TAGS")
 	switch {
 	case len(inst.Tags) > 0:
-		w.Heading("TAGS")
 		var rows [][]string
 		red := inst.Tags.Redacted()
 		for _, k := range slices.Sorted(maps.Keys(red)) {
@@ -95,10 +85,8 @@ func metadataText(w *output.Text, data metadataData) {
 		}
 		w.Table(rows)
 	case inst.TagsKnown:
-		w.Heading("TAGS")
 		w.Line("  none")
 	default:
-		w.Heading("TAGS")
 		w.Line("  not known: %s", output.OneLine(inst.TagsHint))
 	}
 
@@ -108,8 +96,7 @@ func metadataText(w *output.Text, data metadataData) {
 			w.Line("  %s", output.OneLine(n))
 		}
 	}
-	w.Blank()
-	w.Line("which settings come from this: %s", w.Color.Bold("amsagent config"))
+	w.Line("\nwhich settings come from this: %s", w.Color.Bold("amsagent config"))
 }
 
 func addrText(a netip.Addr) string {
@@ -119,29 +106,21 @@ func addrText(a netip.Addr) string {
 	return a.String()
 }
 
-// metadataVerdict is the first line: what this machine is, in one sentence.
-func metadataVerdict(data metadataData) string {
+// metadataHeadline describes the machine in one sentence.
+func metadataHeadline(data metadataData) string {
 	inst, d := data.Instance, data.Detection
-	name := map[string]string{
+	cloud := map[string]string{
 		metadata.AWS: "AWS", metadata.Azure: "Azure", metadata.Alibaba: "Alibaba Cloud", metadata.GCP: "Google Cloud",
 	}[d.Provider]
-	var what string
-	switch {
-	case name != "":
-		what = "an instance in " + name
-	case d.Platform != "":
-		what = "an instance in " + d.Platform
-	default:
-		what = "a machine in no cloud that we know"
+	text := "this is " + inst.ID + ", a machine in no known cloud"
+	if cloud = cmp.Or(cloud, d.Platform); cloud != "" {
+		text = "this is " + inst.ID + ", an instance in " + cloud
 	}
-	verdict := fmt.Sprintf("this is %s, %s", inst.ID, what)
 	if inst.Type != "" {
-		verdict += ", " + inst.Type
+		text += ", " + inst.Type
 	}
-	if place := inst.Zone; place != "" {
-		verdict += ", in " + place
-	} else if inst.Region != "" {
-		verdict += ", in " + inst.Region
+	if place := cmp.Or(inst.Zone, inst.Region); place != "" {
+		text += ", in " + place
 	}
-	return verdict
+	return text
 }

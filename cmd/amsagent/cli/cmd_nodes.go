@@ -33,11 +33,9 @@ type nodesOptions struct {
 func newNodesCommand(g *globals) *cobra.Command {
 	var opts nodesOptions
 	cmd := &cobra.Command{
-		Use: "nodes [flags]",
-		// For prune.
-		SuggestionsMinimumDistance: 2,
-
-		Short: "show each node of the cluster: its state, health, load, sessions",
+		Use:                        "nodes [flags]",
+		SuggestionsMinimumDistance: 2, // for prune
+		Short:                      "show each node of the cluster: its state, health, load, sessions",
 		Long: "Health combines two signals of a node: the heartbeats that its agent writes\n" +
 			"into the registry, and the list that Ant Media Servers (AMS) write themselves.\n\n" +
 			"  healthy      both signals are fresh\n" +
@@ -74,7 +72,7 @@ func newNodesCommand(g *globals) *cobra.Command {
 	fs.StringVar(&opts.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
 	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
 	fs.BoolVar(&opts.all, "all", false, "show nodes that have left, too")
-	fs.BoolVar(&opts.watch, "watch", false, "go on looking: print again on a terminal, elsewhere print a line for each change")
+	fs.BoolVar(&opts.watch, "watch", false, "repeat: print again on a terminal, elsewhere print a line for each change")
 	fs.DurationVar(&opts.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest heartbeat interval, 500ms to 1s)")
 	completes(cmd, "state", states)
 	completes(cmd, "sort", sortKeys)
@@ -86,10 +84,9 @@ func newNodesCommand(g *globals) *cobra.Command {
 
 func (o *nodesOptions) check() error {
 	for _, s := range o.states {
-		if cluster.State(s).Valid() {
-			continue
+		if !cluster.State(s).Valid() {
+			return usageError(nil, "--state: %q is not one of %s", s, strings.Join(states(), ", "))
 		}
-		return usageError(nil, "--state: %q is not one of %s", s, strings.Join(states(), ", "))
 	}
 	if key := strings.TrimPrefix(o.sort, "-"); !slices.Contains(sortKeys(), key) {
 		return usageError([]string{"for another order sort the members of -o json"}, "--sort: %q is not one of %s", o.sort, strings.Join(sortKeys(), ", "))
@@ -113,13 +110,12 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
 	}
+	do := showNodes
+	if opts.watch {
+		do = watchNodes
+	}
 	log := slog.New(slog.DiscardHandler) // the result has failures and bad records
-	return g.inCluster(ctx, "amsagent nodes", log, func(c *cluster.Client) error {
-		if opts.watch {
-			return watchNodes(ctx, opts, g, c)
-		}
-		return showNodes(ctx, opts, g, c)
-	})
+	return g.inCluster(ctx, "amsagent nodes", log, func(c *cluster.Client) error { return do(ctx, opts, g, c) })
 }
 
 func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
@@ -147,7 +143,7 @@ func (g *globals) inCluster(ctx context.Context, app string, log *slog.Logger, d
 	return do(c)
 }
 
-// viewNodes makes of a look what is shown of it.
+// viewNodes returns the part of a look that the options select.
 func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) nodesData {
 	data := nodesData{ServerTime: l.ServerTime, Members: []nodeView{}}
 	for _, r := range l.Bad {
@@ -180,31 +176,24 @@ func tableStyleOf(g *globals) tableStyle {
 func nodesText(w *output.Text, data nodesData, t tableStyle) {
 	w.Line("%s", headline(data, t.color))
 	if len(data.Members) > 0 {
-		w.Blank()
-		for _, line := range nodeTable(data.Members, t) {
-			w.Line("%s", line)
-		}
+		w.Line("\n%s", strings.Join(nodeTable(data.Members, t), "\n"))
 	}
-	after := afterword(data)
-	if len(after) > 0 {
-		w.Blank()
-	}
-	for _, line := range after {
-		w.Line("%s", line)
+	if after := afterword(data); len(after) > 0 {
+		w.Line("\n%s", strings.Join(after, "\n"))
 	}
 }
 
 func headline(data nodesData, p output.Palette) string {
-	if len(data.Members) == 0 {
-		if data.LeftHidden > 0 {
-			return "no nodes"
-		}
-		return "no nodes: nothing is registered, or nothing matches"
+	switch {
+	case len(data.Members) > 0:
+		return data.Summary.line(p)
+	case data.LeftHidden > 0:
+		return "no nodes"
 	}
-	return data.Summary.line(p)
+	return "no nodes: nothing is registered, or nothing matches"
 }
 
-// longGone is when a dead node's row is no news any more.
+// longGone is the age from which a dead node's record may be removed.
 const longGone = 10 * time.Minute
 
 func afterword(data nodesData) []string {
@@ -213,38 +202,38 @@ func afterword(data nodesData) []string {
 		lines = append(lines, output.Printable("the record of "+r.ID+" cannot be read: "+r.Why))
 	}
 	if data.LeftHidden > 0 {
-		lines = append(lines, fmt.Sprintf("%d left; --all shows %s", data.LeftHidden, map[bool]string{true: "it", false: "them"}[data.LeftHidden == 1]))
+		lines = append(lines, fmt.Sprintf("%d left: shown with --all", data.LeftHidden))
 	}
-	if i := slices.IndexFunc(data.Members, func(v nodeView) bool { return v.Health == cluster.NotServing }); i >= 0 {
-		line := fmt.Sprintf("%d do not serve viewers; -o json says why", data.Summary.Health[cluster.NotServing])
-		if v := data.Members[i]; data.Summary.Health[cluster.NotServing] == 1 {
-			line = v.Address() + " does not serve viewers: " + v.whyNotServing()
-		}
-		lines = append(lines, output.Printable(line))
+	notServing, old := data.Summary.Health[cluster.NotServing], 0
+	if notServing > 1 {
+		lines = append(lines, fmt.Sprintf("%d do not serve viewers: -o json has the reasons", notServing))
 	}
 	for _, v := range data.Members {
-		if v.Node != nil && v.State() == cluster.StateDraining {
+		if v.Health == cluster.NotServing && notServing == 1 {
+			lines = append(lines, output.Printable(v.Address()+" does not serve viewers: "+v.whyNotServing()))
+		}
+		if v.State() == cluster.StateDraining {
 			if text := balancersText(*v.Node, data.ServerTime); text != "" {
 				lines = append(lines, output.Printable(v.Address())+" drains: "+text)
 			}
 		}
-	}
-	if data.Summary.Health[cluster.Unknown] > 0 {
-		lines = append(lines, "no node is heard: MongoDB takes no writes, or was away until now; --watch shows who comes back")
-	}
-	old := 0
-	for _, v := range data.Members {
 		if v.Health == cluster.Gone && time.Duration(v.Agent.Age) > longGone {
 			old++
 		}
 	}
+	if data.Summary.Health[cluster.Unknown] > 0 {
+		lines = append(lines, allSilent+"; --watch shows which come back")
+	}
 	if old > 0 {
-		lines = append(lines, fmt.Sprintf("%d gone for more than %s; amsagent nodes prune tells what can be removed", old, output.Roughly(longGone)))
+		lines = append(lines, fmt.Sprintf("%d gone for more than %s: amsagent nodes prune lists the records to remove", old, output.Roughly(longGone)))
 	}
 	return lines
 }
 
-// The poll of --watch where nobody says another.
+// allSilent describes [cluster.Unknown].
+const allSilent = "no node has a fresh heartbeat: MongoDB accepts no writes, or was away until now"
+
+// Bounds of the poll of --watch without --interval.
 const (
 	pollLeast = 500 * time.Millisecond
 	pollMost  = time.Second
@@ -258,13 +247,10 @@ type watcher struct {
 	// terminal prints the table again with each look; elsewhere each change is a line.
 	terminal bool
 
-	data nodesData
-	// seen is when data was read; zero before that.
-	seen time.Time
-	// every is the time between two looks.
-	every time.Duration
-	// failed is why the last look failed.
-	failed error
+	data   nodesData
+	seen   time.Time     // when data was read; zero before that
+	every  time.Duration // between two looks
+	failed error         // of the last look
 	known  map[string]nodeView
 }
 
@@ -276,8 +262,7 @@ func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) er
 		l, err := c.Look(look)
 		cancel()
 		if ctx.Err() != nil {
-			// A signal is its only end: nothing went wrong, and there is nothing to say.
-			return &quietError{exitInterrupted}
+			return &quietError{exitInterrupted} // a signal is the usual end
 		}
 		if err := w.take(l, err); err != nil {
 			return err
@@ -288,30 +273,28 @@ func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) er
 
 // take shows what a look found, or that it failed.
 func (w *watcher) take(l cluster.Look, failed error) error {
-	first := w.seen.IsZero()
-	if failed != nil {
+	before := w.failed
+	w.failed = failed
+	switch {
+	case failed != nil && w.seen.IsZero():
+		return cannot("look at the cluster", failed)
+	case failed != nil:
 		w.o.Failed()
-		if first {
-			return cannot("look at the cluster", failed)
+		if !w.terminal && (before == nil || cluster.KindOf(before) != cluster.KindOf(failed)) {
+			w.g.out.Log().Warn("MongoDB is away", "last_look", output.Ago(time.Now(), w.seen), "error", failed)
 		}
-		if !w.terminal && (w.failed == nil || cluster.KindOf(w.failed) != cluster.KindOf(failed)) {
-			w.g.out.Log().Warn("MongoDB is away; going on", "last_look", output.Ago(time.Now(), w.seen), "error", failed)
-		}
-		w.failed = failed
-	} else {
-		if w.failed != nil && !w.terminal {
+	default:
+		if before != nil && !w.terminal {
 			w.g.out.Log().Info("MongoDB is back", "after", output.Rounded(time.Since(w.seen)))
 		}
-		w.failed = nil
-		w.data = viewNodes(w.opts, l, w.o.Observe(l))
-		w.seen = l.At
+		w.data, w.seen = viewNodes(w.opts, l, w.o.Observe(l)), l.At
 		w.every = cmp.Or(w.opts.interval, pollFor(w.data.Members))
 	}
 	switch {
 	case w.terminal:
 		return w.show()
-	case w.failed == nil:
-		return w.changes(first)
+	case failed == nil:
+		return w.changes()
 	}
 	return nil
 }
@@ -341,7 +324,7 @@ func (w *watcher) show() error {
 		}
 		text.Line("%s", t.color.Red(output.Printable(what)+"; this is from "+output.Roughly(time.Since(w.seen))+" ago"))
 	}
-	// Six lines are not of the table's rows: the time, the summary, a blank one, the header, the count of what is cut, the cursor's.
+	// Six lines are no rows: the time, the summary, a blank one, the header, the count of what is cut, the cursor's.
 	if t.height > 0 && len(w.data.Members) > t.height-6 {
 		slices.SortStableFunc(w.data.Members, func(a, b nodeView) int { return cmp.Compare(a.rank(), b.rank()) })
 	}
@@ -366,11 +349,11 @@ type nodeChange struct {
 	Node         nodeView       `json:"member"`
 }
 
-// changes prints one line for each node whose verdict or state is not what it was; at first for all.
-func (w *watcher) changes(first bool) error {
-	now := w.g.env.Now()
+// changes prints one line for each node whose health or state changed; the first time for all.
+func (w *watcher) changes() error {
+	first := w.known == nil
 	if first && !w.g.out.IsJSON() {
-		if err := w.print(now, headline(w.data, output.Palette{})); err != nil {
+		if err := w.print(headline(w.data, output.Palette{})); err != nil {
 			return err
 		}
 	}
@@ -390,13 +373,13 @@ func (w *watcher) changes(first bool) error {
 		default:
 			continue
 		}
-		if err := w.tell(now, change, before, v); err != nil {
+		if err := w.printChange(change, before, v); err != nil {
 			return err
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(w.known)) {
 		if _, still := known[key]; !still {
-			if err := w.tell(now, "removed", w.known[key], w.known[key]); err != nil {
+			if err := w.printChange("removed", w.known[key], w.known[key]); err != nil {
 				return err
 			}
 		}
@@ -405,9 +388,9 @@ func (w *watcher) changes(first bool) error {
 	return nil
 }
 
-func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
+func (w *watcher) printChange(change string, before, v nodeView) error {
 	if w.g.out.IsJSON() {
-		c := nodeChange{SchemaVersion: output.SchemaVersion, Kind: "node", At: now, Change: change, Node: v}
+		c := nodeChange{SchemaVersion: output.SchemaVersion, Kind: "node", At: w.g.env.Now(), Change: change, Node: v}
 		if change == "changed" {
 			c.HealthBefore, c.StateBefore = before.Health, before.State()
 		}
@@ -418,28 +401,28 @@ func (w *watcher) tell(now time.Time, change string, before, v nodeView) error {
 		return w.g.out.Print(w.g.out.RedactJSON(b))
 	}
 	words := []string{nodeText(v.Node), output.Dash(v.Address())}
-	state, verdict := output.Dash(string(v.State())), string(v.Health)
+	state, health := output.Dash(string(v.State())), string(v.Health)
 	switch change {
 	case "changed":
 		if before.State() != v.State() {
 			words = append(words, output.Dash(string(before.State()))+" -> "+state)
 		}
 		if before.Health != v.Health {
-			words = append(words, string(before.Health)+" -> "+verdict)
+			words = append(words, string(before.Health)+" -> "+health)
 		}
 	case "removed":
-		return w.print(now, output.Printable(strings.Join(append(words, verdict+" -> removed"), " ")))
+		words = append(words, health+" -> removed")
 	case "new":
-		words = append(words, state, verdict, "(new)")
+		words = append(words, state, health, "(new)")
 	default:
-		words = append(words, state, verdict)
+		words = append(words, state, health)
 	}
 	if why := v.whyNotServing(); why != "" {
 		words = append(words, "("+why+")")
 	}
-	return w.print(now, output.Printable(strings.Join(words, " ")))
+	return w.print(output.Printable(strings.Join(words, " ")))
 }
 
-func (w *watcher) print(now time.Time, line string) error {
-	return w.g.out.Print([]byte(w.g.out.Redact(now.Format(time.TimeOnly)+" "+line) + "\n"))
+func (w *watcher) print(line string) error {
+	return w.g.out.Print([]byte(w.g.out.Redact(w.g.env.Now().Format(time.TimeOnly)+" "+line) + "\n"))
 }

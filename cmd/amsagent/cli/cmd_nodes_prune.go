@@ -4,9 +4,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strconv"
@@ -36,8 +38,8 @@ func newNodesPruneCommand(g *globals) *cobra.Command {
 		Long: "A record is removed if the agent has been silent for --older-than, Ant Media\n" +
 			"Server's own document is missing or as old, no program listens on the server's\n" +
 			"port, and none of that changed between two readings some seconds apart. The\n" +
-			"documents of that address are removed with it. What is written in the meantime\n" +
-			"stays.\n\n" +
+			"documents of that address are removed with it. A record or document that is\n" +
+			"written in the meantime stays.\n\n" +
 			"Without --yes nothing is removed.",
 		Example: "  amsagent nodes prune\n" +
 			"  amsagent nodes prune --older-than 1h --yes\n" +
@@ -48,18 +50,18 @@ func newNodesPruneCommand(g *globals) *cobra.Command {
 	fs := cmd.Flags()
 	fs.DurationVar(&opts.olderThan, "older-than", 10*time.Minute, "only what has been silent for this `DURATION`")
 	fs.Lookup("older-than").DefValue = "10m" // not Go's 10m0s
-	fs.BoolVar(&opts.yes, "yes", false, "do it; without it, what would be removed is printed and nothing is")
-	fs.BoolVar(&opts.left, "left", false, "remove the rows of nodes that have left, too")
-	fs.BoolVar(&opts.amsOnly, "ams-only", false, "remove what only Ant Media Server's own list has, without a row, too")
-	fs.BoolVar(&opts.noProbe, "no-probe", false, "do not try whether anybody listens on a node's port, and keep it where somebody does")
+	fs.BoolVar(&opts.yes, "yes", false, "remove them; without it they are only listed")
+	fs.BoolVar(&opts.left, "left", false, "remove the records of nodes that have left, too")
+	fs.BoolVar(&opts.amsOnly, "ams-only", false, "remove documents of Ant Media Server without a record, too")
+	fs.BoolVar(&opts.noProbe, "no-probe", false, "remove nodes without trying whether a program listens on their ports")
 	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }
 
 const (
-	// pruneLeast is AMS's own limit: who is silent for less may be busy.
-	pruneLeast = 20 * time.Second
-	// pruneWait is longer than AMS's period: whoever lives writes between two looks.
+	// minPruneAge is Ant Media Server's own limit: a busy server is silent for less.
+	minPruneAge = 20 * time.Second
+	// pruneWait is longer than the period of a server's writes: a live one writes between two looks.
 	pruneWait = 6 * time.Second
 )
 
@@ -93,20 +95,17 @@ type pruneItem struct {
 	Documents []string `json:"documents"`
 
 	member  cluster.Member
-	listens bool // somebody does on its port
+	listens bool // a program does on its port
 }
 
 func runNodesPrune(ctx context.Context, opts pruneOptions, g *globals) error {
-	if opts.olderThan < pruneLeast {
-		return usageError(nil, "--older-than: %s is less than %s, for which a server that lives may be silent", opts.olderThan, settings.ShortDuration(pruneLeast))
+	if opts.olderThan < minPruneAge {
+		return usageError(nil, "--older-than: %s is less than %s, for which a live server may be silent", opts.olderThan, settings.ShortDuration(minPruneAge))
 	}
 	return g.inCluster(ctx, "amsagent nodes prune", g.out.Log(), func(c *cluster.Client) error { return prune(ctx, opts, g, c) })
 }
 
 func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
-	fail := func(err error) error {
-		return &userError{Msg: "cannot look at the cluster", Cause: err, State: "nothing was removed"}
-	}
 	var o cluster.Observer
 	var members []cluster.Member
 	data := pruneData{DryRun: !opts.yes, OlderThan: seconds.Duration(opts.olderThan)}
@@ -117,7 +116,7 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 		}
 		members = o.Observe(l)
 		if slices.ContainsFunc(members, func(m cluster.Member) bool { return m.Health == cluster.Unknown }) {
-			return errors.New("no node is heard: MongoDB takes no writes, or was away until now; run it again once a node is heard")
+			return errors.New(allSilent + "; run it again once a node has one")
 		}
 		data.judge(opts, members)
 		return nil
@@ -125,13 +124,11 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	err := look()
 	if err == nil && len(data.Remove) > 0 {
 		g.out.Progress(fmt.Sprintf("%s silent; looking again in %s, in case one of them writes", output.Count(len(data.Remove), "machine"), output.Rounded(pruneWait)))
-		if !sleep.For(ctx, pruneWait) {
-			return fail(ctx.Err())
-		}
-		err = look()
+		sleep.For(ctx, pruneWait)
+		err = cmp.Or(ctx.Err(), look())
 	}
 	if err != nil {
-		return fail(err)
+		return &userError{Msg: "cannot look at the cluster", Cause: err, State: "nothing was removed"}
 	}
 	if !opts.noProbe {
 		data.probe(ctx, members)
@@ -139,13 +136,10 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	if opts.yes {
 		err = data.remove(ctx, g, c)
 	}
-	if rerr := g.result("prune", data, func(w *output.Text) { pruneText(w, data) }); rerr != nil {
-		return errors.Join(err, rerr)
-	}
-	return err
+	return cmp.Or(err, g.result("prune", data, func(w *output.Text) { pruneText(w, data) }))
 }
 
-// judge decides about each member that is gone.
+// judge decides about each silent member.
 func (d *pruneData) judge(opts pruneOptions, members []cluster.Member) {
 	d.Remove, d.Kept = []pruneItem{}, []pruneItem{}
 	for _, m := range members {
@@ -168,32 +162,22 @@ func (d *pruneData) judge(opts pruneOptions, members []cluster.Member) {
 	}
 }
 
-// whyKept tells why a member that is gone stays; "" where it goes.
+// whyKept returns "" for a member that is removed.
 func whyKept(opts pruneOptions, m cluster.Member) string {
-	// Both limits again, and AMS's own: the verdict is in a hurry, this is not.
-	young := func(who string, h cluster.Signal) string {
-		if h.Known && time.Duration(h.Age) < opts.olderThan {
-			return fmt.Sprintf("%s silent for only %s", who, output.Roughly(h.Age))
-		}
-		return ""
-	}
+	young := func(h cluster.Signal) bool { return h.Known && time.Duration(h.Age) < opts.olderThan }
 	switch {
 	case m.Node == nil && !m.Server.Known:
 		return "Ant Media Server's document has no readable time"
 	case m.Node == nil && m.Address() == "":
 		return "Ant Media Server's document has no address"
 	case m.Node != nil && !m.Agent.Known:
-		return "the row does not tell when it was written"
-	}
-	if why := young("the agent is", m.Agent); why != "" {
-		return why
-	}
-	if why := young("Ant Media Server is", m.Server); why != "" {
-		return why
-	}
-	switch {
+		return "the record has no readable time"
+	case young(m.Agent):
+		return "the agent is silent for only " + output.Roughly(m.Agent.Age)
+	case young(m.Server):
+		return "Ant Media Server is silent for only " + output.Roughly(m.Server.Age)
 	case m.Node == nil && !opts.amsOnly:
-		return "has no row; --ams-only removes it"
+		return "has no record; --ams-only removes it"
 	case m.State() == cluster.StateLeft && !opts.left:
 		return "has left; --left removes it"
 	}
@@ -201,34 +185,35 @@ func whyKept(opts pruneOptions, m cluster.Member) string {
 }
 
 func whyGone(m cluster.Member) string {
-	var words []string
+	agent, left := "no agent", m.State() == cluster.StateLeft
 	switch {
-	case m.State() == cluster.StateLeft:
-		words = append(words, "left "+output.Roughly(m.Agent.Age)+" ago")
+	case left:
+		agent = "left " + output.Roughly(m.Agent.Age) + " ago"
 	case m.Node != nil:
-		words = append(words, "agent silent for "+output.Roughly(m.Agent.Age))
-	default:
-		words = append(words, "no agent")
+		agent = "agent silent for " + output.Roughly(m.Agent.Age)
 	}
 	switch {
 	case m.Server.Known:
-		words = append(words, "Ant Media Server for "+output.Roughly(m.Server.Age))
-	case m.State() != cluster.StateLeft:
-		words = append(words, "Ant Media Server has no document")
+		return agent + ", Ant Media Server for " + output.Roughly(m.Server.Age)
+	case left:
+		return agent
 	}
-	return strings.Join(words, ", ")
+	return agent + ", Ant Media Server has no document"
 }
 
-// probe keeps those on whose port somebody listens: a server under load may not come to write for minutes, and serves.
+const (
+	probeTime    = 500 * time.Millisecond
+	probesAtOnce = 128
+)
+
+// probe keeps the nodes on whose port a program listens: an overloaded server may write nothing for minutes, and serve.
 func (d *pruneData) probe(ctx context.Context, members []cluster.Member) {
-	ctx, cancel := context.WithTimeout(ctx, probesTime)
-	defer cancel()
 	var all errgroup.Group
-	all.SetLimit(probesOnce)
+	all.SetLimit(probesAtOnce)
 	for i := range d.Remove {
 		item := &d.Remove[i]
 		n := item.member.Node
-		// Where the address is another machine's by now, that one would answer.
+		// Another machine that has the address now would answer.
 		reused := slices.ContainsFunc(members, func(m cluster.Member) bool {
 			return !m.Silent() && m.ID() != item.member.ID() && cluster.SameAddress(m.Address(), item.Address)
 		})
@@ -243,19 +228,12 @@ func (d *pruneData) probe(ctx context.Context, members []cluster.Member) {
 	_ = all.Wait()
 	d.Remove = slices.DeleteFunc(d.Remove, func(item pruneItem) bool {
 		if item.listens {
-			item.Why = fmt.Sprintf("somebody listens on port %d of %s", item.member.Node.Port, item.member.Node.IP)
+			item.Why = fmt.Sprintf("a program listens on port %d of %s", item.member.Node.Port, item.member.Node.IP)
 			d.Kept = append(d.Kept, item)
 		}
 		return item.listens
 	})
 }
-
-const (
-	probeTime  = 500 * time.Millisecond
-	probesOnce = 16
-	// probesTime bounds all of them.
-	probesTime = 10 * time.Second
-)
 
 // listens opens a connection and closes it.
 func listens(ctx context.Context, ip string, port int) bool {
@@ -272,7 +250,7 @@ func listens(ctx context.Context, ip string, port int) bool {
 	return true
 }
 
-// remove does it. What could not be removed moves to Kept.
+// remove moves to Kept what could not be removed.
 func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
 	var errs []error
 	plan := d.Remove
@@ -287,43 +265,52 @@ func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
 		}
 		item.Documents = removed
 		d.Remove = append(d.Remove, item)
-		event := cluster.Event{Node: item.member.ID(), Kind: "prune", Who: "amsagent", Why: item.Why, Details: map[string]string{}}
-		for key, value := range map[string]string{
+		event := cluster.Event{Node: item.member.ID(), Kind: "prune", Who: "amsagent", Why: item.Why, Details: map[string]string{
 			"address": item.Address, "state": string(item.State), "role": item.Role, "group": item.Group, "documents": strings.Join(removed, " "),
-		} {
-			if value != "" {
-				event.Details[key] = value
-			}
-		}
+		}}
+		maps.DeleteFunc(event.Details, func(_, value string) bool { return value == "" })
 		if err := c.AddEvent(ctx, event); err != nil {
 			g.out.Log().Warn("the event could not be noted", "kind", event.Kind, "node", event.Node, "error", err)
 		}
 	}
 	failed := errors.Join(errs...)
-	if d.failed = failed != nil; !d.failed {
+	if failed == nil {
 		return nil
 	}
+	d.failed = true
 	return &userError{
 		Msg: "cannot remove everything", Cause: failed,
 		State: fmt.Sprintf("%d of %d were removed", len(d.Remove), len(plan)),
 	}
 }
 
-// removeMember removes a row and its documents, or tells why it is kept.
+// removeMember removes a record and its documents as they were seen, or returns why they are kept.
 func removeMember(ctx context.Context, c pruner, m cluster.Member) (documents []string, kept string, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, "not done", err
 	}
-	// The row first: whoever has written it since is alive, and then nothing of it is touched.
-	if m.Node != nil {
+	documents = []string{}
+	if m.Node != nil { // first: if it was written since, the machine is alive
 		switch gone, err := c.RemoveNode(ctx, *m.Node); {
 		case err != nil:
 			return nil, "not done", err
 		case !gone:
-			return nil, "the row was written just now", nil
+			return nil, "the record was written just now", nil
 		}
 	}
-	documents, err = removeDocuments(ctx, c, m)
+	var errs []error
+	for _, doc := range m.AMS {
+		newest := m.AMS[0].LastUpdate
+		if doc.IP == "" || newest.IsZero() {
+			continue
+		}
+		gone, _, err := c.DeleteAMSNodes(ctx, doc.IP, "", newest)
+		errs = append(errs, err)
+		for _, n := range gone {
+			documents = append(documents, n.ID)
+		}
+	}
+	err = errors.Join(errs...)
 	switch {
 	case m.Node != nil, len(documents) > 0:
 	case err != nil:
@@ -334,42 +321,17 @@ func removeMember(ctx context.Context, c pruner, m cluster.Member) (documents []
 	return documents, kept, err
 }
 
-// removeDocuments removes AMS's documents of a member as they were seen, and none that was written since.
-func removeDocuments(ctx context.Context, c pruner, m cluster.Member) ([]string, error) {
-	removed := []string{}
-	if len(m.AMS) == 0 || m.AMS[0].LastUpdate.IsZero() {
-		return removed, nil
-	}
-	newest := m.AMS[0].LastUpdate // they come newest first
-	var addresses []string
-	var errs []error
-	for _, doc := range m.AMS {
-		if doc.IP == "" || slices.Contains(addresses, doc.IP) {
-			continue
-		}
-		addresses = append(addresses, doc.IP)
-		gone, _, err := c.DeleteAMSNodes(ctx, doc.IP, "", newest)
-		errs = append(errs, err)
-		for _, n := range gone {
-			if !slices.Contains(removed, n.ID) {
-				removed = append(removed, n.ID)
-			}
-		}
-	}
-	return removed, errors.Join(errs...)
-}
-
 func pruneText(w *output.Text, d pruneData) {
-	what := output.Count(len(d.Remove), "machine")
+	machines := output.Count(len(d.Remove), "machine")
 	switch {
 	case len(d.Remove) == 0 && d.failed:
 		w.Line("nothing was removed")
 	case len(d.Remove) == 0:
-		w.Line("%s: nobody that may be removed has been gone for %s", w.Color.Green("nothing to do"), settings.ShortDuration(time.Duration(d.OlderThan)))
+		w.Line("%s: no machine that may be removed has been gone for %s", w.Color.Green("nothing to do"), settings.ShortDuration(time.Duration(d.OlderThan)))
 	case d.DryRun:
-		w.Line("%s; nothing was touched", w.Color.Bold(what+" would be removed"))
+		w.Line("%s; nothing was touched", w.Color.Bold(machines+" would be removed"))
 	default:
-		w.Line("%s", w.Color.Green(what+" removed"))
+		w.Line("%s", w.Color.Green(machines+" removed"))
 	}
 	rows := func(items []pruneItem) {
 		var table [][]string
@@ -378,7 +340,7 @@ func pruneText(w *output.Text, d pruneData) {
 			if n := len(item.Documents); n > 0 {
 				why += "; " + output.Count(n, "document") + " of Ant Media Server"
 			}
-			id := "(no row)"
+			id := "(no record)"
 			if n := item.member.Node; n != nil {
 				id = nodeText(n)
 			}
@@ -392,7 +354,6 @@ func pruneText(w *output.Text, d pruneData) {
 		rows(d.Kept)
 	}
 	if d.DryRun && len(d.Remove) > 0 {
-		w.Blank()
-		w.Line("to remove them: the same command with %s", w.Color.Bold("--yes"))
+		w.Line("\nto remove them: the same command with %s", w.Color.Bold("--yes"))
 	}
 }

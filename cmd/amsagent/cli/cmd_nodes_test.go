@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -56,7 +57,7 @@ func (p *play) set(f func(*play)) {
 	f(p)
 }
 
-// node puts a row there, as beaten at this moment.
+// node writes a record with a heartbeat of this moment.
 func (p *play) node(id, ip string, change ...func(*cluster.Node)) {
 	p.set(func(p *play) {
 		if p.nodes == nil {
@@ -130,6 +131,13 @@ func (p *play) watch(t *testing.T, opts nodesOptions, do func()) error {
 	return <-done
 }
 
+// inBubble runs a subtest in a bubble of synctest with a cluster of its own.
+func inBubble(t *testing.T, name string, test func(*testing.T, *play)) {
+	t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) { test(t, &play{}) })
+	})
+}
+
 func (p *play) lines() []string {
 	var out []string
 	for line := range strings.Lines(p.out.String()) {
@@ -177,63 +185,35 @@ func TestWatchLines(t *testing.T) {
 	})
 }
 
-// A server that serves nobody shows while its agent and its document are as fresh as
-// ever, with the reason.
+// A server that does not serve is shown with the reason, although its agent and its document are fresh.
 func TestWatchServing(t *testing.T) {
-	for _, asJSON := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{json: asJSON}
-			set := func(s *cluster.Serving) {
-				p.set(func(p *play) { p.docs = []cluster.AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: time.Now()}} })
-				p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = s })
-			}
-			says := func(s *cluster.Serving) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &play{}
+		set := func(s *cluster.Serving) {
+			p.doc("x", "10.0.0.1")
+			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = s })
+		}
+		set(nil) // an older agent
+		_ = p.watch(t, nodesOptions{}, func() {
+			for _, s := range []*cluster.Serving{{Up: true}, {Why: "LiveApp fails"}, {Why: "LiveApp and live fail"}, {Up: true}} {
+				passes(3 * time.Second)
 				set(s)
-				passes(3 * time.Second)
 			}
-			set(nil) // an older agent, there before the first look
-			_ = p.watch(t, nodesOptions{}, func() {
-				passes(3 * time.Second)
-				says(&cluster.Serving{Up: true})
-				says(&cluster.Serving{Why: "LiveApp fails"})
-				says(&cluster.Serving{Why: "LiveApp and live fail"})
-				says(&cluster.Serving{Up: true})
-			})
-			want := []string{
-				"1 node: 1 healthy; 1 origin",
-				"i-1 10.0.0.1 active healthy",
-				"i-1 10.0.0.1 healthy -> not-serving (LiveApp fails)",
-				"i-1 10.0.0.1 not-serving -> healthy",
-			}
-			got := p.lines()
-			if asJSON {
-				want, got = []string{"first healthy <nil>", "changed not-serving &{false LiveApp fails}", "changed healthy &{true }"}, nil
-				for line := range strings.Lines(p.out.String()) {
-					var c struct {
-						Change string
-						Member struct {
-							Node   cluster.Node
-							Health cluster.Health
-						}
-					}
-					if err := json.Unmarshal([]byte(line), &c); err != nil {
-						t.Fatalf("%v: %s", err, line)
-					}
-					serving := "<nil>"
-					if s := c.Member.Node.Serving; s != nil {
-						serving = fmt.Sprintf("&%v", *s)
-					}
-					got = append(got, fmt.Sprintf("%s %s %s", c.Change, c.Member.Health, serving))
-				}
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			passes(3 * time.Second)
 		})
-	}
+		want := []string{
+			"1 node: 1 healthy; 1 origin",
+			"i-1 10.0.0.1 active healthy",
+			"i-1 10.0.0.1 healthy -> not-serving (LiveApp fails)",
+			"i-1 10.0.0.1 not-serving -> healthy",
+		}
+		if diff := cmp.Diff(want, p.lines()); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	})
 }
 
-// A kill is told within two beats and a second, and hardly later.
+// A killed node is reported after two heartbeat intervals and a second, and hardly later.
 func TestWatchIsInTime(t *testing.T) {
 	for _, interval := range []time.Duration{time.Second, 5 * time.Second} {
 		for _, opts := range []nodesOptions{{roles: []string{"origin"}}, {roles: []string{"origin"}, interval: 500 * time.Millisecond}} {
@@ -297,68 +277,67 @@ func TestWatchJSON(t *testing.T) {
 
 func TestWatchWithoutMongoDB(t *testing.T) {
 	away := &cluster.Error{Kind: cluster.KindRefused, Op: "looking", Host: "10.0.2.4:27017", Err: syscall.ECONNREFUSED}
-	t.Run("from the start", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{err: away}
-			g := p.globals()
-			err := watchNodes(t.Context(), nodesOptions{}, g, p)
-			if code := report(t.Context(), g, err); code != exitFailed || p.out.String() != "" || !strings.Contains(p.env.stderr.String(), "AMS-MONGO-REFUSED") {
-				t.Errorf("exit %d, %s", code, p.env.stderr.String())
-			}
-		})
+	inBubble(t, "from the start", func(t *testing.T, p *play) {
+		p.err = away
+		g := p.globals()
+		err := watchNodes(t.Context(), nodesOptions{}, g, p)
+		if code := report(t.Context(), g, err); code != exitFailed || p.out.String() != "" || !strings.Contains(p.env.stderr.String(), "AMS-MONGO-REFUSED") {
+			t.Errorf("exit %d, %s", code, p.env.stderr.String())
+		}
 	})
-	t.Run("lines", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{}
+	inBubble(t, "lines", func(t *testing.T, p *play) {
+		p.node("i-1", "10.0.0.1")
+		_ = p.watch(t, nodesOptions{}, func() {
+			passes(3 * time.Second)
+			p.set(func(p *play) { p.err = away })
+			passes(time.Minute)
+			p.set(func(p *play) { p.err = nil })
+			passes(3 * time.Second)
 			p.node("i-1", "10.0.0.1")
-			_ = p.watch(t, nodesOptions{}, func() {
-				passes(3 * time.Second)
-				p.set(func(p *play) { p.err = away })
-				passes(time.Minute)
-				p.set(func(p *play) { p.err = nil })
-				passes(3 * time.Second)
-				p.node("i-1", "10.0.0.1")
-				passes(3 * time.Second)
-			})
-			// Nobody could beat meanwhile, so nobody is called gone for it.
-			if diff := cmp.Diff([]string{"1 node: 1 ams-stale; 1 origin", "i-1 10.0.0.1 active ams-stale"}, p.lines()); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-			stderr := p.env.stderr.String()
-			if strings.Count(stderr, "MongoDB is away; going on") != 1 || strings.Count(stderr, "MongoDB is back") != 1 {
-				t.Errorf("stderr:\n%s", stderr)
-			}
+			passes(3 * time.Second)
 		})
+		// No agent could write meanwhile, so no node is gone.
+		if diff := cmp.Diff([]string{"1 node: 1 ams-stale; 1 origin", "i-1 10.0.0.1 active ams-stale"}, p.lines()); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+		stderr := p.env.stderr.String()
+		if strings.Count(stderr, "MongoDB is away") != 1 || strings.Count(stderr, "MongoDB is back") != 1 {
+			t.Errorf("stderr:\n%s", stderr)
+		}
 	})
-	t.Run("screen", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{terminal: true, columns: 80}
+	inBubble(t, "screen", func(t *testing.T, p *play) {
+		p.terminal, p.columns = true, 80
+		p.doc("x", "10.0.0.1")
+		p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = &cluster.Serving{Why: "LiveApp fails"} })
+		p.node("i-2", "10.0.0.2", func(n *cluster.Node) { n.State = cluster.StateLeft })
+		_ = p.watch(t, nodesOptions{}, func() {
+			passes(2500 * time.Millisecond)
+			lines := strings.Split(withoutColor(p.frame()), "\n")
+			if !strings.HasSuffix(lines[0], ", every 1 s; Ctrl-C ends") || !slices.Equal(lines[6:8], []string{"1 left: shown with --all", "10.0.0.1 does not serve viewers: LiveApp fails"}) {
+				t.Errorf("%q", lines)
+			}
+			p.set(func(p *play) { p.err = away })
+			passes(9*time.Second + time.Millisecond)
+			if got := p.frame(); !strings.Contains(got, "\x1b[31mMongoDB at 10.0.2.4:27017 refused the connection; this is from 9 s ago\x1b[0m") {
+				t.Errorf("%q", got)
+			}
+			p.set(func(p *play) { p.err, p.hang = nil, true })
+			passes(mongoTimeout + 2*time.Second)
+			if got := p.frame(); !strings.Contains(got, "MongoDB at 10.0.2.4:27017 did not answer in time") {
+				t.Errorf("%q", got)
+			}
+			p.set(func(p *play) { p.hang, p.docs = false, nil })
+			passes(mongoTimeout) // for the look that hangs
 			p.node("i-1", "10.0.0.1")
-			_ = p.watch(t, nodesOptions{}, func() {
-				passes(2500 * time.Millisecond)
-				p.set(func(p *play) { p.err = away })
-				passes(9*time.Second + time.Millisecond)
-				if got := p.frame(); !strings.Contains(got, "\x1b[31mMongoDB at 10.0.2.4:27017 refused the connection; this is from 9 s ago\x1b[0m") {
-					t.Errorf("%q", got)
-				}
-				p.set(func(p *play) { p.err, p.hang = nil, true })
-				passes(mongoTimeout + 2*time.Second)
-				if got := p.frame(); !strings.Contains(got, "MongoDB at 10.0.2.4:27017 did not answer in time") {
-					t.Errorf("%q", got)
-				}
-				p.set(func(p *play) { p.hang = false })
-				passes(mongoTimeout) // the one that hangs is given up
-				p.node("i-1", "10.0.0.1")
-				passes(4 * time.Second)
-				if got := p.frame(); strings.Contains(got, "ago") || !strings.Contains(got, ", every 1 s") || !strings.Contains(got, "\x1b[33mams-stale") {
-					t.Errorf("%q", got)
-				}
-			})
+			passes(4 * time.Second)
+			if got := p.frame(); strings.Contains(got, "ago") || !strings.Contains(got, ", every 1 s") || !strings.Contains(got, "\x1b[33mams-stale") {
+				t.Errorf("%q", got)
+			}
 		})
 	})
 }
 
-// frame is what was drawn last.
+// frame is the latest screen.
 func (p *play) frame() string {
 	s := p.out.String()
 	return s[max(0, strings.LastIndex(s, clearScreen)):]
@@ -370,11 +349,9 @@ func TestWatchScreen(t *testing.T) {
 		for i := range 5 {
 			p.node(fmt.Sprintf("i-%d", i+1), fmt.Sprintf("10.0.0.%d", i+1))
 		}
-		p.set(func(p *play) {
-			for _, ip := range []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.5"} {
-				p.docs = append(p.docs, cluster.AMSNode{ID: ip, IP: ip, LastUpdate: time.Now()})
-			}
-		})
+		for _, ip := range []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.5"} {
+			p.doc(ip, ip)
+		}
 		err := p.watch(t, nodesOptions{}, func() {
 			passes(900 * time.Millisecond)
 			if out := p.out.String(); !strings.HasPrefix(out, clearScreen) || strings.Count(out, clearScreen) != 1 || strings.Count(out, "\n") != 9 {
@@ -394,30 +371,7 @@ func TestWatchScreen(t *testing.T) {
 	})
 }
 
-// The screen says how it is ended and, below the table, what the table does not.
-func TestWatchWords(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &play{terminal: true, columns: 70}
-		p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = &cluster.Serving{Why: "LiveApp fails"} })
-		p.node("i-2", "10.0.0.2", func(n *cluster.Node) { n.State = cluster.StateLeft })
-		p.set(func(p *play) { p.docs = []cluster.AMSNode{{ID: "x", IP: "10.0.0.1", LastUpdate: time.Now()}} })
-		screen := func() []string {
-			return strings.Split(strings.TrimSpace(withoutColor(strings.TrimPrefix(p.frame(), clearScreen))), "\n")
-		}
-		_ = p.watch(t, nodesOptions{}, func() {
-			passes(time.Second)
-			got := screen()
-			if len(got) < 3 || !strings.HasSuffix(got[0], ", every 1 s; Ctrl-C ends") {
-				t.Fatalf("%q", got)
-			}
-			if diff := cmp.Diff([]string{"1 left; --all shows it", "10.0.0.1 does not serve viewers: LiveApp fails"}, got[len(got)-2:]); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-		})
-	})
-}
-
-// A terminal that goes away ends it.
+// A closed terminal ends it.
 func TestWatchTerminalGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &play{terminal: true, columns: 80}
@@ -448,9 +402,9 @@ func TestViewNodes(t *testing.T) {
 		want   string
 		hidden int
 	}{
-		{"all but the tombstones", nodesOptions{}, "6 7 8 9 10 99 12", 1},
-		{"tombstones too", nodesOptions{all: true}, "6 7 8 9 10 99 12 14", 0},
-		{"only they", nodesOptions{states: []string{"left"}}, "14", 0},
+		{"all but those that left", nodesOptions{}, "6 7 8 9 10 99 12", 1},
+		{"those that left, too", nodesOptions{all: true}, "6 7 8 9 10 99 12 14", 0},
+		{"only those that left", nodesOptions{states: []string{"left"}}, "14", 0},
 		{"a role", nodesOptions{roles: []string{"edge"}}, "8 9 10", 0},
 		{"a role in capitals", nodesOptions{roles: []string{"Edge"}}, "8 9 10", 0},
 		{"several", nodesOptions{roles: []string{"edge", "origin"}, states: []string{"draining", "active"}}, "6 7 8 9 10", 0},
@@ -469,32 +423,30 @@ func TestViewNodes(t *testing.T) {
 	}
 }
 
-// Where no node is heard, MongoDB may have been away until now: nobody is called gone.
+// If no node has a fresh heartbeat, MongoDB may have been away until now: no node is gone.
 func TestNodesAfterFailover(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		state cluster.State
-		heard bool // another node is
+		live  bool // another node
 		want  string
 	}{
-		{"nobody is heard", cluster.StateActive, false, "1 node: 1 unknown; 1 origin"},
+		{"all silent", cluster.StateActive, false, "1 node: 1 unknown; 1 origin"},
 		{"one of two", cluster.StateActive, true, "2 nodes: 1 ams-stale, 1 gone; 1 origin, 1 edge"},
 		{"left", cluster.StateLeft, false, "1 node; 1 left; 1 origin"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := &play{live: tt.heard}
-				p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = tt.state })
-				passes(12200 * time.Millisecond)
-				must.OK(t, showNodes(t.Context(), nodesOptions{all: true, sort: "address"}, p.globals(), p))
-				got := p.out.String()
-				if first, _, _ := strings.Cut(got, "\n"); first != tt.want {
-					t.Errorf("%q, want %q", first, tt.want)
-				}
-				if strings.Contains(got, "no node is heard: MongoDB takes no writes") != strings.Contains(tt.want, "unknown") {
-					t.Error(got)
-				}
-			})
+		inBubble(t, tt.name, func(t *testing.T, p *play) {
+			p.live = tt.live
+			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = tt.state })
+			passes(12200 * time.Millisecond)
+			must.OK(t, showNodes(t.Context(), nodesOptions{all: true, sort: "address"}, p.globals(), p))
+			got := p.out.String()
+			if first, _, _ := strings.Cut(got, "\n"); first != tt.want {
+				t.Errorf("%q, want %q", first, tt.want)
+			}
+			if strings.Contains(got, allSilent) != strings.Contains(tt.want, "unknown") {
+				t.Error(got)
+			}
 		})
 	}
 }
@@ -591,122 +543,101 @@ func (p *play) prune(t *testing.T, opts pruneOptions) (code int) {
 }
 
 func TestPrune(t *testing.T) {
-	t.Run("dry", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{}
-			p.aGraveyard()
-			begin := time.Now()
-			code := p.prune(t, pruneOptions{})
-			want := "1 machine would be removed; nothing was touched\n" +
-				"  i-1  10.0.0.1  active  agent silent for 2 h, Ant Media Server for 2 h; 1 document of Ant Media Server\n" +
-				"\nGone and kept\n" +
-				"  i-2  10.0.0.2  active  the agent is silent for only 5 min\n" +
-				"  i-4  10.0.0.4  left    has left; --left removes it\n" +
-				"\nto remove them: the same command with --yes\n"
-			if diff := cmp.Diff(want, p.out.String()); diff != "" || code != 0 {
-				t.Errorf("exit %d, -want +got:\n%s", code, diff)
-			}
-			if len(p.removed)+len(p.events) > 0 || len(p.docs) != 1 || len(p.nodes) != 4 {
-				t.Error("it did something")
-			}
-			if took := time.Since(begin); took != pruneWait {
-				t.Errorf("it took %s", took)
-			}
-		})
+	inBubble(t, "dry", func(t *testing.T, p *play) {
+		p.aGraveyard()
+		begin := time.Now()
+		code := p.prune(t, pruneOptions{})
+		want := "1 machine would be removed; nothing was touched\n" +
+			"  i-1  10.0.0.1  active  agent silent for 2 h, Ant Media Server for 2 h; 1 document of Ant Media Server\n" +
+			"\nGone and kept\n" +
+			"  i-2  10.0.0.2  active  the agent is silent for only 5 min\n" +
+			"  i-4  10.0.0.4  left    has left; --left removes it\n" +
+			"\nto remove them: the same command with --yes\n"
+		if diff := cmp.Diff(want, p.out.String()); diff != "" || code != 0 {
+			t.Errorf("exit %d, -want +got:\n%s", code, diff)
+		}
+		if took := time.Since(begin); took != pruneWait {
+			t.Errorf("it took %s", took)
+		}
+		p.json = true
+		code = p.prune(t, pruneOptions{})
+		var got struct {
+			Kind          string
+			DryRun        bool `json:"dry_run"`
+			Removed, Kept []pruneItem
+		}
+		if err := json.Unmarshal([]byte(p.out.String()), &got); err != nil || code != 0 || got.Kind != "prune" || !got.DryRun || len(got.Removed) != 1 || len(got.Kept) != 3 {
+			t.Errorf("exit %d, %v: %+v", code, err, got)
+		}
+		if len(p.removed)+len(p.events) > 0 || len(p.docs) != 1 || len(p.nodes) != 4 {
+			t.Error("it did something")
+		}
 	})
-	t.Run("for real", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{}
-			p.aGraveyard()
-			if code := p.prune(t, pruneOptions{yes: true, left: true}); code != 0 {
-				t.Errorf("exit %d: %s", code, p.env.stderr.String())
-			}
-			if diff := cmp.Diff([]string{"i-1", "i-4"}, p.removed); diff != "" {
-				t.Error(diff)
-			}
-			if len(p.docs) != 0 || len(p.events) != 2 || p.events[0].Kind != "prune" || p.events[0].Node != "i-1" ||
-				p.events[0].Details["documents"] != "d1" || p.events[0].Details["address"] != "10.0.0.1" {
-				t.Errorf("%+v, %+v", p.docs, p.events)
-			}
-			if !strings.HasPrefix(p.out.String(), "2 machines removed\n") {
-				t.Error(p.out.String())
-			}
-			// Done twice is done once, at once.
-			looks := p.looks
-			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || p.looks != looks+1 || !strings.HasPrefix(p.out.String(), "nothing to do: nobody that may be removed has been gone for 10m\n") {
-				t.Errorf("exit %d: %s", code, p.out.String())
-			}
-		})
+	inBubble(t, "for real", func(t *testing.T, p *play) {
+		p.aGraveyard()
+		if code := p.prune(t, pruneOptions{yes: true, left: true}); code != 0 {
+			t.Errorf("exit %d: %s", code, p.env.stderr.String())
+		}
+		if diff := cmp.Diff([]string{"i-1", "i-4"}, p.removed); diff != "" {
+			t.Error(diff)
+		}
+		if len(p.docs) != 0 || len(p.events) != 2 || p.events[0].Kind != "prune" || p.events[0].Node != "i-1" ||
+			p.events[0].Details["documents"] != "d1" || p.events[0].Details["address"] != "10.0.0.1" {
+			t.Errorf("%+v, %+v", p.docs, p.events)
+		}
+		if !strings.HasPrefix(p.out.String(), "2 machines removed\n") {
+			t.Error(p.out.String())
+		}
+		// A second run finds nothing and does not wait.
+		looks := p.looks
+		if code := p.prune(t, pruneOptions{yes: true}); code != 0 || p.looks != looks+1 || !strings.HasPrefix(p.out.String(), "nothing to do: ") {
+			t.Errorf("exit %d: %s", code, p.out.String())
+		}
 	})
-	t.Run("who writes between the looks stays", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{}
-			p.aGraveyard()
-			go func() {
-				passes(3 * time.Second)
-				p.node("i-1", "10.0.0.1")
-			}()
-			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || len(p.removed) > 0 || len(p.docs) != 1 {
-				t.Errorf("exit %d, removed %v, documents %v\n%s", code, p.removed, p.docs, p.out.String())
-			}
-		})
-	})
-	t.Run("only AMS knows it", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{live: true}
-			p.doc("d9", "10.0.0.9")
-			passes(time.Hour)
+	inBubble(t, "written between the looks", func(t *testing.T, p *play) {
+		p.aGraveyard()
+		go func() {
+			passes(3 * time.Second)
 			p.node("i-1", "10.0.0.1")
-			if code := p.prune(t, pruneOptions{yes: true}); code != 0 || !strings.Contains(p.out.String(), "(no row)  10.0.0.9  -  has no row; --ams-only removes it; 1 document") {
-				t.Errorf("exit %d: %s", code, p.out.String())
-			}
-			if code := p.prune(t, pruneOptions{yes: true, amsOnly: true}); code != 0 || len(p.docs) != 0 || len(p.events) != 1 || p.events[0].Node != "d9" {
-				t.Errorf("exit %d: %s", code, p.out.String())
-			}
-		})
+		}()
+		if code := p.prune(t, pruneOptions{yes: true}); code != 0 || len(p.removed) > 0 || len(p.docs) != 1 {
+			t.Errorf("exit %d, removed %v, documents %v\n%s", code, p.removed, p.docs, p.out.String())
+		}
 	})
-	t.Run("nobody is heard", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{}
-			p.node("i-1", "10.0.0.1")
-			p.node("i-2", "10.0.0.2")
-			passes(time.Hour)
-			code := p.prune(t, pruneOptions{yes: true})
-			if code != exitFailed || len(p.removed) > 0 || !strings.Contains(p.env.stderr.String(), "no node is heard: MongoDB takes no writes") {
-				t.Errorf("exit %d, removed %v: %s", code, p.removed, p.env.stderr.String())
-			}
-		})
+	inBubble(t, "no record", func(t *testing.T, p *play) {
+		p.live = true
+		p.doc("d9", "10.0.0.9")
+		passes(time.Hour)
+		p.node("i-1", "10.0.0.1")
+		if code := p.prune(t, pruneOptions{yes: true}); code != 0 || !strings.Contains(p.out.String(), "(no record)  10.0.0.9  -  has no record; --ams-only removes it; 1 document") {
+			t.Errorf("exit %d: %s", code, p.out.String())
+		}
+		if code := p.prune(t, pruneOptions{yes: true, amsOnly: true}); code != 0 || len(p.docs) != 0 || len(p.events) != 1 || p.events[0].Node != "d9" {
+			t.Errorf("exit %d: %s", code, p.out.String())
+		}
 	})
-	t.Run("MongoDB fails", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{fail: &cluster.Error{Kind: cluster.KindForbidden, Op: "removing node i-1", Host: "h:1", Err: errors.New("not authorized")}}
-			p.aGraveyard()
-			code := p.prune(t, pruneOptions{yes: true})
-			stderr := p.env.stderr.String()
-			if code != exitFailed || !strings.Contains(stderr, "amsagent: 0 of 1 were removed") || !strings.Contains(stderr, "AMS-MONGO-FORBIDDEN") ||
-				!strings.HasPrefix(p.out.String(), "nothing was removed") || len(p.docs) != 1 {
-				t.Errorf("exit %d:\n%s%s", code, p.out.String(), stderr)
-			}
-		})
+	inBubble(t, "all silent", func(t *testing.T, p *play) {
+		p.node("i-1", "10.0.0.1")
+		p.node("i-2", "10.0.0.2")
+		passes(time.Hour)
+		code := p.prune(t, pruneOptions{yes: true})
+		if code != exitFailed || len(p.removed) > 0 || !strings.Contains(p.env.stderr.String(), allSilent) {
+			t.Errorf("exit %d, removed %v: %s", code, p.removed, p.env.stderr.String())
+		}
 	})
-	t.Run("json", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			p := &play{json: true}
-			p.aGraveyard()
-			code := p.prune(t, pruneOptions{})
-			var got struct {
-				Kind          string
-				DryRun        bool `json:"dry_run"`
-				Removed, Kept []pruneItem
-			}
-			if err := json.Unmarshal([]byte(p.out.String()), &got); err != nil || code != 0 || got.Kind != "prune" || !got.DryRun || len(got.Removed) != 1 || len(got.Kept) != 2 {
-				t.Errorf("exit %d, %v: %+v", code, err, got)
-			}
-		})
+	inBubble(t, "MongoDB fails", func(t *testing.T, p *play) {
+		p.fail = &cluster.Error{Kind: cluster.KindForbidden, Op: "removing node i-1", Host: "h:1", Err: errors.New("not authorized")}
+		p.aGraveyard()
+		code := p.prune(t, pruneOptions{yes: true})
+		stderr := p.env.stderr.String()
+		if code != exitFailed || !strings.Contains(stderr, "amsagent: 0 of 1 were removed") || !strings.Contains(stderr, "AMS-MONGO-FORBIDDEN") ||
+			!strings.HasPrefix(p.out.String(), "nothing was removed") || len(p.docs) != 1 {
+			t.Errorf("exit %d:\n%s%s", code, p.out.String(), stderr)
+		}
 	})
 }
 
-// Somebody who listens is no machine that is gone, whatever it writes (issue #7045 of Ant-Media-Server).
+// A machine whose server listens is not gone, although it writes nothing (issue #7045 of Ant-Media-Server).
 func TestPruneKeepsWhoListens(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
@@ -720,10 +651,10 @@ func TestPruneKeepsWhoListens(t *testing.T) {
 	}
 	d := pruneData{Remove: []pruneItem{gone(1, "127.0.0.1"), gone(2, "127.0.0.2")}}
 	d.probe(t.Context(), nil)
-	if len(d.Remove) != 1 || len(d.Kept) != 1 || d.Kept[0].Why != fmt.Sprintf("somebody listens on port %d of 127.0.0.1", port) {
+	if len(d.Remove) != 1 || len(d.Kept) != 1 || d.Kept[0].Why != fmt.Sprintf("a program listens on port %d of 127.0.0.1", port) {
 		t.Errorf("%+v", d)
 	}
-	// Another machine has the address now: that it listens says nothing of the old one.
+	// Another machine that has the address now may listen.
 	d = pruneData{Remove: []pruneItem{gone(1, "127.0.0.1")}}
 	d.probe(t.Context(), []cluster.Member{aNode(7, func(v *nodeView) { v.Node.IP = "127.0.0.1" }).Member})
 	if len(d.Remove) != 1 || len(d.Kept) != 0 {
@@ -731,5 +662,5 @@ func TestPruneKeepsWhoListens(t *testing.T) {
 	}
 }
 
-// passes lets time pass in a bubble of synctest, where it costs none.
+// passes lets time pass in a bubble of synctest.
 func passes(d time.Duration) { <-time.After(d) }

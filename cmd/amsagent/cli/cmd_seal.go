@@ -28,7 +28,18 @@ func newSealCommand(g *globals) *cobra.Command {
 		Short: "make this disk ready to be cloned: the last step of an image",
 		Long: "Removes what identifies this machine or was made for it alone, so that each\n" +
 			"clone makes its own. The items, in the order of removal:\n\n" +
-			sealHelp() + "\n" +
+			"  identity    ids of the server, and the marks of its first start\n" +
+			"  markers     by which an application concludes that it crashed\n" +
+			"  databases   the server's own databases: users and streams\n" +
+			"  jwt         server.jwtServerSecretKey, the key to the server's REST API\n" +
+			"  name        server.name, if it is this machine's name or address\n" +
+			"  mongo       user and password of MongoDB that a switch of mode left\n" +
+			"  hosts       the line with this machine's name in /etc/hosts\n" +
+			"  logs        logs of the server and of the vendor's scripts\n" +
+			"  tls         certificates and private keys; stay unless --remove tls\n" +
+			"  licence     server.licence_key; stays unless --remove licence\n" +
+			"  machine-id  /etc/machine-id is made empty; systemd makes a new one\n" +
+			"  agent       the agent's state, and what a leave kept (*.amsagent-saved)\n\n" +
 			"Without --yes it only lists them.\n\n" +
 			"Ant Media Server must be stopped: users and streams of this machine are in its\n" +
 			"databases, and they are removed. A node of a cluster is refused: leave first.\n" +
@@ -54,29 +65,6 @@ func newSealCommand(g *globals) *cobra.Command {
 	})
 	g.addSettings(cmd, settings.KeyAMSDir, settings.KeyAMSRelease, settings.KeyService, settings.KeyServiceCommand, settings.KeyTimeout)
 	return cmd
-}
-
-// sealHelp is the list of items for people.
-func sealHelp() string {
-	words := map[bootstrap.SealItem]string{
-		bootstrap.SealIdentity: "ids of the server, and the marks of its first start",
-		bootstrap.SealMarkers:  "by which an application concludes that it crashed",
-		bootstrap.SealDatabase: "the server's own databases: users and streams",
-		bootstrap.SealJWT:      "server.jwtServerSecretKey, the key to the server's REST API",
-		bootstrap.SealName:     "server.name, if it is this machine's name or address",
-		bootstrap.SealMongo:    "user and password of MongoDB that a switch of mode left",
-		bootstrap.SealHosts:    "the line with this machine's name in /etc/hosts",
-		bootstrap.SealLogs:     "logs of the server and of the vendor's scripts",
-		bootstrap.SealTLS:      "certificates and private keys; stay unless --remove tls",
-		bootstrap.SealLicence:  "server.licence_key; stays unless --remove licence",
-		bootstrap.SealMachine:  "/etc/machine-id is made empty; systemd makes a new one",
-		bootstrap.SealAgent:    "the agent's state, and what a leave kept (*.amsagent-saved)",
-	}
-	var b strings.Builder
-	for _, i := range bootstrap.SealItems() {
-		fmt.Fprintf(&b, "  %-11s %s\n", i, words[i])
-	}
-	return b.String()
 }
 
 func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
@@ -107,7 +95,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 	res, err := m.Seal(ctx, req)
 	g.findings(res.Warnings)
 	if err = cannot("seal", err); err != nil {
-		// What was removed is gone, whatever failed after it.
+		// Removed items do not come back if a later one fails.
 		for _, f := range res.Found {
 			if f.Err != "" {
 				g.out.Progress(fmt.Sprintf("%s: %s: %s", f.Path, f.What, f.Err))
@@ -119,7 +107,7 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 		return err
 	}
 	if res.Outcome == bootstrap.OutcomePlanned && !opts.dryRun {
-		// Not 0: a recipe without --yes would make images that are not sealed.
+		// Not 0: a recipe without --yes would make unsealed images.
 		return &userError{
 			Msg: "sealing needs --yes: what it removes does not come back", ID: idUsage, Exit: exitUsage, State: stateUntouched,
 			Hints: []string{"read the list, then: amsagent seal --yes"},
@@ -129,14 +117,13 @@ func runSeal(ctx context.Context, opts sealOptions, g *globals) error {
 }
 
 func sealText(w *output.Text, res *bootstrap.SealResult) {
-	gone, kept := 0, 0
+	kept := 0
 	for _, f := range res.Found {
 		if f.Kept {
 			kept++
-		} else {
-			gone++
 		}
 	}
+	gone := len(res.Found) - kept
 	switch {
 	case res.Outcome == bootstrap.OutcomePlanned:
 		w.Line("%s; nothing was touched", w.Color.Bold("sealing would remove "+output.Count(gone, "thing")))

@@ -37,8 +37,10 @@ func TestSealText(t *testing.T) {
 			t.Errorf("%s: %q", tt.outcome, got)
 		}
 	}
-	// Every item is explained, and no other.
-	if help := sealHelp(); strings.Count(help, "\n") != len(bootstrap.SealItems()) || strings.Contains(help, "  \n") {
-		t.Errorf("%s", help)
+	help := newSealCommand(plainGlobals(&testEnv{})).Long
+	for _, item := range bootstrap.SealItems() {
+		if !strings.Contains(help, "\n  "+string(item)+" ") {
+			t.Errorf("--help has no %s", item)
+		}
 	}
 }

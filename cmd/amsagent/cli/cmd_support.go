@@ -37,7 +37,7 @@ func newSupportCommand(g *globals) *cobra.Command {
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage, exitInterrupted)
 	readsOnly(cmd)
-	noSettings(cmd) // where they are wrong, each of its commands says so
+	noSettings(cmd) // if they are wrong, each of its commands reports it
 	return cmd
 }
 
@@ -47,7 +47,7 @@ type supportData struct {
 	Parts []supportPart `json:"parts"`
 }
 
-// supportPart is what one command said.
+// supportPart is the output of one command.
 type supportPart struct {
 	// Command is its command line.
 	Command string `json:"command"`
@@ -58,31 +58,22 @@ type supportPart struct {
 }
 
 const (
-	// supportTime bounds a program. The agent's own commands take less, each by a bound of its own.
+	// supportTime bounds a program. The agent's own commands have shorter bounds.
 	supportTime = time.Minute
-	// supportRoom bounds what one command says; of more the end is kept.
+	// supportRoom bounds the output of one command: its end is kept.
 	supportRoom = 1 << 20
 )
 
-// supportLooks are the agent's own commands.
-func supportLooks() [][]string {
+// supportCommands are the agent's own commands and programs of the system.
+func supportCommands() [][]string {
 	return [][]string{
-		{"version"}, {"config"}, {"status", "--timeout", "20s"}, {"doctor"}, {"metadata"}, {"nodes", "--all"}, {"events", "--limit", "200"},
-	}
-}
-
-// supportPrograms are programs of the system.
-func supportPrograms() [][]string {
-	units := []string{"amsagent", "amsagent-node"}
-	show := []string{
-		"systemctl", "show", "--no-pager",
-		"--property=Id,LoadState,UnitFileState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,ActiveEnterTimestamp,MemoryCurrent,FragmentPath,DropInPaths",
-	}
-	journal := []string{"journalctl", "--no-pager", "--output=short-iso", "--lines=1000"}
-	for _, u := range units {
-		journal = append(journal, "--unit="+u)
-	}
-	return [][]string{
+		{"amsagent", "version"},
+		{"amsagent", "config"},
+		{"amsagent", "status", "--timeout", "20s"},
+		{"amsagent", "doctor"},
+		{"amsagent", "metadata"},
+		{"amsagent", "nodes", "--all"},
+		{"amsagent", "events", "--limit", "200"},
 		{"uname", "-a"},
 		{"cat", "/etc/os-release"},
 		{"uptime"},
@@ -90,34 +81,32 @@ func supportPrograms() [][]string {
 		{"df", "-h"},
 		{"ip", "-brief", "address"},
 		{"ls", "-lan", "/etc/amsagent", "/var/lib/amsagent", "/run/amsagent"},
-		append(append(show, units...), "antmedia"),
-		journal,
+		{
+			"systemctl", "show", "--no-pager",
+			"--property=Id,LoadState,UnitFileState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,ActiveEnterTimestamp,MemoryCurrent,FragmentPath,DropInPaths",
+			"amsagent", "amsagent-node", "antmedia",
+		},
+		{"journalctl", "--no-pager", "--output=short-iso", "--lines=1000", "--unit=amsagent", "--unit=amsagent-node"},
 	}
 }
 
 func runSupport(ctx context.Context, g *globals) error {
 	data := supportData{Time: g.env.Now().UTC()}
-	add := func(argv []string, run func() (int, []byte)) error {
+	for _, argv := range supportCommands() {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		p := supportPart{Command: strings.Join(argv, " ")}
 		g.out.Log().Info("asking", "command", p.Command)
 		begin := g.env.Now()
-		exit, said := run()
-		p.Exit, p.Took, p.Text = exit, seconds.Duration(g.env.Now().Sub(begin)), g.out.Redact(plain.Text(lastOf(said, supportRoom)))
+		var text []byte
+		if argv[0] == "amsagent" {
+			p.Exit, text = runOwn(ctx, g, argv[1:])
+		} else {
+			p.Exit, text = runOfSystem(ctx, g.settings.Root, argv)
+		}
+		p.Took, p.Text = seconds.Duration(g.env.Now().Sub(begin)), g.out.Redact(plain.Text(lastOf(text, supportRoom)))
 		data.Parts = append(data.Parts, p)
-		return nil
-	}
-	for _, args := range supportLooks() {
-		if err := add(append([]string{"amsagent"}, args...), func() (int, []byte) { return runOwn(ctx, g, args) }); err != nil {
-			return err
-		}
-	}
-	for _, argv := range supportPrograms() {
-		if err := add(argv, func() (int, []byte) { return runOfSystem(ctx, g.settings.Root, argv) }); err != nil {
-			return err
-		}
 	}
 	return g.result("support", data, func(w *output.Text) {
 		w.Line("amsagent support, %s", data.Time.Format(time.RFC3339))
@@ -131,7 +120,7 @@ func runSupport(ctx context.Context, g *globals) error {
 	})
 }
 
-// runOwn runs another command of this program, with the flags that all of them have.
+// runOwn runs another command of this program with the same global flags.
 func runOwn(ctx context.Context, g *globals, args []string) (exit int, output []byte) {
 	own, err := g.env.Executable()
 	if err != nil {
@@ -146,7 +135,7 @@ func runOwn(ctx context.Context, g *globals, args []string) (exit int, output []
 	return combinedOutput(ctx, append(argv, "--output=text", "--color=never"), g.env.Environ())
 }
 
-// runOfSystem runs a program of the system that this command needs nothing else from.
+// runOfSystem runs a program of the system.
 func runOfSystem(ctx context.Context, root string, argv []string) (exit int, output []byte) {
 	if root != "" {
 		return -1, []byte("not asked: it would report this machine, and not " + root)
@@ -168,11 +157,11 @@ func combinedOutput(ctx context.Context, argv, environ []string) (exit int, outp
 	return c.ProcessState.ExitCode(), output
 }
 
-// lastOf is the end of a text that is longer than room, from the beginning of a line.
-func lastOf(said []byte, room int) string {
-	if len(said) <= room {
-		return string(said)
+// lastOf returns the last lines of a text that is longer than room.
+func lastOf(text []byte, room int) string {
+	if len(text) <= room {
+		return string(text)
 	}
-	_, rest, _ := bytes.Cut(said[len(said)-room:], []byte{'\n'})
-	return fmt.Sprintf("(the first %d bytes are left out)\n%s", len(said)-len(rest), rest)
+	_, rest, _ := bytes.Cut(text[len(text)-room:], []byte{'\n'})
+	return fmt.Sprintf("(the first %d bytes are left out)\n%s", len(text)-len(rest), rest)
 }

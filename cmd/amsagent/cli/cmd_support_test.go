@@ -5,11 +5,9 @@ package cli
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -42,7 +40,7 @@ func TestSupport(t *testing.T) {
 		if strings.Contains(stdout+stderr, "hush") {
 			t.Errorf("%s: the password is shown:\n%s", config, stdout)
 		}
-		if want := len(supportLooks()) + len(supportPrograms()); len(got.Parts) != want {
+		if want := len(supportCommands()); len(got.Parts) != want {
 			t.Errorf("%d parts, want %d", len(got.Parts), want)
 		}
 		said := map[string]supportPart{}
@@ -69,16 +67,5 @@ func TestSupportPrograms(t *testing.T) {
 	}
 	if got := lastOf([]byte("one\ntwo\nthree\n"), 8); got != "(the first 8 bytes are left out)\nthree\n" {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestSupportInterrupted(t *testing.T) {
-	e := &testEnv{}
-	g := globalsOf(e.env())
-	g.out.SetForm("text", "auto", 0)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(&interruptedError{syscall.SIGTERM})
-	if code := report(ctx, g, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
-		t.Errorf("exit %d\n%s", code, e.stdout.String())
 	}
 }

@@ -4,10 +4,8 @@
 package cli
 
 import (
-	"context"
 	"runtime"
 	"runtime/debug"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -22,7 +20,7 @@ func newVersionCommand(g *globals) *cobra.Command {
 		Use:     "version [flags]",
 		Short:   "print the version of this program",
 		Example: "  amsagent version\n  amsagent version -o json",
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runVersion(cmd.Context(), g) },
+		RunE:    func(*cobra.Command, []string) error { return runVersion(g) },
 	}
 	exits(cmd, exitOK, exitFailed, exitUsage)
 	readsOnly(cmd)
@@ -41,18 +39,18 @@ type versionData struct {
 	Platform   string `json:"platform"`
 }
 
-func runVersion(_ context.Context, g *globals) error {
+func runVersion(g *globals) error {
 	v := currentVersion()
 	return g.result("version", v, func(w *output.Text) {
-		detail := []string{v.Go, v.Platform}
+		commit := ""
 		if v.Commit != "" {
-			commit := "commit " + v.Commit[:min(12, len(v.Commit))]
+			commit = "commit " + v.Commit[:min(12, len(v.Commit))]
 			if v.Modified {
 				commit += " with changes"
 			}
-			detail = append([]string{commit}, detail...)
+			commit += ", "
 		}
-		w.Line("amsagent %s (%s)", v.Version, strings.Join(detail, ", "))
+		w.Line("amsagent %s (%s%s, %s)", v.Version, commit, v.Go, v.Platform)
 	})
 }
 
@@ -62,7 +60,7 @@ func currentVersion() versionData {
 	return buildVersion(version, info)
 }
 
-// buildVersion prefers what the linker was told; `go install` leaves the module's version instead.
+// buildVersion prefers the linker's value; `go install` sets the module's version instead.
 func buildVersion(stamped string, info *debug.BuildInfo) versionData {
 	v := versionData{Version: stamped, Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	if info != nil {

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,7 +40,7 @@ type badRecord struct {
 	Why string `json:"reason"`
 }
 
-// noRole is what the nodes without a role are counted under: who reads JSON takes an empty name for a mistake.
+// noRole counts the nodes without a role: an empty name in JSON looks like a mistake.
 const noRole = "none"
 
 // nodesSummary counts the members shown.
@@ -47,14 +48,14 @@ type nodesSummary struct {
 	Nodes  int                    `json:"nodes"`
 	Health map[cluster.Health]int `json:"health"`
 	States map[cluster.State]int  `json:"states"`
-	// Roles are the nodes' own; "none" is for those without one.
+	// Roles are the nodes' own; "none" counts those without one.
 	Roles map[string]int `json:"roles"`
 	// Publishers and Viewers are of the nodes with a fresh heartbeat that could count; nil if none could.
 	Publishers *int `json:"publishers,omitempty"`
 	Viewers    *int `json:"viewers,omitempty"`
-	// Estimated says that some viewers were counted by their connections.
+	// Estimated is whether some viewers were counted by their connections.
 	Estimated bool `json:"viewers_estimated,omitempty"`
-	// NotCounted are nodes that are not gone and whose sessions are unknown.
+	// NotCounted are nodes whose sessions are unknown, although they are not gone.
 	NotCounted int `json:"not_counted"`
 }
 
@@ -96,7 +97,7 @@ func summarize(members []nodeView) nodesSummary {
 func (s nodesSummary) line(p output.Palette) string {
 	var health, states, sessions []string
 	for _, h := range cluster.Healths() {
-		if n := s.Health[h]; n > 0 && h != cluster.Left { // that is a state, too, and follows
+		if n := s.Health[h]; n > 0 && h != cluster.Left { // left is also a state
 			health = append(health, paintHealth(p, h, fmt.Sprintf("%d %s", n, h)))
 		}
 	}
@@ -155,15 +156,15 @@ func (v nodeView) row() cluster.Node {
 	return *v.Node
 }
 
-// heard reports whether the agent's last heartbeat counts.
-func (v nodeView) heard() bool {
+// hasHeartbeat reports whether the agent's last heartbeat counts.
+func (v nodeView) hasHeartbeat() bool {
 	return v.Node != nil && v.Agent.Fresh && v.Health != cluster.Left
 }
 
-// load is the agent's word, or AMS's own where there is no agent.
+// load is what the agent read, or Ant Media Server if there is no agent.
 func (v nodeView) load() cluster.Load {
 	switch {
-	case v.heard() && v.Node.Load != nil:
+	case v.hasHeartbeat() && v.Node.Load != nil:
 		return *v.Node.Load
 	case v.Node == nil && v.Server.Fresh:
 		return cluster.Load{CPU: amsCPU(v.AMS[0]), Mem: amsMemory(v.AMS[0])}
@@ -179,16 +180,14 @@ func amsCPU(n cluster.AMSNode) *int {
 }
 
 func amsMemory(n cluster.AMSNode) *int {
-	used, total, ok := strings.Cut(n.Memory, "/")
-	a, errA := strconv.Atoi(strings.TrimSpace(used))
-	b, errB := strconv.Atoi(strings.TrimSpace(total))
-	if !ok || errA != nil || errB != nil || a < 0 || b <= 0 || a > b {
+	var used, total int
+	if _, err := fmt.Sscanf(n.Memory, "%d/%d", &used, &total); err != nil || used < 0 || total <= 0 || used > total {
 		return nil
 	}
-	return new(100 * a / b)
+	return new(100 * used / total)
 }
 
-// whyNotServing says what does not serve; "" where the node serves, or where that is not known.
+// whyNotServing names what does not serve; "" if the node serves, or if that is unknown.
 func (v nodeView) whyNotServing() string {
 	if v.Health != cluster.NotServing {
 		return ""
@@ -197,13 +196,13 @@ func (v nodeView) whyNotServing() string {
 }
 
 func (v nodeView) sessions() *cluster.Sessions {
-	if !v.heard() {
+	if !v.hasHeartbeat() {
 		return nil
 	}
 	return v.Node.Sessions
 }
 
-// gpu finds the busiest device: by what its busiest part does, be it the cores, the encoder or the decoder.
+// gpu finds the busiest device by its busiest part: the cores, the encoder or the decoder.
 func (v nodeView) gpu() (busiest *int, index, devices int) {
 	gpus := v.load().GPUs
 	for i, d := range gpus {
@@ -216,30 +215,24 @@ func (v nodeView) gpu() (busiest *int, index, devices int) {
 	return busiest, index, len(gpus)
 }
 
-func percentText(n *int) string {
+func percentText(n *int) string { return numberText(n, "%") }
+
+func numberText(n *int, unit string) string {
 	if n == nil {
 		return "-"
 	}
-	return strconv.Itoa(*n) + "%"
+	return strconv.Itoa(*n) + unit
 }
 
-func countText(n *int) string {
-	if n == nil {
+// ageText is the age of a signal, with ~ if it depends on a clock that was not compared.
+func ageText(s cluster.Signal) string {
+	switch {
+	case !s.Known:
 		return "-"
+	case s.Estimated:
+		return "~" + output.Roughly(s.Age)
 	}
-	return strconv.Itoa(*n)
-}
-
-// ageText says how long ago a witness was heard; ~ where that rests on a clock that nobody vouches for.
-func ageText(h cluster.Signal) string {
-	if !h.Known {
-		return "-"
-	}
-	guess := ""
-	if h.Estimated {
-		guess = "~"
-	}
-	return guess + output.Roughly(h.Age)
+	return output.Roughly(s.Age)
 }
 
 func gpuText(v nodeView) string {
@@ -264,20 +257,14 @@ func sessionsText(v nodeView) string {
 	if s.Viewers != nil && s.By == cluster.CountedByConnections {
 		about = "~"
 	}
-	return countText(s.Publishers) + "/" + about + countText(s.Viewers)
+	return numberText(s.Publishers, "") + "/" + about + numberText(s.Viewers, "")
 }
 
-func versionText(v nodeView) string {
-	switch n := v.row(); {
-	case n.Agent == "" && n.AMS == "":
-		return "-"
-	case n.AMS == "":
+func versionText(n cluster.Node) string {
+	if n.AMS == "" {
 		return n.Agent
-	case n.Agent == "":
-		return "AMS " + n.AMS
-	default:
-		return n.Agent + ", AMS " + n.AMS
 	}
+	return strings.TrimPrefix(n.Agent+", AMS "+n.AMS, ", ")
 }
 
 // nodeColumn is one column of the table.
@@ -285,59 +272,51 @@ type nodeColumn struct {
 	title string
 	text  func(nodeView) string
 	right bool
-	// spare says that the column is of no use on a terminal where no row has anything in it.
+	// spare: a terminal does not show the column if all its cells are empty.
 	spare bool
 	paint func(output.Palette, nodeView, string) string
 }
 
 func nodeColumns() []nodeColumn {
-	byLoad := func(percent func(nodeView) *int) func(output.Palette, nodeView, string) string {
-		return func(p output.Palette, v nodeView, s string) string { return paintLoad(p, percent(v), s) }
+	field := func(title string, value func(cluster.Node) string) nodeColumn {
+		return nodeColumn{title: title, spare: true, text: func(v nodeView) string { return output.Dash(output.Printable(value(v.row()))) }}
 	}
-	of := func(value func(cluster.Node) string) func(nodeView) string {
-		return func(v nodeView) string { return output.Dash(output.Printable(value(v.row()))) }
-	}
-	heard := func(who func(nodeView) cluster.Signal) func(output.Palette, nodeView, string) string {
-		return func(p output.Palette, v nodeView, s string) string {
-			if h := who(v); h.Known && !h.Fresh {
+	signal := func(title string, of func(nodeView) cluster.Signal) nodeColumn {
+		return nodeColumn{title: title, right: true, text: func(v nodeView) string { return ageText(of(v)) }, paint: func(p output.Palette, v nodeView, s string) string {
+			if of(v).Known && !of(v).Fresh {
 				return p.Yellow(s)
 			}
 			return s
-		}
+		}}
 	}
 	load := func(title string, percent func(nodeView) *int) nodeColumn {
-		return nodeColumn{title: title, right: true, paint: byLoad(percent), text: func(v nodeView) string { return percentText(percent(v)) }}
+		return nodeColumn{
+			title: title, right: true, text: func(v nodeView) string { return percentText(percent(v)) },
+			paint: func(p output.Palette, v nodeView, s string) string { return paintLoad(p, percent(v), s) },
+		}
 	}
 	score := load("SCORE", func(v nodeView) *int { return v.load().Score })
-	score.spare = true
+	gpu := load("GPU", func(v nodeView) *int { n, _, _ := v.gpu(); return n })
+	score.spare, gpu.spare, gpu.text = true, true, gpuText
 	return []nodeColumn{
 		{title: "NODE", text: func(v nodeView) string { return nodeName(v.Node) }},
-		{title: "ROLE", text: of(func(n cluster.Node) string { return n.Role }), spare: true},
-		{title: "GROUP", text: of(func(n cluster.Node) string { return n.Group }), spare: true},
-		{title: "ZONE", text: of(func(n cluster.Node) string { return cmp.Or(n.Zone, n.Region) }), spare: true},
+		field("ROLE", func(n cluster.Node) string { return n.Role }),
+		field("GROUP", func(n cluster.Node) string { return n.Group }),
+		field("ZONE", func(n cluster.Node) string { return cmp.Or(n.Zone, n.Region) }),
 		{title: "ADDRESS", text: func(v nodeView) string { return output.Dash(output.Printable(v.Address())) }},
 		{title: "STATE", text: stateText, paint: paintState},
 		{
 			title: "HEALTH", text: func(v nodeView) string { return string(v.Health) },
 			paint: func(p output.Palette, v nodeView, s string) string { return paintHealth(p, v.Health, s) },
 		},
-		{
-			title: "AGENT", right: true, text: func(v nodeView) string { return ageText(v.Agent) },
-			paint: heard(func(v nodeView) cluster.Signal { return v.Agent }),
-		},
-		{
-			title: "AMS", right: true, text: func(v nodeView) string { return ageText(v.Server) },
-			paint: heard(func(v nodeView) cluster.Signal { return v.Server }),
-		},
+		signal("AGENT", func(v nodeView) cluster.Signal { return v.Agent }),
+		signal("AMS", func(v nodeView) cluster.Signal { return v.Server }),
 		load("CPU", func(v nodeView) *int { return v.load().CPU }),
-		{
-			title: "GPU", right: true, text: gpuText, spare: true,
-			paint: byLoad(func(v nodeView) *int { n, _, _ := v.gpu(); return n }),
-		},
+		gpu,
 		load("MEM", func(v nodeView) *int { return v.load().Mem }),
 		score,
 		{title: "PUB/VIEW", right: true, text: sessionsText},
-		{title: "VERSION", text: func(v nodeView) string { return output.Printable(versionText(v)) }, spare: true},
+		field("VERSION", versionText),
 	}
 }
 
@@ -396,11 +375,11 @@ func paintHealth(p output.Palette, h cluster.Health, s string) string {
 // tableStyle is what the table is printed on.
 type tableStyle struct {
 	color output.Palette
-	// width and height are those of the terminal, 0 if it is none: then nothing is left out.
+	// width and height are those of the terminal; 0 without one: then all columns are printed.
 	width, height int
 }
 
-// narrower is what a narrow terminal does without, in this order. Which node it is stays to the end.
+// narrower are the columns that a narrow terminal does not show, the first one first.
 func narrower() []string {
 	return []string{"VERSION", "ZONE", "SCORE", "GROUP", "GPU", "MEM", "AMS", "AGENT", "ROLE", "CPU", "PUB/VIEW", "STATE", "ADDRESS"}
 }
@@ -438,11 +417,11 @@ func nodeTable(members []nodeView, t tableStyle) []string {
 	for i, c := range columns {
 		n := width(c)
 		cell := func(row int, text, shown string) {
-			blanks := strings.Repeat(" ", n-utf8.RuneCountInString(text))
+			padding := strings.Repeat(" ", n-utf8.RuneCountInString(text))
 			if c.right {
-				shown = blanks + shown
+				shown = padding + shown
 			} else if i < len(columns)-1 {
-				shown += blanks
+				shown += padding
 			}
 			if i > 0 {
 				shown = gap + shown
@@ -478,7 +457,7 @@ func (v nodeView) rank() int {
 	return 0
 }
 
-// sortKeys are the words that --sort takes.
+// sortKeys are the values of --sort.
 func sortKeys() []string { return []string{"address", "state", "cpu", "sessions"} }
 
 // sortNodes orders members, which come in the order of their addresses. Unknown values come last, in both directions.
@@ -490,8 +469,7 @@ func sortNodes(members []nodeView, key string) {
 			if v.Node == nil {
 				return nil
 			}
-			n := slices.Index(cluster.States(), v.State())
-			return &n
+			return new(slices.Index(cluster.States(), v.State()))
 		},
 		"sessions": func(v nodeView) *int {
 			if s := v.sessions(); s != nil {
@@ -508,29 +486,25 @@ func sortNodes(members []nodeView, key string) {
 		}
 		return
 	}
-	slices.SortStableFunc(members, func(a, b nodeView) int {
-		x, y := value(a), value(b)
-		switch {
-		case x == nil && y == nil:
-			return 0
-		case x == nil:
-			return 1
-		case y == nil:
-			return -1
+	order := func(v nodeView) int {
+		switch n := value(v); {
+		case n == nil:
+			return math.MaxInt
 		case reverse:
-			return cmp.Compare(*y, *x)
+			return -*n
+		default:
+			return *n
 		}
-		return cmp.Compare(*x, *y)
-	})
+	}
+	slices.SortStableFunc(members, func(a, b nodeView) int { return cmp.Compare(order(a), order(b)) })
 }
 
-// From alarming on a load wants to be looked at: it is where AMS refuses more by default. Nearly full is worse.
 const (
-	loadAlarming = 75
+	loadAlarming = 75 // from here on AMS refuses streams by default
 	loadFull     = 90
 )
 
-// paintLoad colors what shows a load in percent.
+// paintLoad colors a load in percent.
 func paintLoad(p output.Palette, percent *int, s string) string {
 	switch {
 	case percent == nil || *percent < loadAlarming:

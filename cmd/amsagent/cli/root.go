@@ -87,7 +87,7 @@ func newRootCommand(g *globals) *cobra.Command {
 		PersistentPreRunE:          func(cmd *cobra.Command, _ []string) error { return g.load(cmd) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if version {
-				return runVersion(cmd.Context(), g)
+				return runVersion(g)
 			}
 			// A script whose verb got lost must not take this for success.
 			if _, err := g.env.Stderr.Write([]byte(helpText(cmd))); err != nil {

@@ -19,7 +19,7 @@ import (
 )
 
 // A wrong config.yaml stops only the commands that decide what a node becomes. Others leave an unknown key out, and with another
-// fault they use the last good file, or refuse if there is none.
+// fault they use the last good file, or refuse without one.
 func TestWrongConfig(t *testing.T) {
 	const good = "group: studio\nrole: edge\n"
 	const left, kept, refused = "left out", "the last good one counts", ""
@@ -38,7 +38,7 @@ func TestWrongConfig(t *testing.T) {
 		{"password", "mongo: mongodb://u:hunter22@h/\n", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG-SECRET"},
 		{"unreadable", "", good, kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG"},
 		{"unknown key in the kept one", "role: [\n", "roel: x\nrole: edge\n", kept, "edge", "/var/lib/amsagent/config.yaml.good:2", "AGENT-CONFIG"},
-		{"there was none", "role: [\n", "# none\n", kept, "", "", "AGENT-CONFIG"},
+		{"the kept one is empty", "role: [\n", "# empty\n", kept, "", "", "AGENT-CONFIG"},
 		{"nothing kept", "beat_interval: soon\n", "", refused, "", "", "AGENT-CONFIG"},
 		{"the kept one is wrong", "role: [\n", "beat_interval: soon\n", refused, "", "", "AGENT-CONFIG"},
 	} {
