@@ -21,7 +21,7 @@ import (
 // Paths of the daemon's own files, below the root.
 const (
 	daemonLock = "/run/amsagent/daemon.lock"
-	// agentCheckFile ends with the boot, as a state "maint" that only an operator can have set does.
+	// agentCheckFile ends with the boot.
 	agentCheckFile = "/run/amsagent/agent-check.json"
 )
 
@@ -56,17 +56,17 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 		if !errors.Is(err, daemon.ErrOutdated) {
 			return err
 		}
-		g.out.Log().Info("beginning anew with other settings", "dir", g.settings.AMSDir)
+		g.out.Log().Info("starting again with other settings", "dir", g.settings.AMSDir)
 	}
 }
 
-// serveDaemon is the daemon for as long as the settings are those that it is made of.
+// serveDaemon runs the daemon until a setting changes that it cannot apply.
 func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
 	}
-	m.Begin = nil // it has no time that ends
+	m.Begin = nil // the daemon has no limit of time
 	a := &daemonAdapter{g: g, cmd: cmd, machine: m, made: madeOf(g.settings)}
 	defer func() {
 		a.mu.Lock()
@@ -127,7 +127,7 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	return nil
 }
 
-// madeOf are the settings that a daemon is made of; the rest of them may change while it runs.
+// madeOf are the settings that a running daemon cannot apply.
 func madeOf(s *settings.Settings) map[string]string {
 	made := map[string]string{}
 	for _, key := range []string{

@@ -21,7 +21,7 @@ const (
 	groupAdvanced = "advanced"
 )
 
-// addCommands gives commands what all of them have: only a few take an argument.
+// addCommands adds commands to a group of the help. Only a few take an argument.
 func addCommands(parent *cobra.Command, group string, commands ...*cobra.Command) {
 	for _, cmd := range commands {
 		cmd.GroupID, cmd.DisableFlagsInUseLine = group, true
@@ -112,7 +112,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return usageError(hints, "unknown command %q", args[0])
 }
 
-// flagError makes a usage error of what pflag reports.
+// flagError is the usage error for an error of pflag.
 func flagError(cmd *cobra.Command, err error) error {
 	if args := cmd.Flags().Args(); !cmd.HasParent() && len(args) > 0 {
 		return noArgs(cmd, args) // an unknown command, whose flags are unknown as well
@@ -128,7 +128,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	if near := settings.NearWords(name, flags...); len(near) > 0 {
 		hints = []string{fmt.Sprintf("did you mean `--%s`?", near[0])}
 	}
-	// Not pflag's text: what follows a letter may be a password.
+	// Not pflag's text: a password may follow a letter.
 	dash := "--"
 	if missing.GetSpecifiedShortnames() != "" {
 		dash = "-"

@@ -59,7 +59,7 @@ func waitForTags(ctx context.Context, g *globals, limit time.Duration) error {
 	}
 }
 
-// notKnown names what a node in a balancer's list needs and no source gives yet.
+// notKnown names the settings that a node in a balancer's list needs and that no source has yet.
 func notKnown(g *globals) (missing []string, err error) {
 	switch _, err := g.mongo(); {
 	case errors.Is(err, errNoMongo):

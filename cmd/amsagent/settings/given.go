@@ -23,7 +23,7 @@ func Kept() []Setting {
 	return rows
 }
 
-// readGiven reads what an earlier join was given. An unreadable or damaged file is no error: no command may fail for it.
+// readGiven reads the values given to an earlier join. No command fails for an unreadable or damaged file.
 func readGiven(root string) (bootstrap.Given, string) {
 	given, err := bootstrap.LoadGiven(root)
 	switch {
@@ -35,7 +35,7 @@ func readGiven(root string) (bootstrap.Given, string) {
 	return bootstrap.Given{}, fmt.Sprintf("what was given to join cannot be used: %v; run the same amsagent join again", err)
 }
 
-// GoodConfig is config.yaml for a node to keep; nil if it is another file.
+// GoodConfig is config.yaml for a node to keep; nil if the settings file is another one.
 func (s *Settings) GoodConfig() []byte {
 	switch {
 	case s.Origin(KeyConfig).Layer > FromDefault:
@@ -85,7 +85,9 @@ func (s *Settings) JoinRequest() bootstrap.JoinRequest {
 }
 
 // addressForced reports whether an earlier join accepted this address although no interface has it.
-func (s *Settings) addressForced() bool { return s.Forced != "" && s.Forced == s.Address }
+func (s *Settings) addressForced() bool {
+	return s.Address != "" && s.Address == s.Sources.Given.ForcedAddress
+}
 
 // ToKeep is what this join keeps: its flags and variables, what an earlier join kept, and whether its address was forced.
 func (s *Settings) ToKeep(force bool) *bootstrap.Given {
