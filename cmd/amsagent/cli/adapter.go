@@ -134,9 +134,6 @@ func (a *daemonAdapter) mongo(ctx context.Context) (daemon.Named, error) {
 			src, err = a.namedMongo()
 		}
 	}
-	if errors.Is(err, errNoMongo) {
-		return daemon.Named{}, errors.Join(daemon.ErrNoMongo, err)
-	}
 	return daemon.Named{Target: src.Target, Stored: src.Origin.Layer == settings.FromStored && src.Origin.Name == bootstrap.MongoPath}, err
 }
 

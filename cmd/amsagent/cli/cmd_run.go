@@ -116,15 +116,14 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	// Half of Go's usual: 1.6 MiB less for 5 ms of a processor a minute.
 	debug.SetGCPercent(50)
 	err = daemon.New(o).Run(cmd.Context())
-	switch {
-	case errors.Is(err, daemon.ErrRunning):
-		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: stateUntouched}
-	case errors.Is(err, daemon.ErrOutdated):
+	if err == nil || errors.Is(err, daemon.ErrOutdated) {
 		return err
-	case err != nil:
-		return &userError{Msg: "cannot run", Cause: err, State: stateUntouched}
 	}
-	return nil
+	failed := &userError{Msg: "cannot run", Cause: err, State: stateUntouched}
+	if errors.Is(err, daemon.ErrRunning) {
+		failed.Hints = []string{"look at the daemon that runs: systemctl status amsagent"}
+	}
+	return failed
 }
 
 // madeOf are the settings that a running daemon cannot apply.

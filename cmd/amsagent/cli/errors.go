@@ -101,10 +101,10 @@ func preflight(g *globals, ue *userError, pre *bootstrap.PreflightError) error {
 	}
 	f := pre.Findings[0]
 	if mongo, ok := errors.AsType[*cluster.Error](f.Err); ok {
-		u.Msg, u.Cause = ue.Msg+": "+mongo.Summary(), mongo.Err
-	} else {
-		u.Msg, u.Cause = ue.Msg+": "+f.Title(), errors.New(f.Text)
+		u.Cause = mongo
+		return u
 	}
+	u.Msg, u.Cause = ue.Msg+": "+f.Title(), errors.New(f.Text)
 	return u
 }
 

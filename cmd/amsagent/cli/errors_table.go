@@ -77,7 +77,7 @@ const (
 )
 
 // errNoMongo: no setting, tag or file has the address.
-var errNoMongo = errors.New("no MongoDB address is known")
+var errNoMongo = daemon.ErrNoMongo
 
 var errHeld = errors.New("servers stay in the list that the cluster has lost")
 

@@ -56,8 +56,7 @@ func newGlobals(env Env) *globals {
 
 func (g *globals) load(cmd *cobra.Command) error {
 	g.readsOnly.Store(onlyReads(cmd))
-	flags, dropped := dropEmpty(cmd, g.given)
-	src := settings.Sources{Flags: flags, Dropped: dropped, LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}
+	src := settings.Sources{Flags: g.given, Dropped: dropEmpty(cmd, g.given), LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}
 	// Completion must work with a wrong config.yaml.
 	completes := cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd
 	if _, ok := cmd.Annotations[annotationNoLoad]; ok || completes {

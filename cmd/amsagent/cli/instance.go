@@ -108,7 +108,12 @@ func (g *globals) ask(ctx context.Context, q question) (machine, error) {
 			g.out.AddSecrets(t.Secrets()...)
 		}
 	}
-	m.Notes = m.notes()
+	if m.Unrecognised {
+		m.Notes = append(m.Notes, noCloud)
+	}
+	if text := unreadTags(m.Instance.Tags); text != "" {
+		m.Notes = append(m.Notes, text)
+	}
 	return m, nil
 }
 
@@ -147,32 +152,14 @@ func tagsNote(inst metadata.Instance) string {
 // noCloud is the note of a machine on which nothing names a cloud: there a scale-in without a notice would cut every session.
 const noCloud = "no cloud recognised: no scale-in will be announced here; if there is one, --provider aws|azure|alibaba|gcp"
 
-func (m machine) notes() []string {
-	var notes []string
-	if m.Unrecognised {
-		notes = append(notes, noCloud)
-	}
-	if text := unreadTags(m.Instance.Tags); text != "" {
-		notes = append(notes, text)
-	}
-	return notes
-}
-
-// tagNames are the names of the tags that are settings.
-func tagNames() []string {
-	var names []string
-	for _, row := range settings.Table() {
-		if row.Tag != "" {
-			names = append(names, settings.TagPrefix+row.Tag)
-		}
-	}
-	return names
-}
-
 // unreadTags names the tags that begin with the agent's name and are no settings, or is "".
 func unreadTags(tags map[string]string) string {
-	read := tagNames()
-	var unread []string
+	var read, unread []string
+	for _, row := range settings.Table() {
+		if row.Tag != "" {
+			read = append(read, settings.TagPrefix+row.Tag)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(tags)) {
 		if strings.HasPrefix(strings.ToLower(name), "amsagent") && !slices.Contains(read, strings.Replace(name, "amsagent-", settings.TagPrefix, 1)) {
 			unread = append(unread, name)

@@ -34,14 +34,12 @@ func (g *globals) readStdin(limit int, patience time.Duration) ([]byte, error) {
 		b, err := io.ReadAll(io.LimitReader(g.env.Stdin, int64(limit)+1))
 		done <- read{b, err}
 	}()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
 	select {
 	case r := <-done:
 		return r.b, r.err
 	case <-g.ctx.Done():
 		return nil, context.Cause(g.ctx)
-	case <-timer.C:
+	case <-time.After(patience):
 		return nil, fmt.Errorf("%w within %s", errOpenInput, settings.ShortDuration(patience))
 	}
 }

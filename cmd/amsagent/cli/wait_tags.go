@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // tagPause is the time between two looks at the tags: a metadata service throttles.
@@ -44,10 +45,8 @@ func waitForTags(ctx context.Context, g *globals, limit time.Duration) error {
 		case bound.Err() == nil:
 			why = err
 		}
-		select {
-		case <-time.After(tagPause):
+		if sleep.For(bound, tagPause) {
 			continue
-		case <-bound.Done():
 		}
 		if ctx.Err() != nil {
 			return &userError{Msg: "waiting for the instance's tags", Cause: context.Cause(ctx), State: stateUntouched}

@@ -74,7 +74,7 @@ func ReadSmallFile(path string) ([]byte, fs.FileInfo, error) {
 }
 
 // readConfigFile reads config.yaml. A missing one is an error only if a flag or a variable names it.
-func readConfigFile(root, path string, named *Origin) (*ConfigFile, error) {
+func readConfigFile(root, path string, o Origin) (*ConfigFile, error) {
 	full, err := UnderRoot(root, path)
 	if err != nil {
 		full = path
@@ -84,14 +84,14 @@ func readConfigFile(root, path string, named *Origin) (*ConfigFile, error) {
 			return parseConfigFile(full, b), nil
 		}
 	}
-	if errors.Is(err, fs.ErrNotExist) && named == nil {
-		return nil, nil
+	e := o.Fault(fmt.Errorf("reading the settings: %w", err))
+	if o.Layer == FromDefault {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		e.Source, e.Layer = full, FromFile
 	}
-	source, l := full, FromFile
-	if named != nil {
-		source, l = named.String(), named.Layer
-	}
-	return nil, &Error{Source: source, Layer: l, Err: fmt.Errorf("reading the settings: %w", err)}
+	return nil, e
 }
 
 // parseConfigFile keeps the other lines if a line is wrong.

@@ -93,13 +93,13 @@ func TestReadConfigFile(t *testing.T) {
 	))
 	for _, tt := range []struct {
 		path, fails string
-		named       *Origin
+		named       Origin
 		missing     bool
 	}{
 		{path: "/etc/amsagent/config.yaml"},
 		{path: "/link.yaml"}, {path: "/up.yaml"}, // as inside a chroot
 		{path: "/none.yaml", missing: true},
-		{path: "/none.yaml", named: &Origin{Layer: FromEnv, Name: "AMSAGENT_CONFIG"}, fails: "AMSAGENT_CONFIG: reading the settings: open "},
+		{path: "/none.yaml", named: Origin{Layer: FromEnv, Name: "AMSAGENT_CONFIG"}, fails: "AMSAGENT_CONFIG: reading the settings: open "},
 		{path: "/etc", fails: "not a regular file"},
 		{path: "/fifo", fails: "not a regular file"}, // at once, without a wait
 		{path: "/big", fails: "larger than 256 KiB"},

@@ -305,12 +305,8 @@ func Read(src Sources, good bool) (*Settings, error) {
 		return nil, err
 	}
 	src.Root = &root
-	var named *Origin
-	if o := early.Origin(KeyConfig); o.Layer > FromDefault {
-		named = &o
-	}
 	var unread error
-	src.File, unread = readConfigFile(root, early.Config, named)
+	src.File, unread = readConfigFile(root, early.Config, early.Origin(KeyConfig))
 	src.Given, src.Damaged = readGiven(root)
 	s, err := Resolve(src)
 	if err = errors.Join(unread, err); err == nil || good {
@@ -333,7 +329,7 @@ func Read(src Sources, good bool) (*Settings, error) {
 	src.Wrong, src.Instead = errors.Join(wrong...), "left out"
 	if bad != nil {
 		var last *ConfigFile
-		if named == nil {
+		if early.Origin(KeyConfig).Layer == FromDefault {
 			last, bad.Hints = src.lastGood(root, bad.Hints)
 		}
 		if last == nil {
