@@ -144,7 +144,7 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 	return a.g.joinedMongo()
 }
 
-// identify returns the instance, from the cloud or from a recent answer. After ctx ends, the request goes on for the next
+// identify returns the instance, from the cloud or from a recent answer. After ctx ends, the request continues for the next
 // caller. With a malformed tag it returns [bootstrap.ErrTags] and the instance, and reads the tags again at each call.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()

@@ -74,22 +74,19 @@ func (e Env) getenv(name string) string {
 }
 
 // forget removes the environment of the server's unit, because the server's user may write its EnvironmentFile=. systemd's
-// own variables stay; credentials only in the unit's own folder.
+// own variables stay; credentials only in the unit's own folder, where only root can write.
 func (e *Env) forget() {
 	kept := map[string]string{}
 	for _, name := range []string{"INVOCATION_ID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"} {
 		kept[name] = e.getenv(name)
 	}
-	if kept["CREDENTIALS_DIRECTORY"] != unitCredentials {
+	if kept["CREDENTIALS_DIRECTORY"] != "/run/credentials/"+ams.DefaultUnit {
 		delete(kept, "CREDENTIALS_DIRECTORY")
 	}
 	e.LookupEnv = func(name string) (string, bool) { v, ok := kept[name]; return v, ok }
 	e.Environ = func() []string { return nil }
 	e.Clearenv()
 }
-
-// unitCredentials has the credentials of the server's unit. Only root can write there.
-const unitCredentials = "/run/credentials/" + ams.DefaultUnit
 
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)

@@ -139,22 +139,17 @@ func (g *globals) explain(err error) *userError {
 		}
 	}
 	// MongoDB's errors have two parts: the fault is for the first line, the driver's text for the second.
-	if ce, ok := directly[*cluster.Error](out.Cause); ok {
+	if ce, ok := cmp.Or(out.Cause, err).(*cluster.Error); ok { //nolint:errorlint // a wrapping text must not get lost
+		if out.Cause == nil {
+			out.Msg = ce.Op
+		}
 		out.Msg, out.Cause = out.Msg+": "+ce.Summary(), ce.Err
-	} else if ce, ok := directly[*cluster.Error](err); ok {
-		out.Msg, out.Cause = ce.Op+": "+ce.Summary(), ce.Err
 	}
 	out.ID, out.Exit = cmp.Or(out.ID, idFailed), cmp.Or(out.Exit, exitFailed)
 	if out.State == "" && slices.Contains([]int{exitUsage, exitPreflight, exitNotMember}, out.Exit) {
 		out.State = stateUntouched
 	}
 	return &out
-}
-
-// directly reports whether err itself, not one that it wraps, is a T.
-func directly[T error](err error) (T, bool) {
-	t, ok := err.(T) //nolint:errorlint // a wrapping text must not get lost
-	return t, ok
 }
 
 // report prints err on stderr in the form asked for and returns the exit code.

@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -62,11 +63,7 @@ func annotate(cmd *cobra.Command, key, value string) {
 
 // exits sets the codes with which a command can end; its help lists them.
 func exits(cmd *cobra.Command, codes ...int) {
-	words := make([]string, len(codes))
-	for i, c := range codes {
-		words[i] = strconv.Itoa(c)
-	}
-	annotate(cmd, annotationExits, strings.Join(words, ","))
+	annotate(cmd, annotationExits, strings.Trim(fmt.Sprint(codes), "[]"))
 }
 
 // noSettings keeps a command from config.yaml and the variables of the settings: `version` must work if they are wrong.
@@ -79,10 +76,7 @@ func onlyReads(cmd *cobra.Command) bool { return cmd.Annotations[annotationReads
 
 // exitStatus prints the rows of the table that cmd names; cobra's own commands name none, and end with 0, 1 or 2.
 func exitStatus(cmd *cobra.Command) string {
-	only := []string{"0", "1", "2"}
-	if codes := cmd.Annotations[annotationExits]; codes != "" {
-		only = strings.Split(codes, ",")
-	}
+	only := strings.Fields(cmp.Or(cmd.Annotations[annotationExits], "0 1 2"))
 	var b strings.Builder
 	for _, row := range exitCodes() {
 		if slices.Contains(only, strconv.Itoa(row.code)) {

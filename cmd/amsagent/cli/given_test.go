@@ -225,24 +225,31 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 		{name: "none", want: [3]string{" default :0", " default :0", " default :0"}},
 		{
 			"the file",
-			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, nil,
-			[3]string{"edge file " + config, " default :0", " default :0"}, "",
+			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
+			nil,
+			[3]string{"edge file " + config, " default :0", " default :0"},
+			"",
 		},
 		{
 			"a variable over the file",
-			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, map[string]string{"AMSAGENT_ROLE": "origin"},
-			[3]string{"origin env AMSAGENT_ROLE:0", " default :0", " default :0"}, "",
+			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
+			map[string]string{"AMSAGENT_ROLE": "origin"},
+			[3]string{"origin env AMSAGENT_ROLE:0", " default :0", " default :0"},
+			"",
 		},
 		{
 			"as joined",
-			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"}, nil,
-			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined}, "role edge (" + config + ")",
+			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"},
+			nil,
+			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined},
+			"role edge (" + config + ")",
 		},
 		{
 			"another address and group",
 			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "address: 10.9.9.9\n"},
 			map[string]string{"AMSAGENT_GROUP": "hall"},
-			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined}, "address 10.9.9.9 (" + config + "), group hall (AMSAGENT_GROUP)",
+			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined},
+			"address 10.9.9.9 (" + config + "), group hall (AMSAGENT_GROUP)",
 		},
 	} {
 		root := tree(t, tt.files)

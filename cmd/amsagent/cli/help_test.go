@@ -64,7 +64,7 @@ func TestHelpOfEveryCommand(t *testing.T) {
 		if cmd.Short == "" || strings.HasSuffix(cmd.Short, ".") || unicode.IsUpper([]rune(cmd.Short)[0]) || strings.Contains(cmd.Short, "\n") {
 			t.Errorf("short text %q: one line, lower case, no full stop", cmd.Short)
 		}
-		for _, code := range strings.Split(cmd.Annotations[annotationExits], ",") {
+		for _, code := range strings.Fields(cmd.Annotations[annotationExits]) {
 			if !strings.Contains(stdout[i:], "\n  "+code+" ") {
 				t.Errorf("exit code %s is in no table", code)
 			}

@@ -31,7 +31,7 @@ type machine struct {
 	Notes []string
 }
 
-// whoami asks the cloud who this machine is, and uses the answer. With a malformed tag it returns the instance and an error.
+// whoami asks the cloud for this instance, and uses the answer. With a malformed tag it returns the instance and an error.
 func (g *globals) whoami(ctx context.Context) (metadata.Instance, error) {
 	m, err := g.ask(ctx, g.question())
 	if err != nil {

@@ -116,9 +116,6 @@ func unitProgram(root string, executable func() (string, error)) (string, error)
 	return installedProgram, err
 }
 
-// daemonUnits are the agent's own, in the order in which they start: packaging/systemd has them.
-func daemonUnits() *ams.Units { return ams.NewUnits("amsagent-node.service", "amsagent.service") }
-
 // onSystemd reports whether systemd starts the agent's units. It may also do so if a command starts Ant Media Server, if runs:
 // systemd runs this machine.
 func onSystemd(m *bootstrap.Machine, runs bool) bool {
@@ -134,7 +131,7 @@ func onSystemd(m *bootstrap.Machine, runs bool) bool {
 // handleDaemon lets a join start the daemon and a leave stop it. The daemon does not call it.
 func handleDaemon(m *bootstrap.Machine, offline bool) {
 	if !offline && onSystemd(m, ams.SystemdRuns()) {
-		m.Daemon = daemonUnits()
+		m.Daemon = ams.NewUnits("amsagent-node.service", "amsagent.service") // in the order of their start
 	}
 }
 

@@ -421,7 +421,7 @@ func testInterrupt(t *testing.T) {
 
 func TestJSONErrors(t *testing.T) {
 	for _, args := range [][]string{
-		{"-o", "json", "nonsense"}, {"nonsense", "-ojson"}, {"nonsense", "--output=json"}, {"--bogus", "--output", "json"},
+		{"-o", "json", "nonsense"}, {"nonsense", "-ojson"}, {"nonsense", "--output=json"}, {"--bogus", "--output", "json"}, {"-o=json", "join", "-mongo=x"},
 	} {
 		code, stdout, stderr := run(t, nil, args...)
 		if code != exitUsage || stdout != "" || !strings.HasPrefix(stderr, `{"schema_version":1,"kind":"error","error":{"id":"AGENT-USAGE","message":"unknown `) ||

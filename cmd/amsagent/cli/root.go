@@ -8,9 +8,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -45,12 +45,21 @@ func Main(args []string, env Env) int {
 
 // formAsked finds -o in arguments that may be wrong.
 func formAsked(args []string, getenv func(string) string) string {
-	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
-	fs.ParseErrorsAllowlist.UnknownFlags = true
-	fs.Usage = func() {}
-	form := fs.StringP("output", "o", getenv(settings.EnvPrefix+"OUTPUT"), "")
-	_ = fs.Parse(args) // the error comes again, from the command
-	return *form
+	form := getenv(settings.EnvPrefix + "OUTPUT")
+	for i, arg := range args {
+		name, text, given := strings.Cut(arg, "=")
+		switch {
+		case arg == "--":
+			return form
+		case given && (name == "-o" || name == "--output"):
+			form = text
+		case (name == "-o" || name == "--output") && i+1 < len(args):
+			form = args[i+1]
+		case strings.HasPrefix(arg, "-o"):
+			form = strings.TrimPrefix(arg, "-o")
+		}
+	}
+	return form
 }
 
 // newRootCommand puts the commands together.
@@ -96,8 +105,7 @@ func newRootCommand(g *globals) *cobra.Command {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { g.helpErr = g.out.Print([]byte(helpText(cmd))) })
 	root.SetFlagErrorFunc(flagError)
 
-	f := root.Flags()
-	f.BoolVar(&version, "version", false, "print the version and stop")
+	root.Flags().BoolVar(&version, "version", false, "print the version and stop")
 	for _, row := range settings.Table() {
 		if row.Global {
 			addSettingFlag(g, root, root.PersistentFlags(), row)

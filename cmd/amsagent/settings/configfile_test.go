@@ -97,7 +97,8 @@ func TestReadConfigFile(t *testing.T) {
 		missing     bool
 	}{
 		{path: "/etc/amsagent/config.yaml"},
-		{path: "/link.yaml"}, {path: "/up.yaml"}, // as inside a chroot
+		{path: "/link.yaml"},
+		{path: "/up.yaml"}, // as inside a chroot
 		{path: "/none.yaml", missing: true},
 		{path: "/none.yaml", named: Origin{Layer: FromEnv, Name: "AMSAGENT_CONFIG"}, fails: "AMSAGENT_CONFIG: reading the settings: open "},
 		{path: "/etc", fails: "not a regular file"},

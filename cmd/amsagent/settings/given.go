@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -91,26 +92,20 @@ func (s *Settings) addressForced() bool {
 
 // ToKeep is what this join keeps: its flags and variables, what an earlier join kept, and whether its address was forced.
 func (s *Settings) ToKeep(force bool) *bootstrap.Given {
-	keep := &bootstrap.Given{Settings: map[string]string{}}
+	keep := &bootstrap.Given{Settings: s.keptFrom(FromGiven, FromEnv, FromFlag)}
 	if force || s.addressForced() {
 		keep.ForcedAddress = s.Address
-	}
-	for _, row := range Kept() {
-		v := s.Values[row.Key]
-		switch v.Origin.Layer {
-		case FromGiven, FromEnv, FromFlag:
-			keep.Settings[row.Key] = v.Text
-		default:
-		}
 	}
 	return keep
 }
 
 // GivenToJoin lists the settings that were given to join and count.
-func (s *Settings) GivenToJoin() map[string]string {
+func (s *Settings) GivenToJoin() map[string]string { return s.keptFrom(FromGiven) }
+
+func (s *Settings) keptFrom(layers ...Layer) map[string]string {
 	list := map[string]string{}
 	for _, row := range Kept() {
-		if v := s.Values[row.Key]; v.Origin.Layer == FromGiven {
+		if v := s.Values[row.Key]; slices.Contains(layers, v.Origin.Layer) {
 			list[row.Key] = v.Text
 		}
 	}

@@ -21,13 +21,13 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// Layer says where a value comes from. A higher layer wins over a lower one.
+// Layer is a kind of source. A higher layer wins over a lower one.
 type Layer int
 
 const (
 	FromDefault    Layer = iota
 	FromStored           // /etc/amsagent/mongo, which join wrote
-	layerInstance        // what the cloud says about this instance, such as its scaling group
+	layerInstance        // the cloud's data about this instance, such as its scaling group
 	FromTag              // an instance tag
 	FromFile             // config.yaml
 	FromGiven            // what an operator gave to join
@@ -142,7 +142,7 @@ func (e *Error) Error() string {
 	text := e.Err.Error()
 	var te *cluster.TargetError
 	if errors.As(e.Err, &te) && te.Hint != "" {
-		text = strings.TrimSuffix(text, "; "+te.Hint) // it goes into a line of its own
+		text = strings.TrimSuffix(text, "; "+te.Hint) // the hint has a line of its own
 	}
 	if e.Source == "" {
 		return text
@@ -388,8 +388,8 @@ func (s *Settings) WithTags(all bool, group string, tags map[string]string) (*Se
 			continue
 		}
 		v, known := s.Sources.tags[row.Key]
-		name, text, found := findTag(tags, TagPrefix+row.Tag)
-		if found {
+		name, text := findTag(tags, TagPrefix+row.Tag)
+		if name != "" {
 			o := Origin{Layer: FromTag, Name: name}
 			canon, err := row.Canonical(text)
 			if err == nil && row.Key == KeyMongo && strings.HasPrefix(canon, "file:") {
@@ -402,7 +402,7 @@ func (s *Settings) WithTags(all bool, group string, tags map[string]string) (*Se
 				v, known = Value{Text: canon, Origin: o}, true
 			}
 		}
-		if known && (found || !all) { // else it may have been taken away
+		if known && (name != "" || !all) { // else it was removed
 			src.tags[row.Key] = v
 		}
 	}
@@ -411,13 +411,13 @@ func (s *Settings) WithTags(all bool, group string, tags map[string]string) (*Se
 }
 
 // findTag finds a tag that is not empty by its name, or by the same name with a dash, for clouds that allow no colon.
-func findTag(tags map[string]string, name string) (found, text string, ok bool) {
+func findTag(tags map[string]string, name string) (found, text string) {
 	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
 		if v := strings.TrimSpace(tags[n]); v != "" {
-			return n, v, true
+			return n, v
 		}
 	}
-	return "", "", false
+	return "", ""
 }
 
 // bySource puts the problems in an order that does not change between runs and that follows the lines of the file.
