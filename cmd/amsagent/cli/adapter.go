@@ -23,14 +23,14 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/gcp"
 )
 
-// daemonAdapter gives the daemon what globals knows. The daemon asks from several goroutines, and globals is made for
-// one.
+// daemonAdapter gives the daemon what globals has. The daemon calls it from several goroutines, and globals is made for one.
 type daemonAdapter struct {
 	g       *globals
 	cmd     *cobra.Command
@@ -40,12 +40,12 @@ type daemonAdapter struct {
 	asking singleflight.Group // the question to the metadata that is under way
 
 	mu         sync.Mutex
-	over       bool                         // the settings are another daemon's by now
-	given      string                       // version of what was given to join, when the settings were read
+	over       bool                         // another daemon uses the settings now
+	given      string                       // version of the values given to join, when the settings were read
 	kept       bool                         // config.yaml is kept
 	identified time.Time                    // when the instance was read last
-	tagErr     error                        // what is malformed of its tags
-	tagsRead   bool                         // what the tags say was read since the settings were
+	tagErr     error                        // of its malformed tags
+	tagsRead   bool                         // since the settings were read
 	opened     map[string]metadata.Provider // by name
 }
 
@@ -91,7 +91,7 @@ func (a *daemonAdapter) reread() error {
 	return a.rereadLocked()
 }
 
-// givenNow tells one version of what was given to join from the next.
+// givenNow identifies a version of the file with the values given to join.
 func (a *daemonAdapter) givenNow() string {
 	path, err := settings.UnderRoot(a.g.settings.Root, bootstrap.GivenPath)
 	if err != nil {
@@ -110,7 +110,7 @@ func (a *daemonAdapter) rereadLocked() error {
 	err := a.g.load(a.cmd)
 	if now := a.g.settings; err == nil && now.ServiceCommand != "" && now.ServiceCommand != was.ServiceCommand {
 		if _, err = serviceCommand(now); err != nil {
-			a.g.settings = was // a daemon that is made of these would not begin
+			a.g.settings = was // a daemon with these would not start
 		}
 	}
 	return err
@@ -134,10 +134,7 @@ func (a *daemonAdapter) mongo(ctx context.Context) (daemon.Named, error) {
 			src, err = a.namedMongo()
 		}
 	}
-	if errors.Is(err, errNoMongo) {
-		return daemon.Named{}, errors.Join(daemon.ErrNoMongo, err)
-	}
-	return daemon.Named{Target: src.Target, Stored: src.Origin.Layer == settings.FromStored && src.Origin.Name == storedMongo}, err
+	return daemon.Named{Target: src.Target, Stored: src.Origin.Layer == settings.FromStored && src.Origin.Name == bootstrap.MongoPath}, err
 }
 
 // namedMongo finds MongoDB by what is known now.
@@ -147,7 +144,7 @@ func (a *daemonAdapter) namedMongo() (mongoSource, error) {
 	return a.g.joinedMongo()
 }
 
-// identify returns the instance, from the cloud or from a recent answer. After ctx ends, the request goes on for the next
+// identify returns the instance, from the cloud or from a recent answer. After ctx ends, the request continues for the next
 // caller. With a malformed tag it returns [bootstrap.ErrTags] and the instance, and reads the tags again at each call.
 func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error) {
 	a.mu.Lock()
@@ -156,7 +153,7 @@ func (a *daemonAdapter) identify(ctx context.Context) (metadata.Instance, error)
 		age = shortAge
 	}
 	s, err := (&bootstrap.Machine{Root: a.g.settings.Root}).StateFile()
-	other := err == nil && s != nil && s.InstanceID != inst.ID // the same answer twice has to be two answers
+	other := err == nil && s != nil && s.InstanceID != inst.ID // a second answer must confirm another id
 	known := a.tagErr == nil && !a.identified.IsZero() && time.Since(a.identified) < age && !other
 	a.mu.Unlock()
 	if known {
@@ -203,7 +200,7 @@ const daemonPool = 2
 // daemonUnit is the daemon's own.
 const daemonUnit = "amsagent.service"
 
-// lifecycleOptions makes of the settings how this node goes.
+// lifecycleOptions are the settings of drains and of the end of this machine.
 func (a *daemonAdapter) lifecycleOptions() lifecycle.Options {
 	s := a.g.settings
 	o := lifecycle.Options{
@@ -241,7 +238,7 @@ func stopTime(root, dir string) time.Duration {
 	return ams.StopTimeout(len(in.Apps)) + stopMargin
 }
 
-// stopMargin is for the killing, and for who tells us of it.
+// stopMargin is for systemd to kill the server, and to report it.
 const stopMargin = 30 * time.Second
 
 // drainFiles keeps the record of a drain in the folder of join and leave. Their clean-up may remove a file that is being
@@ -261,7 +258,7 @@ func (f drainFiles) WriteFile(path string, data []byte, mode, dirMode fs.FileMod
 
 const writeTries = 5
 
-// shutdownReserve is what we leave of systemd's time for the stop of this very process.
+// shutdownReserve is the part of systemd's time in which this process ends.
 const shutdownReserve = 5 * time.Second
 
 // systemdStopping reports whether the machine shuts down, and the time left: that of systemd or of the cloud, whichever is
@@ -269,7 +266,7 @@ const shutdownReserve = 5 * time.Second
 func (a *daemonAdapter) systemdStopping(ctx context.Context) (deadline time.Time, by string, down bool) {
 	down, err := goesDown(ctx, daemonUnit)
 	if err != nil {
-		a.g.out.Log().Warn("cannot tell whether the machine goes down: nobody is waited for", "error", err)
+		a.g.out.Log().Warn("asking systemd for a shutdown failed, the daemon does not drain", "error", err)
 	}
 	if err != nil || !down {
 		return time.Time{}, "", false
@@ -282,17 +279,17 @@ func (a *daemonAdapter) systemdStopping(ctx context.Context) (deadline time.Time
 	return time.Now().Add(span), by, true
 }
 
-// stopSpan is how long a machine that goes down may drain, and by whose word. What the machine is may not be known.
+// stopSpan is how long a machine that shuts down may drain, and what sets that limit. inst is zero if it is not known.
 func stopSpan(systemd time.Duration, inst metadata.Instance) (span time.Duration, by string) {
 	span, by = systemd-min(shutdownReserve, systemd/2), "systemd's TimeoutStopSec"
 	if systemd <= 0 {
-		span, by = lifecycle.DefaultDeadline, "the usual deadline" // who waits without an end gets the usual one
+		span, by = lifecycle.DefaultDeadline, "the usual deadline"
 	}
 	window := time.Duration(inst.StopWindow)
 	if window <= 0 {
 		return span, by
 	}
-	// The stop of Ant Media Server and the deregistering come after us and have to be over before the machine is.
+	// Ant Media Server stops and the node deregisters after the drain, and before the machine ends.
 	if left := window - min(stopReserve, window*2/3); left < span {
 		return left, stopWindowWord(inst)
 	}
@@ -315,20 +312,14 @@ func stopWindowWord(inst metadata.Instance) string {
 	return window + inst.Provider + " gives this machine"
 }
 
-// goesDown asks systemd whether the machine shuts down. The bus ends at that time, too: without its answer, systemd is asked
-// directly.
+// goesDown asks systemd whether the machine shuts down. The bus ends at that time, too, so it tries again.
 func goesDown(ctx context.Context, unit string) (down bool, err error) {
 	for range stoppingTries {
-		if down, err = ams.NewSystemd(unit).SystemStopping(ctx); err == nil || ctx.Err() != nil {
-			return down, err
-		}
-		select {
-		case <-ctx.Done():
-			return false, err
-		case <-time.After(stoppingRetry):
+		if down, err = ams.NewSystemd(unit).SystemStopping(ctx); err == nil || !sleep.For(ctx, stoppingRetry) {
+			break
 		}
 	}
-	return false, err
+	return down, err
 }
 
 const (
@@ -336,7 +327,7 @@ const (
 	stoppingRetry = 200 * time.Millisecond
 )
 
-// openCloud opens the cloud that was named, or that shows. It makes no request.
+// openCloud opens the cloud that the settings name, or the detected one. It makes no request.
 func (a *daemonAdapter) openCloud() (metadata.Provider, error) {
 	a.mu.Lock()
 	q := a.g.question()
@@ -369,7 +360,7 @@ func (a *daemonAdapter) open(name string, opts metadata.Options) (metadata.Provi
 	return p, nil
 }
 
-// hookNames are those that the settings name now; they may change while the daemon runs.
+// hookNames are those of the settings, which may change while the daemon runs.
 func (a *daemonAdapter) hookNames() cloud.Filter {
 	a.mu.Lock()
 	defer a.mu.Unlock()

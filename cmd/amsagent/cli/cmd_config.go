@@ -155,7 +155,7 @@ func runConfig(ctx context.Context, opts configOptions, g *globals) error {
 	}
 	for _, e := range settings.Endpoints() {
 		if url, ok := g.settings.Endpoints[e.Name]; ok {
-			name, _ := e.Variable(g.env.LookupEnv)
+			name, _ := e.Variable(g.env.getenv)
 			data.Endpoints = append(data.Endpoints, configRow{Key: e.Name, Value: &url, Origin: settings.Origin{Layer: settings.FromEnv, Name: name}})
 		}
 	}

@@ -21,7 +21,7 @@ import (
 // Paths of the daemon's own files, below the root.
 const (
 	daemonLock = "/run/amsagent/daemon.lock"
-	// agentCheckFile ends with the boot, as a state "maint" that only an operator can have set does.
+	// agentCheckFile ends with the boot.
 	agentCheckFile = "/run/amsagent/agent-check.json"
 )
 
@@ -56,17 +56,17 @@ func runDaemon(cmd *cobra.Command, g *globals) error {
 		if !errors.Is(err, daemon.ErrOutdated) {
 			return err
 		}
-		g.out.Log().Info("beginning anew with other settings", "dir", g.settings.AMSDir)
+		g.out.Log().Info("starting again with other settings", "dir", g.settings.AMSDir)
 	}
 }
 
-// serveDaemon is the daemon for as long as the settings are those that it is made of.
+// serveDaemon runs the daemon until a setting changes that it cannot apply.
 func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	m, err := g.bootstrapMachine(false)
 	if err != nil {
 		return err
 	}
-	m.Begin = nil // it has no time that ends
+	m.Begin = nil // the daemon has no limit of time
 	a := &daemonAdapter{g: g, cmd: cmd, machine: m, made: madeOf(g.settings)}
 	defer func() {
 		a.mu.Lock()
@@ -116,18 +116,17 @@ func serveDaemon(cmd *cobra.Command, g *globals, reload chan struct{}) error {
 	// Half of Go's usual: 1.6 MiB less for 5 ms of a processor a minute.
 	debug.SetGCPercent(50)
 	err = daemon.New(o).Run(cmd.Context())
-	switch {
-	case errors.Is(err, daemon.ErrRunning):
-		return &userError{Msg: "cannot run", Cause: err, Hints: []string{"one daemon for a machine is enough: systemctl status amsagent"}, State: stateUntouched}
-	case errors.Is(err, daemon.ErrOutdated):
+	if err == nil || errors.Is(err, daemon.ErrOutdated) {
 		return err
-	case err != nil:
-		return &userError{Msg: "cannot run", Cause: err, State: stateUntouched}
 	}
-	return nil
+	failed := &userError{Msg: "cannot run", Cause: err, State: stateUntouched}
+	if errors.Is(err, daemon.ErrRunning) {
+		failed.Hints = []string{"look at the daemon that runs: systemctl status amsagent"}
+	}
+	return failed
 }
 
-// madeOf are the settings that a daemon is made of; the rest of them may change while it runs.
+// madeOf are the settings that a running daemon cannot apply.
 func madeOf(s *settings.Settings) map[string]string {
 	made := map[string]string{}
 	for _, key := range []string{

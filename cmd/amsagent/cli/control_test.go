@@ -304,7 +304,7 @@ func TestControlNoDaemon(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 	want := "amsagent: error: cannot drain [AGENT-DAEMON-DOWN]\namsagent: cause: no daemon answers at " + d.socket() + ": no such file or directory\n" +
-		"amsagent: hint: systemctl start amsagent\namsagent: hint: why it does not run: journalctl -u amsagent\namsagent: nothing was changed on this machine\n"
+		"amsagent: hint: systemctl start amsagent\namsagent: hint: see why it does not run: journalctl -u amsagent\namsagent: nothing was changed on this machine\n"
 	if e.stderr.String() != want {
 		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
 	}

@@ -7,7 +7,7 @@
 // Rules of the output:
 //
 //   - stdout has the result only; progress, warnings, logs and errors go to stderr.
-//   - The first line is the verdict, the last one the next step.
+//   - The first line is the outcome, the last one the next step.
 //   - An error has four parts: error, cause, hint, and the state of the machine. Its id finds its page.
 //   - With -o json the result is one object with a schema_version, and so is each line on stderr.
 //   - Times are relative for people ("12 s ago"), absolute in JSON and logs.
@@ -16,6 +16,6 @@
 //   - No command prompts. A closed stdin is normal; a closed stdout is a reported error.
 //   - Secrets are never printed.
 //
-// A command is one file cmd_NAME.go. Settings are in package settings, what prints in package output, exit codes in exit.go,
-// and the ids, hints and exit codes of library errors in errors_table.go.
+// A command is one file cmd_NAME.go. Exit codes are in exit.go, the ids, hints and exit codes of library errors in
+// errors_table.go.
 package cli

@@ -32,9 +32,9 @@ type Env struct {
 	// Clearenv takes the variables from the libraries, too.
 	Clearenv func()
 
-	// IsTerminal tells whether one of the three streams above is a terminal.
+	// IsTerminal reports whether one of the three streams above is a terminal.
 	IsTerminal func(stream any) bool
-	// Size is that of a terminal in columns and rows, 0 where it is not known.
+	// Size is that of a terminal in columns and rows, 0 if it is not known.
 	Size func(stream any) (columns, rows int)
 	// IsJournal is true if Stderr is the systemd journal.
 	IsJournal bool
@@ -43,12 +43,12 @@ type Env struct {
 	Geteuid func() int
 	// Executable is the path of this program.
 	Executable func() (string, error)
-	// Journal writes a line into the journal of a unit; it is an error where there is no journal.
+	// Journal writes a line into the journal of a unit. It fails without a journal.
 	Journal func(unit, line string) error
 
 	// Signals delivers the signals that mean "stop", until the returned function is called.
 	Signals func() (<-chan os.Signal, func())
-	// Notify tells the service manager that started us; it does nothing where there is none.
+	// Notify reports a state to the service manager, if one started this process.
 	Notify func(state string)
 	// Exit ends the process at once; a second signal leads to it.
 	Exit func(code int)
@@ -56,26 +56,14 @@ type Env struct {
 
 // OS is the real environment of this process.
 func OS() Env {
-	isJournal, _ := journal.StderrIsJournalStream() // an odd JOURNAL_STREAM is none
+	isJournal, _ := journal.StderrIsJournalStream() // an invalid JOURNAL_STREAM is no journal
 	return Env{
-		Stdin:      os.Stdin,
-		Stdout:     os.Stdout,
-		Stderr:     os.Stderr,
-		LookupEnv:  os.LookupEnv,
-		Environ:    os.Environ,
-		Clearenv:   os.Clearenv,
-		IsTerminal: isTerminal,
-
-		Size:      terminalSize,
-		IsJournal: isJournal,
-		Now:       time.Now,
-		Geteuid:   os.Geteuid,
-
-		Executable: os.Executable,
-		Journal:    journalLine,
-		Signals:    stopSignals,
-		Notify:     notify,
-		Exit:       os.Exit, // nothing below Main may call it but the second signal
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		LookupEnv: os.LookupEnv, Environ: os.Environ, Clearenv: os.Clearenv,
+		IsTerminal: isTerminal, Size: terminalSize, IsJournal: isJournal,
+		Now: time.Now, Geteuid: os.Geteuid, Executable: os.Executable, Journal: journalLine,
+		Signals: stopSignals, Notify: notify,
+		Exit: os.Exit, // only the second signal calls it below Main
 	}
 }
 
@@ -86,22 +74,19 @@ func (e Env) getenv(name string) string {
 }
 
 // forget removes the environment of the server's unit, because the server's user may write its EnvironmentFile=. systemd's
-// own variables stay; credentials only in the unit's own folder.
+// own variables stay; credentials only in the unit's own folder, where only root can write.
 func (e *Env) forget() {
 	kept := map[string]string{}
 	for _, name := range []string{"INVOCATION_ID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"} {
 		kept[name] = e.getenv(name)
 	}
-	if kept["CREDENTIALS_DIRECTORY"] != unitCredentials {
+	if kept["CREDENTIALS_DIRECTORY"] != "/run/credentials/"+ams.DefaultUnit {
 		delete(kept, "CREDENTIALS_DIRECTORY")
 	}
 	e.LookupEnv = func(name string) (string, bool) { v, ok := kept[name]; return v, ok }
 	e.Environ = func() []string { return nil }
 	e.Clearenv()
 }
-
-// unitCredentials is where systemd puts the credentials of the server's unit, for root to write alone.
-const unitCredentials = "/run/credentials/" + ams.DefaultUnit
 
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
@@ -125,7 +110,7 @@ func notify(state string) {
 	}
 }
 
-// notifyTime is how long systemd may take to take a word.
+// notifyTime is how long systemd may take to receive a state.
 const notifyTime = 100 * time.Millisecond
 
 func terminalSize(stream any) (columns, rows int) {
@@ -159,10 +144,10 @@ func stopSignals() (<-chan os.Signal, func()) {
 	}
 }
 
-// errNoJournal says that nothing takes lines for the journal of a unit.
+// errNoJournal: nothing receives lines for the journal of a unit.
 var errNoJournal = errors.New("there is no journal")
 
-// journalTime bounds the writing of a line: a journald that is stopped takes none, and the server's start waits.
+// journalTime bounds the writing of a line: a stopped journald receives none, and the server's start waits.
 const journalTime = 200 * time.Millisecond
 
 // journalLine writes a line into the journal of a unit whose output goes elsewhere: journalctl -u shows what root writes

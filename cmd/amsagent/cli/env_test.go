@@ -15,7 +15,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// A systemd that hangs reads no more what it is told. Who tells it goes on.
+// A systemd that hangs does not stop the agent.
 func TestNotify(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
@@ -40,7 +40,5 @@ func TestNotify(t *testing.T) {
 	notify("WATCHDOG=1") // which would wait for ever
 
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
-	notify("WATCHDOG=1")
-	t.Setenv("NOTIFY_SOCKET", "")
 	notify("WATCHDOG=1")
 }

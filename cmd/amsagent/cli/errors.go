@@ -19,11 +19,11 @@ import (
 
 // userError is an error for a person. ID, Exit and Hints that are empty come from errors_table.go by the Cause.
 type userError struct {
-	// Msg says what could not be done: "cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection".
+	// Msg is such as "cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection".
 	Msg   string
 	Cause error
 	Hints []string
-	// State says what is left on this machine. Every command that writes sets it.
+	// State is what the command left on this machine. Every command that writes sets it.
 	State string
 	Exit  int
 	ID    string
@@ -38,7 +38,7 @@ func (e *userError) Error() string {
 
 func (e *userError) Unwrap() error { return e.Cause }
 
-// stateUntouched is true of everything that ends with exit code 2 or 3.
+// stateUntouched is the state after exit code 2 or 3.
 const stateUntouched = "nothing was changed on this machine"
 
 // cannot is the error of a command. The cause may be one of bootstrap's, which lists what failed.
@@ -49,7 +49,7 @@ func cannot(verb string, err error) error {
 	return &userError{Msg: "cannot " + verb, Cause: err}
 }
 
-// unfold takes from bootstrap's errors what a person needs.
+// unfold makes one error for a person of a command's error and bootstrap's error below it.
 func unfold(g *globals, err error) error {
 	ue, ok := errors.AsType[*userError](err)
 	if !ok {
@@ -63,8 +63,8 @@ func unfold(g *globals, err error) error {
 		case failed.State == stateUntouched && needsRoot(g.env.Geteuid())(failed.Err):
 			u.Exit = exitPreflight
 		}
-		if failed.Hint != "" && !cutShort(failed.Err) { // it is about a failure
-			u.Hints = []string{failed.Hint}
+		if !cutShort(failed.Err) { // the hint concerns a failure
+			u.Hints = someHint(failed.Hint)
 		}
 		return u
 	}
@@ -74,7 +74,7 @@ func unfold(g *globals, err error) error {
 	return err
 }
 
-// preflight lists all that failed. The advice about a library's error is that of the one table.
+// preflight lists all failed checks. The table has the advice about a library's error.
 func preflight(g *globals, ue *userError, pre *bootstrap.PreflightError) error {
 	u := &userError{Msg: ue.Msg, Exit: exitPreflight, State: cmp.Or(ue.State, pre.State, stateUntouched)}
 	var causes []error
@@ -92,12 +92,8 @@ func preflight(g *globals, ue *userError, pre *bootstrap.PreflightError) error {
 			hints = []string{f.Hint}
 		}
 		causes = append(causes, &problem{u.ID + ": " + f.Text, hints})
-		for _, h := range hints {
-			if !slices.Contains(u.Hints, h) {
-				u.Hints = append(u.Hints, h)
-			}
-		}
 	}
+	u.Hints = settingHints(errors.Join(causes...), g)
 	if len(pre.Findings) != 1 {
 		u.ID, u.Cause = idPreflight, errors.Join(causes...)
 		u.Msg += fmt.Sprintf(": %d checks failed", len(pre.Findings))
@@ -105,10 +101,10 @@ func preflight(g *globals, ue *userError, pre *bootstrap.PreflightError) error {
 	}
 	f := pre.Findings[0]
 	if mongo, ok := errors.AsType[*cluster.Error](f.Err); ok {
-		u.Msg, u.Cause = ue.Msg+": "+mongo.Summary(), mongo.Err
-	} else {
-		u.Msg, u.Cause = ue.Msg+": "+f.Title(), errors.New(f.Text)
+		u.Cause = mongo
+		return u
 	}
+	u.Msg, u.Cause = ue.Msg+": "+f.Title(), errors.New(f.Text)
 	return u
 }
 
@@ -142,23 +138,18 @@ func (g *globals) explain(err error) *userError {
 			}
 		}
 	}
-	// MongoDB's errors come in two halves: what is wrong belongs into the first line, the driver's words into the second.
-	if ce, ok := directly[*cluster.Error](out.Cause); ok {
+	// MongoDB's errors have two parts: the fault is for the first line, the driver's text for the second.
+	if ce, ok := cmp.Or(out.Cause, err).(*cluster.Error); ok { //nolint:errorlint // a wrapping text must not get lost
+		if out.Cause == nil {
+			out.Msg = ce.Op
+		}
 		out.Msg, out.Cause = out.Msg+": "+ce.Summary(), ce.Err
-	} else if ce, ok := directly[*cluster.Error](err); ok {
-		out.Msg, out.Cause = ce.Op+": "+ce.Summary(), ce.Err
 	}
 	out.ID, out.Exit = cmp.Or(out.ID, idFailed), cmp.Or(out.Exit, exitFailed)
 	if out.State == "" && slices.Contains([]int{exitUsage, exitPreflight, exitNotMember}, out.Exit) {
 		out.State = stateUntouched
 	}
 	return &out
-}
-
-// directly tells whether err itself, not one that it wraps, is a T.
-func directly[T error](err error) (T, bool) {
-	t, ok := err.(T) //nolint:errorlint // a wrapping text must not get lost
-	return t, ok
 }
 
 // report prints err on stderr in the form asked for and returns the exit code.
@@ -186,30 +177,25 @@ func cutShort(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.As(err, &ue) && ue.Exit == exitPreflight
 }
 
-// interrupted makes an error one of the signal: a command says what its interruption left, and what failed beside that.
+// interrupted makes an error one of the signal. It keeps the state that a command left, and other failures.
 func interrupted(err error, sig *interruptedError) *userError {
+	out := userError{Msg: "interrupted", Cause: sig, ID: idInterrupted, Exit: exitInterrupted}
 	var ue *userError
-	if !errors.As(err, &ue) {
-		return &userError{Msg: "interrupted", Cause: sig, ID: idInterrupted, Exit: exitInterrupted}
-	}
-	if ue.Exit == exitPreflight {
-		return &userError{Msg: "interrupted", Cause: sig, State: cmp.Or(ue.State, stateUntouched), ID: idInterrupted, Exit: exitInterrupted}
-	}
-	c := *ue
-	c.Cause, c.ID, c.Exit = sig, idInterrupted, exitInterrupted
-	if ue.Cause == nil {
-		return &c
-	}
-	others := []error{sig}
-	for _, cause := range settings.Flatten(ue.Cause) {
-		if !cutShort(cause) && !errors.As(cause, new(*interruptedError)) {
-			others = append(others, cause)
+	switch {
+	case !errors.As(err, &ue):
+	case ue.Exit == exitPreflight:
+		out.State = cmp.Or(ue.State, stateUntouched)
+	default:
+		out.Msg, out.State, out.Hints = ue.Msg, ue.State, ue.Hints
+		causes := []error{sig}
+		for _, cause := range settings.Flatten(ue.Cause) {
+			if cause != nil && !cutShort(cause) && !as[*interruptedError](cause) {
+				causes = append(causes, cause)
+			}
 		}
+		out.Cause = errors.Join(causes...)
 	}
-	if len(others) > 1 {
-		c.Cause = errors.Join(others...)
-	}
-	return &c
+	return &out
 }
 
 // problem is one of several findings, with its own hints.
@@ -218,14 +204,13 @@ type problem struct {
 	hints []string
 }
 
-func (e *problem) Error() string { return e.text }
+func (e *problem) Error() string      { return e.text }
+func (e *problem) AllHints() []string { return e.hints }
 
 // ownHints are those of one cause among several.
 func ownHints(cause error) []string {
-	if p, ok := directly[*problem](cause); ok {
-		return p.hints
-	}
-	if e, ok := directly[*settings.Error](cause); ok {
+	var e interface{ AllHints() []string }
+	if errors.As(cause, &e) {
 		return e.AllHints()
 	}
 	return nil
@@ -293,7 +278,7 @@ func errorJSON(g *globals, e *userError) {
 	g.out.PrintError(g.out.RedactJSON(b))
 }
 
-// usageError is an error in what stands on the command line.
+// usageError is an error in the command line.
 func usageError(hints []string, format string, args ...any) *userError {
 	return &userError{Msg: fmt.Sprintf(format, args...), Hints: hints, Exit: exitUsage, ID: idUsage}
 }

@@ -23,7 +23,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Ids of errors are an interface: people search for them, and each has a page.
+// Ids of errors are an interface, and each has a page.
 const (
 	idFailed       = "AGENT-FAILED"
 	idUsage        = "AGENT-USAGE"
@@ -76,8 +76,8 @@ const (
 	idMetadataUnknown    = "AGENT-METADATA-UNKNOWN"
 )
 
-// errNoMongo: no setting, no tag and no file says where MongoDB is.
-var errNoMongo = errors.New("no MongoDB address is known")
+// errNoMongo: no setting, tag or file has the address.
+var errNoMongo = daemon.ErrNoMongo
 
 var errHeld = errors.New("servers stay in the list that the cluster has lost")
 
@@ -86,7 +86,7 @@ type errorClass struct {
 	id    string
 	exit  int
 	match func(error) bool
-	// hint may look at the error and at the machine to be true; nil means no advice.
+	// hint may depend on the error and on the machine; nil means no advice.
 	hint func(err error, g *globals) []string
 }
 
@@ -103,24 +103,24 @@ func errorTable(euid int) []errorClass {
 		{idConfig, exitUsage, as[*settings.Error], settingHints},
 		// Before the missing address: a tag may have it.
 		{idMetadataNotReady, exitFailed, is(cloud.ErrNotReady), metadataHint},
-		{idMongoMissing, exitUsage, is(errNoMongo), say("give --mongo ADDRESS, or AMSAGENT_MONGO, or mongo: in config.yaml, or the instance tag amsagent:mongo (a join waits for it with --wait-for-tags 5m)")},
+		{idMongoMissing, exitUsage, is(errNoMongo), say("give --mongo ADDRESS, or set AMSAGENT_MONGO, mongo: in config.yaml, or the instance tag amsagent:mongo (join --wait-for-tags 5m waits for it)")},
 
-		// MongoDB. Each kind of failure wants something else done.
-		{idMongoTooMany, exitFailed, is(cluster.ErrTooMany), say("delete those that no server writes any more, and find out what wrote them: amsagent doctor --explain " + idMongoTooMany)},
-		{idMongoDNS, exitFailed, ofKind(cluster.KindDNS), mongoHint("the name must resolve on this machine: check its spelling, and the DNS settings of this network")},
-		{idMongoRefused, exitFailed, ofKind(cluster.KindRefused), mongoHint("mongod must run there and listen on that address (net.bindIp), and the security group of the database must admit this subnet")},
-		{idMongoUnreachable, exitFailed, ofKind(cluster.KindUnreachable), mongoHint("this machine needs a route to that network: check the subnet, peering and the network's state")},
-		{idMongoTimeout, exitFailed, ofKind(cluster.KindTimeout), mongoHint("a firewall or security group that drops packets looks like this: it must admit the port from this subnet")},
+		// MongoDB. Each kind of failure has another fix.
+		{idMongoTooMany, exitFailed, is(cluster.ErrTooMany), say("delete the documents that no server writes any more: amsagent doctor --explain " + idMongoTooMany)},
+		{idMongoDNS, exitFailed, ofKind(cluster.KindDNS), mongoHint("check the spelling of the name, and the DNS settings of this machine")},
+		{idMongoRefused, exitFailed, ofKind(cluster.KindRefused), mongoHint("start mongod there, let it listen on that address (net.bindIp), and admit this subnet in the security group of the database")},
+		{idMongoUnreachable, exitFailed, ofKind(cluster.KindUnreachable), mongoHint("check the route to that network: the subnet, its peering, and whether the network is up")},
+		{idMongoTimeout, exitFailed, ofKind(cluster.KindTimeout), mongoHint("admit the port from this subnet in the firewall and in the security group of the database")},
 		{idMongoLost, exitFailed, ofKind(cluster.KindLost), mongoHint("run the same command again; if it happens each time, look with `journalctl -u mongod` on the database")},
-		{idMongoTLS, exitFailed, ofKind(cluster.KindTLS), mongoHint("the certificate must be valid for that name, and its authority known to this machine or named by tlsCAFile in the URI")},
+		{idMongoTLS, exitFailed, ofKind(cluster.KindTLS), mongoHint("use a certificate that is valid for that name, and install its authority on this machine or name it by tlsCAFile in the URI")},
 		{idMongoAuth, exitFailed, ofKind(cluster.KindAuth), mongoHint("check user, password and authSource in the URI; @ : / ? # % in a password must be percent-encoded")},
 		{idMongoForbidden, exitFailed, ofKind(cluster.KindForbidden), forbiddenHint},
 		{idMongoNotPrimary, exitFailed, ofKind(cluster.KindNotPrimary), mongoHint("name all members and replicaSet in the URI, or wait until the replica set has a primary")},
 		{idMongoUnsupported, exitFailed, ofKind(cluster.KindUnsupported), mongoHint("use MongoDB 4.4 or later, and an authMechanism that this server has")},
-		{idMongoConfig, exitUsage, ofKind(cluster.KindConfig), mongoHint("see the cause, and put the MongoDB address right")},
+		{idMongoConfig, exitUsage, ofKind(cluster.KindConfig), mongoHint("correct the MongoDB address: the cause names the fault")},
 		{idMongo, exitFailed, func(err error) bool { k := cluster.KindOf(err); return k != "" && k != cluster.KindCanceled }, nil},
 
-		// The result was made and could not be delivered. Stands before the errno that caused it.
+		// The result could not be written. Before the errno that caused it.
 		{idOutput, exitFailed, as[*output.Error], nil},
 
 		// The cloud's metadata. Before the deadlines, which its errors wrap.
@@ -128,32 +128,32 @@ func errorTable(euid int) []errorClass {
 		{idMetadataWrongCloud, exitFailed, is(cloud.ErrNotThisCloud), metadataHint},
 		{idMetadataNotFound, exitFailed, is(cloud.ErrNotFound), metadataHint},
 		{idMetadataBadAnswer, exitFailed, is(cloud.ErrBadAnswer), metadataHint},
-		{idMetadataUnknown, exitUsage, is(cloud.ErrUnknownProvider), say("leave --provider to auto, or take generic: the machine's own facts are used")},
+		{idMetadataUnknown, exitUsage, is(cloud.ErrUnknownProvider), say("leave out --provider, or give --provider generic, which uses the machine's own facts")},
 
 		// Load balancers.
-		{idBalanceHeld, exitPreflight, is(errHeld), say("--force accepts the new list")},
-		{idBalanceSlots, exitFailed, is(lb.ErrSlotsFull), say("write a server-template for each role, with a number above that of its nodes, and reload HAProxy")},
-		{idBalanceHAProxy, exitFailed, is(lb.ErrHAProxy), say("HAProxy must run, with a line such as: stats socket /run/haproxy/admin.sock mode 660 level admin")},
+		{idBalanceHeld, exitPreflight, is(errHeld), say("to accept the new list, run the same command with --force")},
+		{idBalanceSlots, exitFailed, is(lb.ErrSlotsFull), say("give the server-template of each role more servers than the role has nodes, and reload HAProxy")},
+		{idBalanceHAProxy, exitFailed, is(lb.ErrHAProxy), say("start HAProxy with a line such as: stats socket /run/haproxy/admin.sock mode 660 level admin")},
 
 		// The other libraries: the particular first, a time that ran out last.
-		{idLocked, exitUnknown, is(conf.ErrLocked), say("it may still be at work: look with `amsagent status`, or wait longer with --timeout")},
-		{idNotSeen, exitFailed, as[*bootstrap.NotSeenError], say("/var/log/antmedia/ant-media-server.log says why it did not come up, or did not reach MongoDB")},
+		{idLocked, exitUnknown, is(conf.ErrLocked), say("see with `amsagent status` what the other command does, or wait longer with --timeout")},
+		{idNotSeen, exitFailed, as[*bootstrap.NotSeenError], say("read in /var/log/antmedia/ant-media-server.log why the server did not start, or did not reach MongoDB")},
 		{idNotServing, exitFailed, as[*bootstrap.NotServingError], say(
-			"/var/log/antmedia/ant-media-server.log says why that application does not start; give it more time with --timeout",
-			"an application that need not serve is left out by the setting serving: in config.yaml",
+			"read in /var/log/antmedia/ant-media-server.log why that application does not start, or wait longer with --timeout",
+			"if that application need not serve, leave it out of serving: in config.yaml",
 		)},
 		{idService, exitFailed, func(err error) bool {
 			return as[*ams.JobError](err) || as[*ams.UnstableError](err) || is(ams.ErrNoSystemd, ams.ErrNoUnit, ams.ErrUnitMasked, ams.ErrUnitBroken)(err)
 		}, func(err error, _ *globals) []string { return someHint(ams.Hint(err)) }},
 
 		// The daemon, asked over its socket.
-		{idNoDaemon, exitFailed, is(daemon.ErrDown), say("systemctl start amsagent", "why it does not run: journalctl -u amsagent")},
+		{idNoDaemon, exitFailed, is(daemon.ErrDown), say("systemctl start amsagent", "see why it does not run: journalctl -u amsagent")},
 		{idOddDaemon, exitFailed, is(daemon.ErrVersion), say("systemctl restart amsagent; that changes nothing in the cluster")},
 		{idLostDaemon, exitUnknown, is(daemon.ErrLost), say("look with `systemctl status amsagent`, then run the same command again")},
-		{idNotNode, exitNotMember, isNotNode, say("`amsagent drain NODE` drains another node; `amsagent join` makes this machine one")},
+		{idNotNode, exitNotMember, isNotNode, say("drain another node with `amsagent drain NODE`, or make this machine a node with `amsagent join`")},
 		{idRefused, exitFailed, as[*daemon.Refusal], nil},
 		{idUndrained, exitFailed, as[*undrainedError], nil},
-		{idEvent, exitUsage, as[*eventError], say("an event is the JSON of a lifecycle action, without an envelope of SNS or SQS; more: amsagent help event")},
+		{idEvent, exitUsage, as[*eventError], say("send the JSON of a lifecycle action, without an envelope of SNS or SQS: amsagent help event")},
 
 		// This machine.
 		{bootstrap.IDFileLink, exitFailed, is(files.ErrLink), say("let root make the link, or give the file to the owner of the link or of its folder; or remove it")},
@@ -165,7 +165,7 @@ func errorTable(euid int) []errorClass {
 	}
 }
 
-// say gives the same advice for each error.
+// say is the same advice for each error.
 func say(hints ...string) func(error, *globals) []string {
 	return func(error, *globals) []string { return hints }
 }
@@ -192,7 +192,7 @@ func ofKind(k cluster.Kind) func(error) bool {
 	return func(err error) bool { return cluster.KindOf(err) == k }
 }
 
-// mongoHint is the library's own advice, which knows the answer of the server, else hint.
+// mongoHint is the library's advice, which has the answer of the server, else hint.
 func mongoHint(hint string) func(error, *globals) []string {
 	return func(err error, _ *globals) []string {
 		if e, ok := errors.AsType[*cluster.Error](err); ok && e.Hint != "" {
@@ -202,16 +202,16 @@ func mongoHint(hint string) func(error, *globals) []string {
 	}
 }
 
-// forbiddenHint: MongoDB says the same to a user without the right and to no user at all.
+// forbiddenHint: MongoDB has one error for a user without the right and for no user at all.
 func forbiddenHint(_ error, g *globals) []string {
 	if src, err := g.mongo(); err == nil && !src.Target.HasCredentials() {
 		return []string{"put the login into the address: mongodb://USER:PASSWORD@HOST/, best in a file that only root can read: --mongo file:/etc/amsagent/mongo"}
 	}
-	return []string{"the user needs readWrite on the databases amsagent and clusterdb, and read on that of each application (db.name), where its streams are counted; " + bootstrap.WriteHint}
+	return []string{"grant the user readWrite on the databases amsagent and clusterdb, and read on that of each application (db.name); " + bootstrap.WriteHint}
 }
 
-// needsRoot matches what root may do and the user who runs this may not. The permissions that MongoDB and the network
-// give, and those of standard output, do not depend on it.
+// needsRoot matches errors that root would not get. The permissions of MongoDB, of the network and of standard output do not
+// depend on the user.
 func needsRoot(euid int) func(error) bool {
 	return func(err error) bool {
 		bind, is := errors.AsType[*net.OpError](err)
@@ -219,7 +219,7 @@ func needsRoot(euid int) func(error) bool {
 	}
 }
 
-// isNotNode matches what the state file, or the daemon, reports about a machine that never joined.
+// isNotNode matches the answer of the state file, or of the daemon, for a machine that never joined.
 func isNotNode(err error) bool {
 	r, ok := errors.AsType[*daemon.Refusal](err)
 	return ok && r.Code == daemon.RefusedNotMember || errors.Is(err, bootstrap.ErrNotMember)
@@ -229,14 +229,10 @@ func settingThat(cond func(*settings.Error) bool) func(error) bool {
 	return func(err error) bool { return settings.Any(err, cond) }
 }
 
-func settingHints(err error, _ *globals) []string {
-	var hints []string
-	for _, e := range settings.Flatten(err) {
-		var se *settings.Error
-		if !errors.As(e, &se) {
-			continue
-		}
-		for _, h := range se.AllHints() {
+// settingHints are the hints of each cause, without repetition.
+func settingHints(err error, _ *globals) (hints []string) {
+	for _, cause := range settings.Flatten(err) {
+		for _, h := range ownHints(cause) {
 			if !slices.Contains(hints, h) {
 				hints = append(hints, h)
 			}
@@ -245,16 +241,16 @@ func settingHints(err error, _ *globals) []string {
 	return hints
 }
 
-// metadataHint is the library's own, which knows what it asked.
+// metadataHint is the library's advice.
 func metadataHint(err error, _ *globals) []string { return someHint(cloud.HintOf(err)) }
 
-// eventError: what was read is no event that we know.
+// eventError: the input is no event that the agent knows.
 type eventError struct{ err error }
 
 func (e *eventError) Error() string { return e.err.Error() }
 func (e *eventError) Unwrap() error { return e.err }
 
-// undrainedError: the drain that was followed was cancelled; by is empty where the daemon does not name anybody.
+// undrainedError: the drain was cancelled; by is empty if the daemon does not report its source.
 type undrainedError struct{ by string }
 
 func (e *undrainedError) Error() string {

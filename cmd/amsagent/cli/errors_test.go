@@ -262,16 +262,17 @@ func TestErrorJSONObject(t *testing.T) {
 	}
 }
 
-func TestTerminalIsSafe(t *testing.T) {
-	e := &testEnv{}
-	g := errorGlobals(e)
-	report(t.Context(), g, errors.New("server says \x1b[2J\x07 and \u202e and \xff and \u00e9"))
-	if got := e.stderr.String(); !strings.HasPrefix(got, `amsagent: error: server says \u001b[2J\u0007 and \u202e and \ufffd and é [`) {
-		t.Errorf("%q", got)
-	}
+// sayEverywhere sends a text by each way out.
+func sayEverywhere(t *testing.T, g *globals, text string) {
+	t.Helper()
+	report(t.Context(), g, &userError{Msg: "m " + text, Cause: errors.New("c " + text), Hints: []string{"h " + text}, State: "s " + text})
+	l := g.out.Log().With("with", text).WithGroup("g")
+	l.Debug("m "+text, "string", text, "error", errors.New(text), "list", []string{text}, "struct", struct{ A string }{text}) //nolint:sloglint // the message has the text, too
+	g.out.Progress("p " + text)
+	must.OK(t, g.result("x", map[string]any{"v": text, "n": 1}, func(w *output.Text) { w.Line("%s", text) }))
 }
 
-// The words of others may carry a password in any of its spellings; none comes through in any form of output.
+// A password comes through in no spelling and in no form of output.
 func TestNoSecretComesThrough(t *testing.T) {
 	const password = `p@:/?#%&\"ä ß`
 	target, err := cluster.ParseTarget("mongodb://app:" + strings.ReplaceAll(url.QueryEscape(password), "+", "%20") + "@10.0.0.1/")
@@ -289,12 +290,9 @@ func TestNoSecretComesThrough(t *testing.T) {
 			g.out.SetForm(form, "auto", -4)
 			g.out.AddSecrets(target.Secrets()...)
 			for _, leak := range leaks {
-				report(t.Context(), g, &userError{Msg: "m " + leak, Cause: errors.New("c " + leak), Hints: []string{"h " + leak}, State: "s " + leak})
-				l := g.out.Log().With("with", leak).WithGroup("g")
-				l.Debug("m "+leak, "string", leak, "error", errors.New(leak), "list", []string{leak}, "struct", struct{ A string }{leak}, "uri", target) //nolint:sloglint // the message leaks, too
-				g.out.Progress("p " + leak)
-				must.OK(t, g.result("x", map[string]any{"v": leak, "n": 1}, func(w *output.Text) { w.Line("%s", leak) }))
+				sayEverywhere(t, g, leak)
 			}
+			g.out.Log().Debug("m", "uri", target)
 			all := e.stdout.String() + e.stderr.String()
 			for _, leak := range []string{password, `p%40`, `p@:`, `p\u0040`} {
 				if strings.Contains(all, leak) {
@@ -308,7 +306,7 @@ func TestNoSecretComesThrough(t *testing.T) {
 	}
 }
 
-// TestUnknownSecretIsMasked: words of others that quote a setting, by each way out. Nobody told us of the password.
+// TestUnknownSecretIsMasked: texts that quote a setting with a password that the agent does not know.
 func TestUnknownSecretIsMasked(t *testing.T) {
 	for _, text := range []string{
 		`bad <property name="password" value="hunter2"/>`, `"start property name=\"password\" value=\"hunter2\""`,
@@ -318,9 +316,7 @@ func TestUnknownSecretIsMasked(t *testing.T) {
 			e := &testEnv{}
 			g := errorGlobals(e)
 			g.out.SetForm(form, "never", -4)
-			report(t.Context(), g, &userError{Msg: "m", Cause: errors.New(text), Hints: []string{text}, State: text})
-			g.out.Log().Debug("m", "string", text, "error", errors.New(text), "list", []string{text})
-			must.OK(t, g.result("x", map[string]any{"v": text}, func(w *output.Text) { w.Line("%s", text) }))
+			sayEverywhere(t, g, text)
 			if all := e.stdout.String() + e.stderr.String(); strings.Contains(all, "hunter2") || !strings.Contains(all, "***") {
 				t.Errorf("%s, %s:\n%s", text, form, all)
 			}

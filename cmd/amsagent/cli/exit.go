@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,8 +13,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Exit codes are an interface: a number is never given another meaning. Callers are told to treat an unknown one as
-// failure.
+// Exit codes are an interface: a number never gets another meaning.
 const (
 	exitOK          = 0
 	exitFailed      = 1
@@ -48,8 +48,10 @@ const (
 	annotationExits  = "amsagent/exits"
 	annotationNoLoad = "amsagent/no-settings"
 	annotationReads  = "amsagent/reads-only"
-	// annotationGoodConfig: it decides what a machine becomes.
+	// annotationGoodConfig: a wrong config.yaml is an error, because the command decides what a machine becomes.
 	annotationGoodConfig = "amsagent/good-config"
+	// annotationKeeps: the command keeps its flags, and an empty value drops a kept one.
+	annotationKeeps = "amsagent/keeps"
 )
 
 func annotate(cmd *cobra.Command, key, value string) {
@@ -59,31 +61,22 @@ func annotate(cmd *cobra.Command, key, value string) {
 	cmd.Annotations[key] = value
 }
 
-// exits says with which codes a command can end; its help lists them.
+// exits sets the codes with which a command can end; its help lists them.
 func exits(cmd *cobra.Command, codes ...int) {
-	words := make([]string, len(codes))
-	for i, c := range codes {
-		words[i] = strconv.Itoa(c)
-	}
-	annotate(cmd, annotationExits, strings.Join(words, ","))
+	annotate(cmd, annotationExits, strings.Trim(fmt.Sprint(codes), "[]"))
 }
 
-// noSettings keeps a command away from config.yaml and the environment's settings: `version` must work where they are
-// wrong.
+// noSettings keeps a command from config.yaml and the variables of the settings: `version` must work if they are wrong.
 func noSettings(cmd *cobra.Command) { annotate(cmd, annotationNoLoad, "true") }
 
-// readsOnly marks a command that never changes this machine: its errors do not mention that, and after a signal it has no
-// result.
+// readsOnly marks a command that never changes this machine: its errors do not say so, and after a signal it has no result.
 func readsOnly(cmd *cobra.Command) { annotate(cmd, annotationReads, "true") }
 
 func onlyReads(cmd *cobra.Command) bool { return cmd.Annotations[annotationReads] != "" }
 
 // exitStatus prints the rows of the table that cmd names; cobra's own commands name none, and end with 0, 1 or 2.
 func exitStatus(cmd *cobra.Command) string {
-	only := []string{"0", "1", "2"}
-	if codes := cmd.Annotations[annotationExits]; codes != "" {
-		only = strings.Split(codes, ",")
-	}
+	only := strings.Fields(cmp.Or(cmd.Annotations[annotationExits], "0 1 2"))
 	var b strings.Builder
 	for _, row := range exitCodes() {
 		if slices.Contains(only, strconv.Itoa(row.code)) {
@@ -93,10 +86,7 @@ func exitStatus(cmd *cobra.Command) string {
 	return b.String()
 }
 
-// quietError ends a command whose result says all there is to say with a code of its own.
+// quietError ends a command with a code of its own; the result has the reason.
 type quietError struct{ code int }
 
 func (e *quietError) Error() string { return fmt.Sprintf("exit status %d", e.code) }
-
-// annotationKeeps marks the command whose flags are kept. Its empty values drop kept ones.
-const annotationKeeps = "keeps"

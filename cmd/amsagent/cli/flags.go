@@ -6,7 +6,6 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -21,7 +20,7 @@ const (
 	groupAdvanced = "advanced"
 )
 
-// addCommands gives commands what all of them have: only a few take an argument.
+// addCommands adds commands to a group of the help. Only a few take an argument.
 func addCommands(parent *cobra.Command, group string, commands ...*cobra.Command) {
 	for _, cmd := range commands {
 		cmd.GroupID, cmd.DisableFlagsInUseLine = group, true
@@ -34,19 +33,16 @@ func addCommands(parent *cobra.Command, group string, commands ...*cobra.Command
 
 // settingFlag is the flag of a setting. It keeps the text; settings.Resolve checks it.
 type settingFlag struct {
-	g    *globals
-	key  string
-	name string
-	arg  string
-	def  string
+	g   *globals
+	row settings.Setting
 }
 
-func (f *settingFlag) String() string { return f.def }
+func (f *settingFlag) String() string { return f.row.Def }
 
-func (f *settingFlag) Type() string { return f.arg }
+func (f *settingFlag) Type() string { return f.row.Arg }
 
 func (f *settingFlag) Set(v string) error {
-	f.g.given[f.key] = settings.Flag{Text: v, Name: "--" + f.name}
+	f.g.given[f.row.Key] = settings.Flag{Text: v, Name: "--" + f.row.Flag}
 	return nil
 }
 
@@ -55,7 +51,7 @@ func addSettingFlag(g *globals, cmd *cobra.Command, fs *pflag.FlagSet, row setti
 	if row.Words != nil {
 		help += " (" + strings.Join(row.Words, ", ") + ")"
 	}
-	fs.VarP(&settingFlag{g: g, key: row.Key, name: row.Flag, arg: row.Arg, def: row.Def}, row.Flag, row.Short, help)
+	fs.VarP(&settingFlag{g, row}, row.Flag, row.Short, help)
 	if row.Words != nil {
 		completes(cmd, row.Flag, func() []string { return row.Words })
 	}
@@ -102,51 +98,49 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	hints := []string{fmt.Sprintf("see: %s --help", cmd.CommandPath())}
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		hints = []string{fmt.Sprintf("did you mean `%s %s`?", cmd.CommandPath(), near[0])}
-	}
+	hints := nearHint(cmd, cmd.CommandPath()+" ", cmd.SuggestionsFor(args[0]))
 	if cmd.HasParent() {
 		return usageError(hints, "%s takes no argument: %q", cmd.CommandPath(), args[0])
 	}
 	return usageError(hints, "unknown command %q", args[0])
 }
 
-// flagError makes a usage error of what pflag reports.
+// flagError is the usage error for an error of pflag.
 func flagError(cmd *cobra.Command, err error) error {
 	if args := cmd.Flags().Args(); !cmd.HasParent() && len(args) > 0 {
 		return noArgs(cmd, args) // an unknown command, whose flags are unknown as well
 	}
-	hints := []string{fmt.Sprintf("see: %s --help", cmd.CommandPath())}
 	var missing *pflag.NotExistError
 	if !errors.As(err, &missing) {
-		return usageError(hints, "%s", err.Error())
+		return usageError(nearHint(cmd, "", nil), "%s", err.Error())
 	}
 	name := missing.GetSpecifiedName()
 	var flags []string
 	cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
-	if near := settings.NearWords(name, flags...); len(near) > 0 {
-		hints = []string{fmt.Sprintf("did you mean `--%s`?", near[0])}
-	}
-	// Not pflag's text: what follows a letter may be a password.
+	// Not pflag's text: a password may follow a letter.
 	dash := "--"
 	if missing.GetSpecifiedShortnames() != "" {
 		dash = "-"
 	}
-	return usageError(hints, "unknown flag %s%s of %s", dash, name, cmd.CommandPath())
+	return usageError(nearHint(cmd, "--", settings.NearWords(name, flags...)), "unknown flag %s%s of %s", dash, name, cmd.CommandPath())
 }
 
-// dropEmpty takes the flags with an empty value out of those of a command that keeps its flags, and returns their keys.
-func dropEmpty(cmd *cobra.Command, given map[string]settings.Flag) (rest map[string]settings.Flag, dropped []string) {
-	if _, ok := cmd.Annotations[annotationKeeps]; !ok {
-		return given, nil
+// nearHint names the first near word, or the help of a command.
+func nearHint(cmd *cobra.Command, before string, near []string) []string {
+	if len(near) > 0 {
+		return []string{fmt.Sprintf("did you mean `%s%s`?", before, near[0])}
 	}
-	rest = maps.Clone(given)
+	return []string{fmt.Sprintf("see: %s --help", cmd.CommandPath())}
+}
+
+// dropEmpty removes the flags with an empty value from those of a command that keeps its flags, and returns their keys.
+func dropEmpty(cmd *cobra.Command, given map[string]settings.Flag) (dropped []string) {
 	for _, row := range settings.Kept() {
-		if flag, ok := rest[row.Key]; ok && flag.Text == "" {
-			delete(rest, row.Key)
+		flag, ok := given[row.Key]
+		if ok && flag.Text == "" && cmd.Annotations[annotationKeeps] != "" {
+			delete(given, row.Key)
 			dropped = append(dropped, row.Key)
 		}
 	}
-	return rest, dropped
+	return dropped
 }

@@ -31,8 +31,8 @@ func wrongText(src settings.Sources) string {
 	return output.OneLine(src.Wrong.Error()) + "; " + src.Instead
 }
 
-// joinedState is the state of a node, or nil. It has what the current settings may lack: the value of a removed or unreadable
-// tag, or a detected address.
+// joinedState is the state of a node, or nil. It has values that the settings may lack: of a removed or unreadable tag, or a
+// detected address.
 func joinedState(root string) *bootstrap.State {
 	s, err := (&bootstrap.Machine{Root: root}).StateFile()
 	if err != nil || s == nil || s.Phase != bootstrap.PhaseJoined {
@@ -41,9 +41,9 @@ func joinedState(root string) *bootstrap.State {
 	return s
 }
 
-// settingValue is a value with where it comes from.
+// settingValue is a value with its origin.
 type settingValue struct {
-	Value  string          `json:"value"` // "" where none is set
+	Value  string          `json:"value"` // "" if none is set
 	Origin settings.Origin `json:"origin"`
 }
 
@@ -59,20 +59,15 @@ func nodeSettings(s *settings.Settings) (node map[string]settingValue, notes []s
 		if is == "" || is == now.Text {
 			continue
 		}
-		node[key] = settingValue{is, asJoined()}
+		node[key] = settingValue{is, settings.Origin{Layer: settings.FromStored, Name: "as joined"}}
 		if now.Text != "" {
 			differ = append(differ, fmt.Sprintf("%s %s (%s)", key, now.Text, now.Origin))
 		}
 	}
 	slices.Sort(differ)
 	if differ != nil {
-		notes = []string{"not applied yet: " + strings.Join(differ, ", ") + "; the daemon applies it at its next look, config.yaml after " +
+		notes = []string{"not applied yet: " + strings.Join(differ, ", ") + "; the daemon applies a tag within 10 minutes, config.yaml after " +
 			"'systemctl reload amsagent', and an address only if this machine has it"}
 	}
 	return node, append(notes, s.Overruled(s.Sources.Given.Settings)...)
-}
-
-// asJoined is the origin of what the settings do not say.
-func asJoined() settings.Origin {
-	return settings.Origin{Layer: settings.FromStored, Name: "as joined"}
 }

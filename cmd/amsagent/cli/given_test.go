@@ -21,7 +21,6 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
@@ -67,60 +66,28 @@ func TestGivenWinsOverTheFile(t *testing.T) {
 	}
 }
 
-// A file that is damaged stops no command, and each says so.
+// A damaged file stops no command, and each reports it.
 func TestGivenDamaged(t *testing.T) {
-	root := t.TempDir()
-	path := filepath.Join(root, bootstrap.GivenPath)
-	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
-	must.OK(t, os.WriteFile(path, []byte("{\"version\":1,\"settings\":"), 0o600))
-	e := &testEnv{}
-	if code := Main([]string{"config", "--offline", "--root", root}, e.env()); code != exitOK {
-		t.Errorf("exit %d: %s", code, e.stderr.String())
-	}
-	if text := e.stderr.String(); !strings.Contains(text, "what was given to join cannot be used: ") {
-		t.Errorf("stderr: %s", text)
+	root := tree(t, map[string]string{bootstrap.GivenPath: `{"version":1,"settings":`})
+	code, _, stderr := run(t, map[string]string{"AMSAGENT_ROOT": root}, "config", "--offline")
+	if code != exitOK || !strings.Contains(stderr, "what was given to join cannot be used: ") {
+		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
 
-// A daemon is made for one server: where a join was given another one, it begins anew, without telling systemd that it
-// stops.
-func TestDaemonFollowsTheService(t *testing.T) {
-	root := t.TempDir()
-	path := filepath.Join(root, bootstrap.GivenPath)
-	must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
-	e := &testEnv{}
+// adapterIn is a daemon's adapter with the settings of an environment.
+func adapterIn(t *testing.T, e *testEnv) *daemonAdapter {
+	t.Helper()
 	g := globalsOf(e.env())
-	g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
 	cmd := newRunCommand(g)
 	must.OK(t, g.load(cmd))
-	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
-	write := func(text string) {
-		t.Helper()
-		must.OK(t, os.WriteFile(path, []byte(text), 0o600))
-		must.OK(t, a.reread())
-	}
-	write(`{"version":1,"settings":{"role":"edge"}}`)
-	if a.outdated() || a.settings().Role != "edge" {
-		t.Errorf("role %q, outdated: %v", a.settings().Role, a.outdated())
-	}
-	write(`{"version":1,"settings":{"hooks":"drain"}}`)
-	if names := a.hookNames(); a.outdated() || !slices.Equal(names, []string{"drain"}) {
-		t.Errorf("hooks %q, outdated: %v", names, a.outdated())
-	}
-	write(`{"version":1,"settings":{"ams_dir":"/opt/ams"}}`)
-	if !a.outdated() {
-		t.Error("the daemon goes on with the former server")
-	}
+	return &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
 }
 
-// A service command that cannot be called is no reason to end: the daemon goes on as it is.
+// A daemon keeps its settings if a new service command cannot be called.
 func TestDaemonKeepsTheService(t *testing.T) {
 	e := &testEnv{vars: map[string]string{"AMSAGENT_ROLE": "edge"}}
-	g := globalsOf(e.env())
-	g.given[settings.KeyRoot] = settings.Flag{Text: t.TempDir(), Name: "--root"}
-	cmd := newRunCommand(g)
-	must.OK(t, g.load(cmd))
-	a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
+	a := adapterIn(t, e)
 	e.vars["AMSAGENT_ROLE"], e.vars["AMSAGENT_SERVICE_COMMAND"] = "origin", "/no/such/command"
 	if err := a.reread(); err == nil || a.outdated() || a.settings().Role != "edge" {
 		t.Errorf("a command that is not there: %v, outdated: %v, %+v", err, a.outdated(), a.settings())
@@ -131,47 +98,36 @@ func TestDaemonKeepsTheService(t *testing.T) {
 	}
 }
 
-// A reload takes up every setting: where the daemon is made of it, it begins anew.
+// A reload applies every setting, of config.yaml or given to join: the daemon starts again for those that it cannot apply.
 func TestDaemonFollowsTheSettings(t *testing.T) {
-	for line, anew := range map[string]bool{
+	for line, outdated := range map[string]bool{
 		"": false, "role: origin": false, "unhealthy_after: 9m": false, "hooks: [ours]": false,
 		"serving: LiveApp": true, "beat_interval: 7s": true, "log_level: debug": true, "drain_deadline: 20m": false,
 		"metrics_address: 127.0.0.1:9999": true, "provider: aws": true,
+		`{"version":1,"settings":{"role":"edge","hooks":"drain"}}`: false, `{"version":1,"settings":{"ams_dir":"/opt/ams"}}`: true,
 	} {
 		root := t.TempDir()
-		config := filepath.Join(root, "config.yaml")
-		write := func(text string) {
-			t.Helper()
-			must.OK(t, os.WriteFile(config, []byte(text+"\n"), 0o600))
+		a := adapterIn(t, &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root}})
+		path := "etc/amsagent/config.yaml"
+		if strings.HasPrefix(line, "{") {
+			path = bootstrap.GivenPath
 		}
-		write("")
-		e := &testEnv{}
-		g := globalsOf(e.env())
-		g.given[settings.KeyRoot], g.given[settings.KeyConfig] = settings.Flag{Text: root, Name: "--root"}, settings.Flag{Text: "/config.yaml", Name: "--config"}
-		cmd := newRunCommand(g)
-		must.OK(t, g.load(cmd))
-		a := &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}
-		write(line)
-		if err := a.reread(); err != nil {
-			t.Fatalf("%s: %v", line, err)
+		plant(t, root, map[string]string{path: line + "\n"})
+		must.OK(t, a.reread())
+		if a.outdated() != outdated {
+			t.Errorf("%s: outdated: %v", line, !outdated)
 		}
-		if a.outdated() != anew {
-			t.Errorf("%s: outdated: %v", line, !anew)
+		if strings.Contains(line, "edge") && (a.settings().Role != "edge" || !slices.Equal(a.hookNames(), []string{"drain"})) {
+			t.Errorf("%s: %+v", line, a.settings())
 		}
 	}
 }
 
-// The daemon of a node keeps config.yaml while it is good, and goes on by that while it is not.
+// The daemon of a node keeps a good config.yaml, and uses that copy while the file is wrong.
 func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
 	root := tree(t, map[string]string{"etc/amsagent/config.yaml": "role: edge\n"})
 	config, good := filepath.Join(root, "etc/amsagent/config.yaml"), filepath.Join(root, bootstrap.GoodConfigPath)
-	start := func() (*daemonAdapter, error) {
-		g := globalsOf((&testEnv{}).env())
-		g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
-		cmd := newRunCommand(g)
-		err := g.load(cmd)
-		return &daemonAdapter{g: g, cmd: cmd, made: madeOf(g.settings)}, err
-	}
+	start := func() *daemonAdapter { return adapterIn(t, &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root}}) }
 	kept := func() string {
 		b, err := os.ReadFile(good)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -180,8 +136,7 @@ func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
 		must.OK(t, err)
 		return string(b)
 	}
-	a, err := start()
-	must.OK(t, err)
+	a := start()
 	if a.settings(); kept() != "none" {
 		t.Errorf("a machine that never joined keeps %q", kept())
 	}
@@ -196,11 +151,8 @@ func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
 		{"role: edge\n", "edge", "role: edge\n", ""},
 	} {
 		must.OK(t, os.WriteFile(config, []byte(tt.config), 0o644))
-		again, serr := start()
-		for name, a := range map[string]*daemonAdapter{"reload": a, "restart": again} {
-			if err := errors.Join(a.reread(), serr); err != nil {
-				t.Fatalf("%s: %s: %v", tt.config, name, err)
-			}
+		for name, a := range map[string]*daemonAdapter{"reload": a, "restart": start()} {
+			must.OK(t, a.reread())
 			s := a.settings()
 			if s.Role != tt.role || !strings.Contains(s.Wrong, tt.wrong) || (s.Wrong == "") != (tt.wrong == "") || kept() != tt.kept {
 				t.Errorf("%s: %s: role %q, wrong %q, kept %q", tt.config, name, s.Role, s.Wrong, kept())
@@ -218,7 +170,7 @@ func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
 	}
 }
 
-// Nobody who wants the settings, or MongoDB's address, waits for a metadata service that hangs.
+// The settings and MongoDB's address do not wait for a metadata service that hangs.
 func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
@@ -231,11 +183,7 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	}))
 	defer srv.Close()
 	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": srv.URL, "AMSAGENT_MONGO": "10.0.2.4"}}
-	g := globalsOf(e.env())
-	g.given[settings.KeyRoot] = settings.Flag{Text: t.TempDir(), Name: "--root"}
-	cmd := newRunCommand(g)
-	must.OK(t, g.load(cmd))
-	a := &daemonAdapter{g: g, cmd: cmd}
+	a := adapterIn(t, e)
 	ctx, cancel := context.WithCancel(t.Context())
 	var work sync.WaitGroup
 	work.Go(func() { _, _ = a.identify(ctx) })
@@ -277,24 +225,31 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 		{name: "none", want: [3]string{" default :0", " default :0", " default :0"}},
 		{
 			"the file",
-			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, nil,
-			[3]string{"edge file " + config, " default :0", " default :0"}, "",
+			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
+			nil,
+			[3]string{"edge file " + config, " default :0", " default :0"},
+			"",
 		},
 		{
 			"a variable over the file",
-			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"}, map[string]string{"AMSAGENT_ROLE": "origin"},
-			[3]string{"origin env AMSAGENT_ROLE:0", " default :0", " default :0"}, "",
+			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
+			map[string]string{"AMSAGENT_ROLE": "origin"},
+			[3]string{"origin env AMSAGENT_ROLE:0", " default :0", " default :0"},
+			"",
 		},
 		{
 			"as joined",
-			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"}, nil,
-			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined}, "role edge (" + config + ")",
+			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"},
+			nil,
+			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined},
+			"role edge (" + config + ")",
 		},
 		{
 			"another address and group",
 			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "address: 10.9.9.9\n"},
 			map[string]string{"AMSAGENT_GROUP": "hall"},
-			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined}, "address 10.9.9.9 (" + config + "), group hall (AMSAGENT_GROUP)",
+			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined},
+			"address 10.9.9.9 (" + config + "), group hall (AMSAGENT_GROUP)",
 		},
 	} {
 		root := tree(t, tt.files)
@@ -339,13 +294,8 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := plainGlobals(&testEnv{})
-			root := t.TempDir()
-			g.settings.Sources.Root = &root
-			g.settings, _ = settings.Resolve(g.settings.Sources)
-			path := filepath.Join(root, bootstrap.StateDir, "state.json")
-			must.OK(t, os.MkdirAll(filepath.Dir(path), 0o700))
 			if tt.state != "" {
-				must.OK(t, os.WriteFile(path, []byte(tt.state), 0o600))
+				plant(t, g.settings.Root, map[string]string{bootstrap.StateDir + "/state.json!": tt.state})
 			}
 			must.OK(t, g.use(machine{Instance: metadata.Instance{TagsKnown: tt.known, Group: "edge-asg"}}))
 			if g.settings.Group != tt.want {

@@ -5,6 +5,7 @@ package cli
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 
@@ -14,7 +15,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
-// globals is what every command gets: the environment, the effective settings, and how to say things.
+// globals is for every command: the environment, the effective settings, and the output.
 type globals struct {
 	env      Env
 	out      *output.Printer
@@ -25,36 +26,38 @@ type globals struct {
 	given map[string]settings.Flag
 	// notOwn is why the server's unit does not call this program.
 	notOwn error
-	// helpErr is what went wrong in printing a help text, which cobra has no way to return.
+	// helpErr is the error of printing a help text, which cobra has no way to return.
 	helpErr error
 
-	// readsOnly is set where the command never changes this machine. The goroutine that watches signals reads it, too.
+	// readsOnly: the command never changes this machine. The goroutine that watches signals reads it, too.
 	readsOnly atomic.Bool
 
 	signals signals
 
-	// piped is what came on standard input as the MongoDB address; nil where nobody has read it.
-	piped *piped
+	// piped reads standard input once, for the address of MongoDB.
+	piped func() ([]byte, error)
 
-	mu sync.Mutex
-	// seen is the machine as it was read last.
-	seen *machine
+	mu   sync.Mutex
+	seen machine // as the cloud last described it
 }
 
 func newGlobals(env Env) *globals {
 	g := &globals{env: env, ctx: context.Background(), given: map[string]settings.Flag{}, settings: &settings.Settings{Values: map[string]settings.Value{}}}
+	g.signals.level.Set(slog.LevelWarn)
+	g.piped = sync.OnceValues(func() ([]byte, error) {
+		return g.readStdin(settings.MaxSmallFile, within(g.settings.Timeout, pipeTime))
+	})
 	g.out = output.New(output.Streams{
 		Stdout: env.Stdout, Stderr: env.Stderr, IsTerminal: env.IsTerminal, IsJournal: env.IsJournal, Now: env.Now,
-		Getenv: func(name string) string { return g.env.getenv(name) }, // which may change
+		Getenv: func(name string) string { return g.env.getenv(name) }, // the environment may change
 	})
 	return g
 }
 
 func (g *globals) load(cmd *cobra.Command) error {
 	g.readsOnly.Store(onlyReads(cmd))
-	flags, dropped := dropEmpty(cmd, g.given)
-	src := settings.Sources{Flags: flags, Dropped: dropped, LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}
-	// What the shells' scripts call must work where config.yaml does not.
+	src := settings.Sources{Flags: g.given, Dropped: dropEmpty(cmd, g.given), LookupEnv: g.env.LookupEnv, Environ: g.env.Environ}
+	// Completion must work with a wrong config.yaml.
 	completes := cmd.Name() == cobra.ShellCompRequestCmd || cmd.Name() == cobra.ShellCompNoDescRequestCmd
 	if _, ok := cmd.Annotations[annotationNoLoad]; ok || completes {
 		src.Only = func(row settings.Setting) bool { return row.Global }

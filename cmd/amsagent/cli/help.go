@@ -6,17 +6,17 @@ package cli
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
 	pages "github.com/amsagent/amsagent/docs/errors"
 )
 
-// helpWidth fits the narrowest terminal in use, the serial console of a cloud.
+// helpWidth fits the serial console of a cloud, the narrowest terminal in use.
 const helpWidth = 80
 
-// helpText is the help of a command. Every one ends with EXIT STATUS. It is printed without cobra's templates: a program that
-// holds text/template keeps every method, 3.5 MB of them.
+// helpText is the help of a command. It does not use cobra's templates: text/template keeps every method in the program, 3.5 MB.
 func helpText(cmd *cobra.Command) string {
 	cmd.InitDefaultHelpFlag() // cobra does so only for the command that runs
 	var b strings.Builder
@@ -57,23 +57,16 @@ func commandList(cmd *cobra.Command, group string) string {
 
 // wrap breaks a text into indented lines.
 func wrap(text string) string {
-	const indent, n = "      ", 6
-	var b strings.Builder
-	line := ""
+	var lines []string
 	for word := range strings.FieldsSeq(text) {
-		if line != "" && n+len([]rune(line))+1+len([]rune(word)) > helpWidth {
-			b.WriteString(indent + line + "\n")
-			line = ""
+		last := len(lines) - 1
+		if last >= 0 && utf8.RuneCountInString(lines[last]+" "+word) <= helpWidth {
+			lines[last] += " " + word
+		} else {
+			lines = append(lines, "      "+word)
 		}
-		if line != "" {
-			line += " "
-		}
-		line += word
 	}
-	if line != "" {
-		b.WriteString(indent + line + "\n")
-	}
-	return b.String()
+	return strings.Join(lines, "\n") + "\n"
 }
 
 // addCobraCommands adds help and completion, which are cobra's own, and fits them to the other commands.
@@ -122,7 +115,7 @@ func checkHelp(root *cobra.Command, args []string) error {
 	return usageError([]string{hint}, "no command %q", word)
 }
 
-// markdown keeps the lines of a help text that are indented as they are.
+// markdown is a help text for a man page. Indented lines stay as they are.
 func markdown(text string) string {
 	var b strings.Builder
 	was := false

@@ -21,17 +21,17 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// machine is what is known about the machine we run on.
+// machine is this machine by its own facts and by the cloud's metadata.
 type machine struct {
 	Detection metadata.Detection
 	Instance  metadata.Instance
 	// Unrecognised reports that nothing on this machine names a cloud, nor does the operator.
 	Unrecognised bool
-	// Notes list what stops nothing, and what an operator needs to know of this machine's cloud and tags.
+	// Notes are for the operator, about this machine's cloud and tags. They stop nothing.
 	Notes []string
 }
 
-// whoami asks the cloud who this machine is, and uses the answer. With a malformed tag it returns the instance and an error.
+// whoami asks the cloud for this instance, and uses the answer. With a malformed tag it returns the instance and an error.
 func (g *globals) whoami(ctx context.Context) (metadata.Instance, error) {
 	m, err := g.ask(ctx, g.question())
 	if err != nil {
@@ -40,10 +40,10 @@ func (g *globals) whoami(ctx context.Context) (metadata.Instance, error) {
 	return m.Instance, g.use(m)
 }
 
-// use keeps the answer of the cloud, logs once which tags are not read, and lets tags and group count as settings.
+// use keeps the answer of the cloud, logs once which tags are not read, and makes tags and group settings.
 func (g *globals) use(m machine) error {
 	g.mu.Lock()
-	g.seen = &m
+	g.seen = m
 	g.mu.Unlock()
 	i := m.Instance
 	if text := unreadTags(i.Tags); text != "" && g.out.Once(text) {
@@ -51,14 +51,14 @@ func (g *globals) use(m machine) error {
 	}
 	group := i.Group
 	if s := joinedState(g.settings.Root); !i.TagsKnown && s != nil && s.Group != "" {
-		group = "" // an answer in part may lack the tag that names another group
+		group = "" // an incomplete answer may lack the tag that names another group
 	}
 	var err error
 	g.settings, err = g.settings.WithTags(i.TagsKnown, group, i.Tags)
 	return err
 }
 
-// question is how the settings want the instance read.
+// question has the settings for reading the instance.
 type question struct {
 	opts metadata.Options
 	// provider and its origin are those of the setting.
@@ -102,19 +102,24 @@ func (g *globals) ask(ctx context.Context, q question) (machine, error) {
 	if err := m.Instance.Bound(); err != nil {
 		return machine{}, err
 	}
-	// A tag may hold a connection string; whatever else is printed, its password is not.
+	// A tag may hold a connection string: its password is never printed.
 	for _, v := range m.Instance.Tags {
 		if t, perr := cluster.ParseTarget(v); perr == nil {
 			g.out.AddSecrets(t.Secrets()...)
 		}
 	}
-	m.Notes = m.notes()
+	if m.Unrecognised {
+		m.Notes = append(m.Notes, noCloud)
+	}
+	if text := unreadTags(m.Instance.Tags); text != "" {
+		m.Notes = append(m.Notes, text)
+	}
 	return m, nil
 }
 
-// unknownForNow is the error where the cloud in which this machine joined does not answer, and nothing names another one.
+// unknownForNow is the error if the cloud in which this machine joined does not answer, and nothing names another one.
 func unknownForNow(provider string, err error) error {
-	hint := "where this machine is not in " + provider + " any more, name what it is in: --provider, or provider: in config.yaml"
+	hint := "if this machine is no longer in " + provider + ", name its cloud: --provider, or provider: in config.yaml"
 	if h := cloud.HintOf(err); h != "" {
 		hint = h + "; " + hint
 	}
@@ -129,64 +134,44 @@ func metadataOptions(g *globals) metadata.Options {
 		APIProxy:  proxyOf(g.env),
 		Known:     bootstrap.KnownProvider(g.settings.Root),
 	}
-	// The AWS SDK's own variables besides the address, which is a setting of ours too.
+	// A variable of the AWS SDK, beside that of the address, which is one of the endpoints.
 	if off, err := strconv.ParseBool(g.env.getenv("AWS_EC2_METADATA_DISABLED")); err == nil && off {
 		opts.Disabled = append(opts.Disabled, metadata.AWS)
 	}
 	return opts
 }
 
-// tagsNote says why there are no tags, where the cloud would have some.
+// tagsNote is the reason why no tags are known, or "".
 func tagsNote(inst metadata.Instance) string {
-	switch {
-	case inst.TagsKnown || inst.TagsHint == "":
+	if inst.TagsKnown || inst.TagsHint == "" {
 		return ""
-	default:
-		return "no instance tags: " + inst.TagsHint
 	}
+	return "no instance tags: " + inst.TagsHint
 }
 
-// noCloud is the note of a machine on which nothing names a cloud: without it the first scale-in would cut every session.
+// noCloud is the note of a machine on which nothing names a cloud: there a scale-in without a notice would cut every session.
 const noCloud = "no cloud recognised: no scale-in will be announced here; if there is one, --provider aws|azure|alibaba|gcp"
 
-func (m machine) notes() []string {
-	var notes []string
-	if m.Unrecognised {
-		notes = append(notes, noCloud)
-	}
-	if text := unreadTags(m.Instance.Tags); text != "" {
-		notes = append(notes, text)
-	}
-	return notes
-}
-
-// tagNames are the names of the tags that are settings.
-func tagNames() []string {
-	var names []string
+// unreadTags names the tags that begin with the agent's name and are no settings, or is "".
+func unreadTags(tags map[string]string) string {
+	var read, unread []string
 	for _, row := range settings.Table() {
 		if row.Tag != "" {
-			names = append(names, settings.TagPrefix+row.Tag)
+			read = append(read, settings.TagPrefix+row.Tag)
 		}
 	}
-	return names
-}
-
-// unreadTags names the tags that look like ours and are not read, for example one of an earlier version; "" is none.
-func unreadTags(tags map[string]string) string {
-	read := tagNames()
-	var unread []string
 	for _, name := range slices.Sorted(maps.Keys(tags)) {
 		if strings.HasPrefix(strings.ToLower(name), "amsagent") && !slices.Contains(read, strings.Replace(name, "amsagent-", settings.TagPrefix, 1)) {
 			unread = append(unread, name)
 		}
 	}
-	if len(unread) == 0 {
+	if unread == nil {
 		return ""
 	}
 	return "tags that are not read: " + strings.Join(unread, ", ") + "; those that are: " + strings.Join(read, ", ") + ", or with a hyphen for the colon"
 }
 
-// roleNote is the note of a join without a role, with why no tag names one; "" where there is a role.
+// roleNote is the note of a join without a role, with the reason why no tag names one; "" with a role.
 func roleNote(role string, inst metadata.Instance) string {
 	if role != "" {
 		return ""
@@ -198,14 +183,11 @@ func roleNote(role string, inst metadata.Instance) string {
 	return text
 }
 
-// lastSeen is the machine as it was read last; the zero machine before that.
+// lastSeen is the machine as the cloud last described it; zero before that.
 func (g *globals) lastSeen() machine {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.seen == nil {
-		return machine{}
-	}
-	return *g.seen
+	return g.seen
 }
 
 // proxyOf returns the environment's proxy for a cloud's API. The metadata service needs none.

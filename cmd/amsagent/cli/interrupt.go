@@ -7,7 +7,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -17,59 +17,40 @@ import (
 // oneSignal is how long further signals count as the first: coreutils' timeout sends two, and a shell may add its own.
 const oneSignal = time.Second
 
-// signals are what the signals of this process mean to a command.
+// signals is the meaning of a signal to a command. The goroutine that receives the signals reads it, too.
 type signals struct {
-	mu sync.Mutex
-	// reload gets a value for a hangup; nil if that means "stop".
-	reload chan struct{}
-	// expected says that a signal is how the command ends.
-	expected bool
+	// reload gets a value for a hangup; without it a hangup means "stop".
+	reload atomic.Pointer[chan struct{}]
+	// level is that of the log line about a signal.
+	level slog.LevelVar
 }
 
-// onHangup returns a channel for hangups, which mean "read the settings again" to a daemon.
+// onHangup returns a channel for hangups, which mean "read the settings again" to a daemon. A signal is its usual end.
 func (s *signals) onHangup() chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.reload = make(chan struct{}, 1)
-	return s.reload
+	reload := make(chan struct{}, 1)
+	s.reload.Store(&reload)
+	s.level.Set(slog.LevelInfo)
+	return reload
 }
 
-// expect says that a signal is how this command ends.
-func (s *signals) expect() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.expected = true
-}
+// expect makes a signal the expected end of this command.
+func (s *signals) expect() { s.level.Set(slog.LevelDebug) }
 
-// hangup reports whether a hangup is taken.
+// hangup reports whether a hangup means "read the settings again".
 func (s *signals) hangup() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.reload == nil {
+	reload := s.reload.Load()
+	if reload == nil {
 		return false
 	}
 	select {
-	case s.reload <- struct{}{}:
+	case *reload <- struct{}{}:
 	default: // one that waits is enough
 	}
 	return true
 }
 
-// level is that of the log line about a signal: for a daemon it is the usual end.
-func (s *signals) level() slog.Level {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.expected:
-		return slog.LevelDebug
-	case s.reload != nil:
-		return slog.LevelInfo
-	}
-	return slog.LevelWarn
-}
-
 // interruptible returns a context that the first signal cancels, as its cause. Commands then undo their changes. A second
-// signal, after oneSignal, ends the process at once; the next run repairs.
+// signal, after oneSignal, ends the process at once; the next run repairs the files.
 func interruptible(parent context.Context, g *globals) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	received, release := g.env.Signals()
@@ -88,7 +69,7 @@ func interruptible(parent context.Context, g *globals) (context.Context, func())
 				case first.IsZero():
 					first = time.Now()
 					cancel(&interruptedError{sig})
-					g.out.Log().Log(ctx, g.signals.level(), "stopping; a second signal stops immediately", "signal", sig.String())
+					g.out.Log().Log(ctx, g.signals.level.Level(), "stopping; a second signal stops immediately", "signal", sig.String())
 				case time.Since(first) >= oneSignal:
 					g.env.Exit(exitInterrupted)
 				}

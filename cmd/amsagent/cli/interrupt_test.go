@@ -22,7 +22,7 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// processSignals gives a signal to all who asked for it by then, as the system does: support and the commands that it runs.
+// processSignals sends a signal to all its receivers, as the system does: support and the commands that it runs.
 type processSignals struct {
 	mu    sync.Mutex
 	asked []chan os.Signal
@@ -67,7 +67,7 @@ func hanging(t *testing.T, network, address string) (addr string, sig *processSi
 	return l.Addr().String(), sig
 }
 
-// A signal while MongoDB, the metadata service or the daemon hangs is exit code 130 in every command, and half a look is no result.
+// A signal while MongoDB, the metadata service or the daemon hangs is exit code 130 in every command, without a result.
 func TestInterruptedWhileItHangs(t *testing.T) {
 	const mongo, cloud, control = "mongo", "cloud", "control"
 	for _, tt := range []struct{ hangs, args string }{
@@ -110,7 +110,7 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 			case cloud:
 				var addr string
 				addr, sig = hanging(t, "tcp", "127.0.0.1:0")
-				// Where nothing listens: what only needs the cloud does not ask.
+				// A command that needs only the cloud does not connect there.
 				e.vars["AMSAGENT_MONGO"], e.vars["AMSAGENT_PROVIDER"], e.vars["AMSAGENT_AWS_ENDPOINT"] = "127.0.0.1:1", "aws", "http://"+addr
 			case control:
 				must.OK(t, os.MkdirAll(filepath.Dir(root+controlSocket), 0o755))
@@ -170,7 +170,7 @@ func (c cancelAt) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// What is interrupted in its last part is no support report either.
+// A support report that is interrupted in its last part is not printed.
 func TestSupportInterruptedAtTheEnd(t *testing.T) {
 	e := &testEnv{}
 	env := e.env()

@@ -61,26 +61,16 @@ type result struct {
 	data          any
 }
 
-// TestJSONDoc holds docs/json.md to the types that are printed. -update writes it.
+// TestJSONDoc compares the tables of docs/json.md with the printed types. -update writes them.
 func TestJSONDoc(t *testing.T) {
 	d := &jsonDoc{sources: map[string]map[string]*ast.File{}, named: map[reflect.Type]bool{}}
-	d.line("# What `-o json` prints")
-	d.line("")
-	d.line("Made from the sources by `go test ./cmd/amsagent/cli -run JSONDoc -update`; do not edit it.")
-	d.line("")
-	d.line("A result is one object on standard output. Before the fields below it has `schema_version`, which is %d, and `kind`. Fields may", output.SchemaVersion)
-	d.line("be added without a new version; a field that is removed, or gets another meaning, makes one.")
-	d.line("")
-	d.line("Times are RFC 3339; a duration is a number of seconds, and its name ends with `_seconds`. *Optional* fields are left out if they")
-	d.line("are unknown or do not apply, which is not the same as 0 or empty. Secrets are `***`. Progress is in the log, on standard error, which is")
-	d.line("JSON then, too.")
-	d.line("")
-	d.line("`outcome`, of join, leave and seal, is about this machine's files; `/run/amsagent/result.json` keeps it of a join or a leave.")
-	d.line("`result`, of drain, undrain and event, is about the node in the cluster. A node's record is `registry.record` in `status`,")
-	d.line("`members[].node` in `nodes`, `member.node` in `nodes --watch`, and `node` in `converge` and `drain NODE`.")
-	d.line("")
-	d.line("An error is one object on standard error, of kind `error`. Its field `error` has:")
-	d.line("")
+	page, err := os.ReadFile("../../../docs/json.md")
+	must.OK(t, err)
+	introduction, _, _ := strings.Cut(string(page), "| field |")
+	if version := fmt.Sprintf("`schema_version`, which is %d,", output.SchemaVersion); !strings.Contains(introduction, version) {
+		t.Errorf("the introduction lacks %q", version)
+	}
+	d.b.WriteString(introduction)
 	d.table(reflect.TypeFor[errorObject]().Field(2).Type)
 	for _, r := range resultsOf() {
 		d.line("")
@@ -103,7 +93,7 @@ func TestJSONDoc(t *testing.T) {
 	}
 	golden(t, "../../../../docs/json.md", d.b.String())
 
-	// Every kind that a command prints is there.
+	// It has every kind that a command prints.
 	files, err := filepath.Glob("*.go")
 	must.OK(t, err)
 	kind := regexp.MustCompile(`\.result\("([a-z]+)"`)
@@ -121,7 +111,7 @@ func TestJSONDoc(t *testing.T) {
 	}
 }
 
-// jsonDoc writes what reflection and the comments of the sources tell of a type.
+// jsonDoc writes tables of types by reflection and by the comments of the sources.
 type jsonDoc struct {
 	b       strings.Builder
 	sources map[string]map[string]*ast.File // by package, by file
@@ -141,7 +131,7 @@ func (d *jsonDoc) table(t reflect.Type) {
 
 // rows are the fields of a struct; those of embedded ones are its own.
 func (d *jsonDoc) rows(t reflect.Type) {
-	for f := range structFields(t) {
+	for f := range t.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if f.Anonymous && name == "" {
 			inner := f.Type
@@ -166,16 +156,6 @@ func (d *jsonDoc) rows(t reflect.Type) {
 			text = "optional " + text
 		}
 		d.line("| `%s` | %s | %s |", name, text, d.comment(t, f.Name))
-	}
-}
-
-func structFields(t reflect.Type) func(func(reflect.StructField) bool) {
-	return func(yield func(reflect.StructField) bool) {
-		for i := range t.NumField() {
-			if !yield(t.Field(i)) {
-				return
-			}
-		}
 	}
 }
 
@@ -298,7 +278,7 @@ func (d *jsonDoc) comment(t reflect.Type, field string) string {
 		text = text[:i]
 	}
 	text = strings.TrimSuffix(strings.ReplaceAll(text, "|", "\\|"), ".")
-	for _, opening := range []string{field + " is ", field + " are ", field + " tells ", field + " says ", field + ": "} {
+	for _, opening := range []string{field + " is ", field + " are ", field + " says ", field + ": "} {
 		text = strings.TrimPrefix(text, opening)
 	}
 	return text

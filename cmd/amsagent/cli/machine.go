@@ -41,7 +41,7 @@ func mustBeRoot(g *globals, verb string) error {
 	}})
 }
 
-// bootstrapMachine makes of the settings what bootstrap needs. offline leaves the service alone.
+// bootstrapMachine is this machine by the settings. offline does not touch the service.
 func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 	s := g.settings
 	m := &bootstrap.Machine{
@@ -70,21 +70,20 @@ func (g *globals) bootstrapMachine(offline bool) (*bootstrap.Machine, error) {
 		}
 		return m, nil
 	case s.Service == "none" || (s.Service == "auto" && s.Root != ""):
-		// A tree with systemd's folder will be started by systemd, whoever does that.
+		// systemd will start the server in a tree with systemd's folder.
 		info, err := os.Stat(s.Root + "/etc/systemd/system")
 		m.DropIn = err == nil && info.IsDir()
-		m.Program, g.notOwn = unitProgram(g.settings.Root, g.env.Executable)
-		return m, nil
+	default:
+		m.DropIn = true
+		if !offline {
+			m.Service = ams.NewSystemd(ams.DefaultUnit)
+		}
 	}
-	m.DropIn = true
-	m.Program, g.notOwn = unitProgram(g.settings.Root, g.env.Executable)
-	if !offline {
-		m.Service = ams.NewSystemd(ams.DefaultUnit)
-	}
+	m.Program, g.notOwn = unitProgram(s.Root, g.env.Executable)
 	return m, nil
 }
 
-// serviceCommand is the command that stands in the place of systemd.
+// serviceCommand is the command that replaces systemd.
 func serviceCommand(s *settings.Settings) (*ams.Command, error) {
 	cmd, err := ams.NewCommand(s.ServiceCommand)
 	if err != nil {
@@ -99,7 +98,7 @@ func serviceCommand(s *settings.Settings) (*ams.Command, error) {
 const installedProgram = "/usr/bin/amsagent"
 
 // unitProgram returns the program that the server's unit calls as root before a start: this one. In another machine's tree, or
-// if others than root may change this one, it is the installed one; "" if they may change that, too, or it is missing.
+// if another user may change this one, it is the installed one; "" if that is so of the installed one, too, or it is missing.
 // The error is why it is not this one.
 func unitProgram(root string, executable func() (string, error)) (string, error) {
 	if root != "" {
@@ -107,10 +106,9 @@ func unitProgram(root string, executable func() (string, error)) (string, error)
 	}
 	own, err := executable()
 	if err == nil {
-		err = (files.Root{}).RootsAlone(own)
-	}
-	if err == nil {
-		return own, nil
+		if err = (files.Root{}).RootsAlone(own); err == nil {
+			return own, nil
+		}
 	}
 	if _, serr := os.Stat(installedProgram); serr != nil || (files.Root{}).RootsAlone(installedProgram) != nil {
 		return "", err
@@ -118,11 +116,8 @@ func unitProgram(root string, executable func() (string, error)) (string, error)
 	return installedProgram, err
 }
 
-// daemonUnits are the agent's own, in the order in which they start: packaging/systemd has them.
-func daemonUnits() *ams.Units { return ams.NewUnits("amsagent-node.service", "amsagent.service") }
-
-// onSystemd reports whether the agent's units are systemd's, which runs this machine or does not, also where a command
-// starts and stops Ant Media Server.
+// onSystemd reports whether systemd starts the agent's units. It may also do so if a command starts Ant Media Server, if runs:
+// systemd runs this machine.
 func onSystemd(m *bootstrap.Machine, runs bool) bool {
 	switch m.Service.(type) {
 	case *ams.Systemd:
@@ -133,11 +128,10 @@ func onSystemd(m *bootstrap.Machine, runs bool) bool {
 	return false
 }
 
-// handleDaemon lets a join start the daemon and a leave stop it. The daemon itself never calls it: it does not start
-// itself.
+// handleDaemon lets a join start the daemon and a leave stop it. The daemon does not call it.
 func handleDaemon(m *bootstrap.Machine, offline bool) {
 	if !offline && onSystemd(m, ams.SystemdRuns()) {
-		m.Daemon = daemonUnits()
+		m.Daemon = ams.NewUnits("amsagent-node.service", "amsagent.service") // in the order of their start
 	}
 }
 
@@ -149,8 +143,8 @@ func (g *globals) daemon() *daemon.Client {
 	return daemon.NewClient(g.settings.Root+controlSocket, g.out.Progress)
 }
 
-// holdReadiness makes the daemon not ready before a command stops or restarts the server, whatever runs the daemon. Without
-// a daemon, or if it does not answer, the command continues.
+// holdReadiness makes the daemon not ready before a command stops or restarts the server. Without a daemon, or if it does not
+// answer, the command continues.
 func holdReadiness(g *globals, command string) func(context.Context) (release func()) {
 	return func(ctx context.Context) func() {
 		release, err := g.daemon().Hold(ctx, daemon.HoldRequest{Command: command})
@@ -158,13 +152,13 @@ func holdReadiness(g *globals, command string) func(context.Context) (release fu
 		case err == nil:
 			return release
 		case !errors.Is(err, daemon.ErrDown):
-			g.out.Log().Warn("the daemon could not be made not ready first", "error", err)
+			g.out.Log().Warn("making the daemon not ready failed", "error", err)
 		}
 		return func() {}
 	}
 }
 
-// findings says what a person should know and what stopped nothing.
+// findings logs the findings that did not stop the command.
 func (g *globals) findings(ws []bootstrap.Finding) {
 	for _, w := range ws {
 		text := w.String()
@@ -175,8 +169,7 @@ func (g *globals) findings(ws []bootstrap.Finding) {
 	}
 }
 
-// conclude says what a join or a leave has to say beside its result, keeps its outcome for machines, and makes of its error
-// one for a person.
+// conclude logs the findings of a join or a leave, keeps its outcome for programs, and returns its error for a person.
 func (g *globals) conclude(verb string, dryRun bool, result bootstrap.Outcome, found []bootstrap.Finding, err error) error {
 	err = cannot(verb, err)
 	if !dryRun {
@@ -186,10 +179,10 @@ func (g *globals) conclude(verb string, dryRun bool, result bootstrap.Outcome, f
 	return err
 }
 
-// resultPath is where the last outcome of join and leave is kept for machines.
+// resultPath has the last outcome of join and leave.
 const resultPath = "/run/amsagent/result.json"
 
-// outcome is what that file holds. It has no secrets and everybody may read it.
+// outcome is the content of that file. It has no secrets: every user may read it.
 type outcome struct {
 	SchemaVersion int       `json:"schema_version"`
 	Command       string    `json:"command"`
@@ -200,7 +193,7 @@ type outcome struct {
 	State         string    `json:"state,omitempty"`
 }
 
-// keepOutcome writes the outcome of a command. That it could not be written is no failure of the command.
+// keepOutcome writes the outcome of a command. If it cannot, the command has not failed.
 func keepOutcome(g *globals, command string, result bootstrap.Outcome, err error) {
 	if g.env.Geteuid() != 0 && g.settings.Root == "" {
 		return
@@ -213,7 +206,7 @@ func keepOutcome(g *globals, command string, result bootstrap.Outcome, err error
 	} else if f, rerr := store.Read(resultPath); result == bootstrap.OutcomeUnchanged && rerr == nil && f.Exists() {
 		var last outcome
 		if json.Unmarshal(f.Bytes, &last) == nil && last.ExitCode == exitOK && last.Command == command {
-			return // nothing was done, so nothing is written
+			return // a command without a change writes nothing
 		}
 	}
 	b, merr := json.MarshalIndent(o, "", "  ")
@@ -221,7 +214,7 @@ func keepOutcome(g *globals, command string, result bootstrap.Outcome, err error
 		merr = store.WriteFile(resultPath, append(plain.Output(b), '\n'), 0o644, 0o755)
 	}
 	if merr != nil && !errors.Is(merr, fs.ErrPermission) {
-		g.out.Log().Warn("the outcome could not be kept", "path", resultPath, "error", merr)
+		g.out.Log().Warn("writing the outcome failed", "path", resultPath, "error", merr)
 	}
 }
 

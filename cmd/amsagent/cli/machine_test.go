@@ -16,7 +16,7 @@ import (
 // A join with nothing to do writes nothing; but after every command a program finds that command's own outcome.
 func TestOutcomeOfNothingToDo(t *testing.T) {
 	for name, tt := range map[string]struct {
-		last  string // "" where there is none: /run is empty after a boot
+		last  string // "" without a file: /run is empty after a boot
 		write bool
 	}{
 		"missing":               {"", true},

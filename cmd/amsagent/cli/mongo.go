@@ -19,14 +19,11 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// storedMongo is where join keeps the connection string, for the daemon and for the commands that follow.
-const storedMongo = "/etc/amsagent/mongo"
-
-// mongoSource is the cluster's MongoDB with the place it was found in.
+// mongoSource is the address of MongoDB and the place that has it.
 type mongoSource struct {
 	Target cluster.Target
 	Origin settings.Origin
-	// File is the file that held the address, "" where the setting itself did.
+	// File has the address; "" if the setting itself has it.
 	File string
 }
 
@@ -35,23 +32,18 @@ type mongoSource struct {
 func (g *globals) mongo() (mongoSource, error) {
 	v := g.settings.Values[settings.KeyMongo]
 	if dir := g.env.getenv("CREDENTIALS_DIRECTORY"); dir != "" && v.Origin.Layer < settings.FromCredential {
-		// The second is how a machine is given one: names of its credentials begin with whom they are for.
-		for _, name := range []string{"mongo", "amsagent.mongo"} {
-			path := filepath.Join(dir, name)
-			src, err := mongoFile(g, path, settings.Origin{Layer: settings.FromCredential, Name: path})
-			if err == nil || !errors.Is(err, fs.ErrNotExist) {
-				return src, err
-			}
+		// A credential of the whole machine has the second name: it begins with the program that it is for.
+		src, err := g.mongoIn(settings.FromCredential, filepath.Join(dir, "mongo"), filepath.Join(dir, "amsagent.mongo"))
+		if !errors.Is(err, fs.ErrNotExist) {
+			return src, err
 		}
 	}
 	if v.Text == "" {
-		for _, path := range []string{storedMongo, bootstrap.LeftMongoPath} {
-			src, err := mongoFile(g, path, settings.Origin{Layer: settings.FromStored, Name: path})
-			if err == nil || !errors.Is(err, fs.ErrNotExist) {
-				return src, err
-			}
+		src, err := g.mongoIn(settings.FromStored, bootstrap.MongoPath, bootstrap.LeftMongoPath)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errNoMongo
 		}
-		return mongoSource{}, errNoMongo
+		return src, err
 	}
 	if path, ok := settings.FilePath(v.Text); ok {
 		if path == settings.PipePath {
@@ -59,16 +51,38 @@ func (g *globals) mongo() (mongoSource, error) {
 		}
 		return mongoFile(g, path, v.Origin)
 	}
-	t, err := cluster.ParseTarget(v.Text)
+	t, err := g.parseMongo(v.Text)
 	if err != nil {
 		return mongoSource{}, v.Origin.Fault(err)
 	}
-	g.out.AddSecrets(t.Secrets()...)
 	if len(t.Secrets()) > 0 && (v.Origin.Layer == settings.FromFlag || v.Origin.Layer == settings.FromTag) && g.out.Once("password "+v.Origin.String()) {
-		// We cannot take back what ps and the console have shown already, so this is said, not warned of.
-		g.out.Log().Info("the MongoDB password came in a place that others can read; file:PATH avoids that", "origin", v.Origin.String())
+		// ps and the console have shown it already, so this is no warning.
+		g.out.Log().Info("other users can read the MongoDB password", "origin", v.Origin.String(), "fix", "give file:PATH")
 	}
 	return mongoSource{Target: t, Origin: v.Origin}, nil
+}
+
+// mongoIn reads the first of these files that exists.
+func (g *globals) mongoIn(layer settings.Layer, paths ...string) (src mongoSource, err error) {
+	for _, path := range paths {
+		src, err = mongoFile(g, path, settings.Origin{Layer: layer, Name: path})
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	return src, err
+}
+
+// parseMongo reads an address, and keeps its password out of all output.
+func (g *globals) parseMongo(text string) (cluster.Target, error) {
+	if _, ok := settings.FilePath(text); ok {
+		return cluster.Target{}, errors.New("a file: inside is not followed")
+	}
+	t, err := cluster.ParseTarget(text)
+	if err == nil {
+		g.out.AddSecrets(t.Secrets()...)
+	}
+	return t, err
 }
 
 // tagsTime bounds the query for tags of a command that needs no other data of the cloud and may run on a laptop.
@@ -97,13 +111,12 @@ func (g *globals) mongoAfter(inst metadata.Instance, ierr error) (mongoSource, e
 	return src, err
 }
 
-// joinedMongo is mongo for a node as it is: it may have joined elsewhere than its tag says.
+// joinedMongo is mongo for a node as it is: its tag may name another MongoDB by now.
 func (g *globals) joinedMongo() (mongoSource, error) {
 	src, err := g.mongo()
 	if err == nil && src.Origin.Layer == settings.FromTag {
-		stored, serr := mongoFile(g, storedMongo, settings.Origin{Layer: settings.FromStored, Name: storedMongo})
-		if !errors.Is(serr, fs.ErrNotExist) {
-			src, err = stored, serr
+		if stored, serr := g.mongoIn(settings.FromStored, bootstrap.MongoPath); !errors.Is(serr, fs.ErrNotExist) {
+			return stored, serr
 		}
 	}
 	return src, err
@@ -119,42 +132,30 @@ func mongoFile(g *globals, path string, o settings.Origin) (mongoSource, error) 
 	if err != nil {
 		return mongoSource{}, o.Fault(fmt.Errorf("reading the MongoDB address: %w", err))
 	}
-	fail := func(err error) (mongoSource, error) {
+	text := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
+	t, err := g.parseMongo(text)
+	if text == "" {
+		err = errors.New("the file is empty")
+	}
+	if err != nil {
 		e := o.Fault(err)
 		if o.Name != path {
 			e.Source += ": " + full
 		}
 		return mongoSource{}, e
 	}
-	text := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
-	if text == "" {
-		return fail(errors.New("the file is empty"))
+	// A user who can change or replace the file decides which MongoDB root connects to.
+	if err := (files.Root{Path: g.settings.Root}).RootsAlone(path); errors.Is(err, files.ErrForeign) && g.out.Once("owner "+path) {
+		g.out.Log().Warn("another user can change the file with the MongoDB address", "file", path, "reason", err,
+			"fix", "chown root:root and chmod 0600 the file, in a folder that only root may write to, as /etc/amsagent")
 	}
-	if _, ok := settings.FilePath(text); ok {
-		return fail(errors.New("a file: inside a file is not followed"))
-	}
-	t, err := cluster.ParseTarget(text)
-	if err != nil {
-		return fail(err)
-	}
-	g.out.AddSecrets(t.Secrets()...)
-	warnOwner(g, path)
 	if len(t.Secrets()) > 0 && info.Mode().Perm()&0o004 != 0 && g.out.Once("mode "+path) {
-		g.out.Log().Warn("everybody on this machine can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
+		g.out.Log().Warn("every user can read the MongoDB password", "file", full, "fix", "chmod 0600 "+full)
 	}
 	return mongoSource{Target: t, Origin: o, File: full}, nil
 }
 
-// warnOwner warns of a file that another user can change or replace: that user controls where root connects to.
-func warnOwner(g *globals, path string) {
-	err := (files.Root{Path: g.settings.Root}).RootsAlone(path)
-	if errors.Is(err, files.ErrForeign) && g.out.Once("owner "+path) {
-		g.out.Log().Warn("another user can change the file with the MongoDB address", "file", path, "reason", err,
-			"fix", "chown root:root and chmod 0600 the file, in a folder that only root may write to, as /etc/amsagent")
-	}
-}
-
-// mongoStdin reads the address from standard input, once: whoever asks again gets the same.
+// mongoStdin is the address that standard input had. It is read once.
 func mongoStdin(g *globals, o settings.Origin) (mongoSource, error) {
 	fail := func(err error) (mongoSource, error) {
 		return mongoSource{}, o.Fault(fmt.Errorf("reading the MongoDB address from standard input: %w", err))
@@ -167,37 +168,25 @@ func mongoStdin(g *globals, o settings.Origin) (mongoSource, error) {
 		}
 	}
 	if o.Layer != settings.FromFlag {
-		return fail(errors.New("that is for the command line: nobody else knows what standard input will be"))
+		return fail(errors.New("file:- works only on the command line"))
 	}
-	if g.piped == nil {
-		limit := within(g.settings.Timeout, pipeTime)
-		b, err := g.readStdin(settings.MaxSmallFile, limit)
-		switch {
-		case errors.Is(err, errTerminal):
-			return fail(errors.New("it is a terminal"))
-		case errors.Is(err, errOpenInput):
-			return notYet(fmt.Errorf("it was not closed within %s", limit))
-		case err != nil && g.ctx.Err() != nil:
-			return mongoSource{}, &userError{Msg: "waiting for the MongoDB address on standard input", Cause: err, State: stateUntouched}
-		}
-		g.piped = &piped{b, err}
-	}
-	text := strings.TrimSpace(string(g.piped.text))
+	b, err := g.piped()
+	text := strings.TrimSpace(string(b))
 	switch {
-	case g.piped.err != nil:
-		return fail(g.piped.err)
-	case len(g.piped.text) > settings.MaxSmallFile:
-		return fail(fmt.Errorf("more than %d KiB came", settings.MaxSmallFile>>10))
+	case errors.Is(err, errOpenInput):
+		return notYet(err)
+	case err != nil && g.ctx.Err() != nil:
+		return mongoSource{}, &userError{Msg: "waiting for the MongoDB address on standard input", Cause: err, State: stateUntouched}
+	case err != nil:
+		return fail(err)
+	case len(b) > settings.MaxSmallFile:
+		return fail(fmt.Errorf("it has more than %d KiB", settings.MaxSmallFile>>10))
 	case text == "":
-		return notYet(errors.New("nothing came: did the command before the pipe fail?"))
+		return notYet(errors.New("standard input is empty: look whether the command before the pipe failed"))
 	}
-	if _, ok := settings.FilePath(text); ok {
-		return fail(errors.New("a file: inside is not followed"))
-	}
-	t, err := cluster.ParseTarget(text)
+	t, err := g.parseMongo(text)
 	if err != nil {
 		return fail(err)
 	}
-	g.out.AddSecrets(t.Secrets()...)
 	return mongoSource{Target: t, Origin: o}, nil
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// open is a standard input that says nothing and is never closed.
+// open is a standard input without data that is not closed.
 type open struct{ end chan struct{} }
 
 func (o open) Read([]byte) (int, error) {
@@ -70,7 +70,7 @@ func TestMongoStdinWaits(t *testing.T) {
 	})
 }
 
-// A daemon that drains for a machine that goes down connects after the signal, too.
+// A daemon that drains because the machine shuts down connects after the signal, too.
 func TestMongoFileAfterSignal(t *testing.T) {
 	g := globalsOf((&testEnv{}).env())
 	must.OK(t, os.WriteFile(filepath.Join(g.settings.Root, "mongo"), []byte("10.0.2.4\n"), 0o600))
@@ -85,7 +85,7 @@ func TestMongoFileAfterSignal(t *testing.T) {
 	}
 }
 
-// A file that another user can change decides whom root connects to.
+// If another user can change the file, that user decides where root connects to.
 func TestMongoFileOwner(t *testing.T) {
 	for mode, want := range map[os.FileMode]string{0o600: "", 0o644: "", 0o646: "may write to"} {
 		e := &testEnv{tty: true}
@@ -117,11 +117,11 @@ func TestMongoFileOwner(t *testing.T) {
 	}
 }
 
-// MongoDB says the same to a user without the right and to no user at all; the advice differs.
+// MongoDB has one error for a user without the right and for no user at all; the hints differ.
 func TestForbiddenHint(t *testing.T) {
 	for address, want := range map[string]string{
 		"10.0.2.4":                 "put the login into the address",
-		"mongodb://u:pw@10.0.2.4/": "needs readWrite",
+		"mongodb://u:pw@10.0.2.4/": "grant the user readWrite",
 	} {
 		e := &testEnv{}
 		g := globalsOf(e.env())

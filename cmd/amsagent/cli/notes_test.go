@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"maps"
 	"strings"
 	"testing"
 
@@ -62,13 +63,9 @@ func TestUnrecognisedCloud(t *testing.T) {
 		"named by the user": {nil, map[string]string{"AMSAGENT_PROVIDER": "generic"}, false},
 	} {
 		files := map[string]string{"etc/machine-id": "0123456789abcdef0123456789abcdef\n"}
-		for path, text := range tt.files {
-			files[path] = text
-		}
+		maps.Copy(files, tt.files)
 		vars := map[string]string{"AMSAGENT_ROOT": tree(t, files)}
-		for k, v := range tt.vars {
-			vars[k] = v
-		}
+		maps.Copy(vars, tt.vars)
 		if _, stdout, stderr := run(t, vars, "doctor"); strings.Contains(stdout, noCloud) != tt.want {
 			t.Errorf("%s: %q in the doctor's results, want %v\n%s%s", name, noCloud, tt.want, stdout, stderr)
 		}

@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -46,20 +44,6 @@ func TestColor(t *testing.T) {
 	}
 }
 
-func TestLogLevels(t *testing.T) {
-	for level, want := range map[string]int{"debug": 4, "info": 3, "warn": 2, "error": 1} {
-		e := &testEnv{vars: map[string]string{"AMSAGENT_LOG_LEVEL": level}}
-		g := loaded(t, e, "--root", t.TempDir())
-		g.out.Log().Debug("x")
-		g.out.Log().Info("x")
-		g.out.Log().Warn("x")
-		g.out.Log().Error("x")
-		if n := strings.Count(e.stderr.String(), "\n"); n != want {
-			t.Errorf("%s: %d lines, want %d", level, n, want)
-		}
-	}
-}
-
 func TestOSEnv(t *testing.T) {
 	env := OS()
 	dir := t.TempDir()
@@ -74,13 +58,5 @@ func TestOSEnv(t *testing.T) {
 		if !env.IsTerminal(master) {
 			t.Error("a pseudo terminal is a terminal")
 		}
-	}
-}
-
-func TestLeaveTextStartsAServiceCommand(t *testing.T) {
-	w := &output.Text{}
-	leaveText(w, &bootstrap.LeaveResult{Outcome: bootstrap.OutcomeLeft, Stopped: true}, false, "/opt/ctl.sh")
-	if !strings.Contains(w.String(), "does not run; start it: /opt/ctl.sh start\n") {
-		t.Errorf("got:\n%s", w.String())
 	}
 }

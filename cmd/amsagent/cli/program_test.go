@@ -11,19 +11,18 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// What the server's unit calls as root is root's alone.
+// Only root may change the program that the server's unit calls as root.
 func TestProgramOfTheDropIn(t *testing.T) {
 	dir := t.TempDir()
-	own, anybodys := filepath.Join(dir, "amsagent"), filepath.Join(dir, "open", "amsagent")
-	must.OK(t, os.Mkdir(filepath.Dir(anybodys), 0o755))
-	for _, name := range []string{own, anybodys} {
+	own, open := filepath.Join(dir, "amsagent"), filepath.Join(dir, "open", "amsagent")
+	must.OK(t, os.Mkdir(filepath.Dir(open), 0o755))
+	for _, name := range []string{own, open} {
 		must.OK(t, os.WriteFile(name, nil, 0o755))
 	}
-	must.OK(t, errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(anybodys), 0o777)))
+	must.OK(t, errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(open), 0o777)))
 	installed := "" // unless it is here
 	if _, err := os.Stat(installedProgram); err == nil {
 		installed = installedProgram
@@ -34,14 +33,10 @@ func TestProgramOfTheDropIn(t *testing.T) {
 	}{
 		{own, "", own, false},
 		{own, dir, installedProgram, false},
-		{anybodys, "", installed, true},
+		{open, "", installed, true},
 		{filepath.Join(dir, "removed"), "", filepath.Join(dir, "removed"), false}, // replaced while it runs
 	} {
-		env := (&testEnv{}).env()
-		env.Executable = func() (string, error) { return c.runs, nil }
-		g := globalsOf(env)
-		g.settings = &settings.Settings{Root: c.root}
-		if got, err := unitProgram(g.settings.Root, g.env.Executable); got != c.want || (err != nil) != c.refused {
+		if got, err := unitProgram(c.root, func() (string, error) { return c.runs, nil }); got != c.want || (err != nil) != c.refused {
 			t.Errorf("%s below %q: %q, %v, want %q", c.runs, c.root, got, err, c.want)
 		}
 	}
@@ -55,7 +50,7 @@ func TestOnSystemd(t *testing.T) {
 	}{
 		{"its unit", &bootstrap.Machine{Service: ams.NewSystemd(ams.DefaultUnit)}, true, true},
 		{"a command", &bootstrap.Machine{Service: &ams.Command{}}, true, false},
-		{"nobody", &bootstrap.Machine{Service: ams.None{}}, false, false},
+		{"no service", &bootstrap.Machine{Service: ams.None{}}, false, false},
 		{"another tree", &bootstrap.Machine{Root: t.TempDir(), Service: &ams.Command{}}, false, false},
 	} {
 		if with, without := onSystemd(c.m, true), onSystemd(c.m, false); with != c.with || without != c.without {

@@ -19,7 +19,7 @@ import (
 // Main runs one command line and returns its exit code. It is the only place that turns an error into a code.
 func Main(args []string, env Env) int {
 	g := newGlobals(env)
-	// Asked before anything is parsed, so that an error in the arguments also comes in the form asked for.
+	// First, so that an error in the arguments has the form that they ask for.
 	g.out.SetForm(formAsked(args, g.env.getenv), "auto", slog.LevelInfo)
 
 	ctx, stop := interruptible(context.Background(), g)
@@ -29,7 +29,7 @@ func Main(args []string, env Env) int {
 	root := newRootCommand(g)
 	root.SetArgs(append([]string{}, args...)) // never nil: cobra would take the process's own
 	cmd, err := root.ExecuteContextC(ctx)
-	g.readsOnly.Store(onlyReads(cmd)) // also where its flags were wrong, before load
+	g.readsOnly.Store(onlyReads(cmd)) // with wrong flags nothing is loaded
 	if err == nil {
 		err = g.helpErr
 	}
@@ -43,28 +43,23 @@ func Main(args []string, env Env) int {
 	return report(ctx, g, err)
 }
 
-// formAsked finds -o in arguments that may not parse.
+// formAsked finds -o in arguments that may be wrong.
 func formAsked(args []string, getenv func(string) string) string {
 	form := getenv(settings.EnvPrefix + "OUTPUT")
-	for i, a := range args {
-		if a == "--" {
-			break
-		}
+	for i, arg := range args {
+		name, text, given := strings.Cut(arg, "=")
 		switch {
-		case a == "-o" || a == "--output":
-			if i+1 < len(args) {
-				form = args[i+1]
-			}
-		case strings.HasPrefix(a, "--output="):
-			form = strings.TrimPrefix(a, "--output=")
-		case strings.HasPrefix(a, "-o"):
-			form = strings.TrimPrefix(strings.TrimPrefix(a, "-o"), "=")
+		case arg == "--":
+			return form
+		case given && (name == "-o" || name == "--output"):
+			form = text
+		case (name == "-o" || name == "--output") && i+1 < len(args):
+			form = args[i+1]
+		case strings.HasPrefix(arg, "-o"):
+			form = strings.TrimPrefix(arg, "-o")
 		}
 	}
-	if form == "json" {
-		return "json"
-	}
-	return "text"
+	return form
 }
 
 // newRootCommand puts the commands together.
@@ -89,7 +84,7 @@ func newRootCommand(g *globals) *cobra.Command {
 			if version {
 				return runVersion(g)
 			}
-			// A script whose verb got lost must not take this for success.
+			// For a script that lost its verb, this must not be a success.
 			if _, err := g.env.Stderr.Write([]byte(helpText(cmd))); err != nil {
 				return &output.Error{Err: err}
 			}
@@ -110,8 +105,7 @@ func newRootCommand(g *globals) *cobra.Command {
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { g.helpErr = g.out.Print([]byte(helpText(cmd))) })
 	root.SetFlagErrorFunc(flagError)
 
-	f := root.Flags()
-	f.BoolVar(&version, "version", false, "print the version and stop")
+	root.Flags().BoolVar(&version, "version", false, "print the version and stop")
 	for _, row := range settings.Table() {
 		if row.Global {
 			addSettingFlag(g, root, root.PersistentFlags(), row)

@@ -16,7 +16,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// Who is not root, and what is no node, get one answer of every command.
+// Every command has one error for a user who is not root, and one on a machine that is no node.
 func TestOneAnswer(t *testing.T) {
 	for _, args := range []string{"join --mongo 127.0.0.1", "leave", "seal --yes", "converge", "deregister", "run"} {
 		if os.Geteuid() != 0 {

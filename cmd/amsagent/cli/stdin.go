@@ -6,15 +6,17 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
+
+	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
 
-// How a standard input is of no use.
+// Reasons why standard input cannot be read.
 var (
-	errTerminal = errors.New("standard input is a terminal")
-	// errOpenInput: whoever is to write keeps it open.
-	errOpenInput = errors.New("standard input was not closed in time")
+	errTerminal  = errors.New("standard input is a terminal")
+	errOpenInput = errors.New("standard input was not closed")
 )
 
 // readStdin reads standard input, at most one byte beyond limit, until a signal or for patience: the pipe may stay open. It
@@ -32,32 +34,23 @@ func (g *globals) readStdin(limit int, patience time.Duration) ([]byte, error) {
 		b, err := io.ReadAll(io.LimitReader(g.env.Stdin, int64(limit)+1))
 		done <- read{b, err}
 	}()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
 	select {
 	case r := <-done:
 		return r.b, r.err
 	case <-g.ctx.Done():
 		return nil, context.Cause(g.ctx)
-	case <-timer.C:
-		return nil, errOpenInput
+	case <-time.After(patience):
+		return nil, fmt.Errorf("%w within %s", errOpenInput, settings.ShortDuration(patience))
 	}
 }
 
-// pipeTime bounds the waiting for standard input. Nobody types there, and a boot must not
-// hang on a pipe that nobody closes.
+// pipeTime bounds the wait for standard input: a boot must not hang on a pipe that stays open.
 const pipeTime = 30 * time.Second
 
-// within is how long something is waited for: usual, or --timeout where that is less.
+// within is the usual limit of a wait, or --timeout if that is less.
 func within(limit time.Duration, usual time.Duration) time.Duration {
 	if limit > 0 {
 		return min(usual, limit)
 	}
 	return usual
-}
-
-// piped is what came on standard input.
-type piped struct {
-	text []byte
-	err  error
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // tagPause is the time between two looks at the tags: a metadata service throttles.
@@ -44,10 +45,8 @@ func waitForTags(ctx context.Context, g *globals, limit time.Duration) error {
 		case bound.Err() == nil:
 			why = err
 		}
-		select {
-		case <-time.After(tagPause):
+		if sleep.For(bound, tagPause) {
 			continue
-		case <-bound.Done():
 		}
 		if ctx.Err() != nil {
 			return &userError{Msg: "waiting for the instance's tags", Cause: context.Cause(ctx), State: stateUntouched}
@@ -59,7 +58,7 @@ func waitForTags(ctx context.Context, g *globals, limit time.Duration) error {
 	}
 }
 
-// notKnown names what a node in a balancer's list needs and no source gives yet.
+// notKnown names the settings that a node in a balancer's list needs and that no source has yet.
 func notKnown(g *globals) (missing []string, err error) {
 	switch _, err := g.mongo(); {
 	case errors.Is(err, errNoMongo):

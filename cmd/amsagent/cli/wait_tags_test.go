@@ -12,34 +12,22 @@ import (
 	"time"
 )
 
-// join --wait-for-tags waits until MongoDB and the role are known from anywhere. That it got past that shows in the error
-// of the join, which finds no server below the root.
+// join --wait-for-tags waits until MongoDB and the role are known from any source. The join then fails, because there is no
+// server below the root.
 func TestWaitForTags(t *testing.T) {
 	t.Parallel()
 	const noServer = "AMS-INSTALL"
 	off := metadataOfAWS(t, func() map[string]string { return nil })
-	begin := sync.OnceValue(time.Now)
-	none := metadataOfAWS(t, func() map[string]string {
-		if time.Since(begin()) < time.Second {
-			return nil
-		}
-		return map[string]string{"amsagent:role": "edge"}
-	})
-	unnamed := metadataOfAWS(t, func() map[string]string {
-		if time.Since(begin()) < time.Second {
-			return nil
-		}
-		return map[string]string{"Name": "edge-1"}
-	})
-	late := func(tags map[string]string) *httptest.Server {
-		begin := sync.OnceValue(time.Now) // when they are asked for first
+	late := func(before, tags map[string]string) *httptest.Server {
+		begin := sync.OnceValue(time.Now) // at the first request
 		return metadataOfAWS(t, func() map[string]string {
 			if time.Since(begin()) < time.Second {
-				return map[string]string{"Name": "edge-1"}
+				return before
 			}
 			return tags
 		})
 	}
+	other := map[string]string{"Name": "edge-1"}
 	for name, tt := range map[string]struct {
 		server *httptest.Server
 		// provider is aws if it is not given.
@@ -49,15 +37,15 @@ func TestWaitForTags(t *testing.T) {
 		want        string
 		quick       bool
 	}{
-		"tags that come late":           {server: late(map[string]string{"amsagent:mongo": "127.0.0.1:1", "amsagent:role": "edge"}), args: "--wait-for-tags 30s", code: exitPreflight, want: noServer},
-		"the role alone, with pipe":     {server: late(map[string]string{"amsagent:role": "edge"}), args: "--wait-for-tags 30s --mongo file:-", stdin: "127.0.0.1:1\n", code: exitPreflight, want: noServer},
-		"the role never comes":          {server: late(map[string]string{}), args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "the role: not known after 3s"},
-		"nothing ever comes":            {server: late(map[string]string{}), args: "--wait-for-tags 3s", code: exitUnknown, want: "the address of MongoDB and the role: not known after 3s"},
+		"tags that come late":           {server: late(other, map[string]string{"amsagent:mongo": "127.0.0.1:1", "amsagent:role": "edge"}), args: "--wait-for-tags 30s", code: exitPreflight, want: noServer},
+		"the role alone, with pipe":     {server: late(other, map[string]string{"amsagent:role": "edge"}), args: "--wait-for-tags 30s --mongo file:-", stdin: "127.0.0.1:1\n", code: exitPreflight, want: noServer},
+		"the role never comes":          {server: late(other, map[string]string{}), args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "the role: not known after 3s"},
+		"nothing ever comes":            {server: late(other, map[string]string{}), args: "--wait-for-tags 3s", code: exitUnknown, want: "the address of MongoDB and the role: not known after 3s"},
 		"all is known":                  {server: off, args: "--wait-for-tags 30s --mongo 127.0.0.1:1 --role edge", code: exitPreflight, want: noServer, quick: true},
 		"tags are switched off":         {server: off, args: "--wait-for-tags 3s --mongo 127.0.0.1:1", code: exitUnknown, want: "InstanceMetadataTags=enabled"},
-		"no tag is there yet":           {server: none, args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitPreflight, want: noServer},
-		"tags are switched on, too few": {server: unnamed, args: "--wait-for-tags 6s --mongo 127.0.0.1:1", code: exitUnknown, want: "hint: tag the machine with amsagent:mongo"},
-		"a malformed tag":               {server: late(map[string]string{"amsagent:role": "two words"}), args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitUsage, want: "instance tag amsagent:role"},
+		"no tag is there yet":           {server: late(nil, map[string]string{"amsagent:role": "edge"}), args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitPreflight, want: noServer},
+		"tags are switched on, too few": {server: late(nil, other), args: "--wait-for-tags 6s --mongo 127.0.0.1:1", code: exitUnknown, want: "hint: tag the machine with amsagent:mongo"},
+		"a malformed tag":               {server: late(other, map[string]string{"amsagent:role": "two words"}), args: "--wait-for-tags 30s --mongo 127.0.0.1:1", code: exitUsage, want: "instance tag amsagent:role"},
 		"no cloud":                      {server: off, provider: "generic", args: "--wait-for-tags 1s --role edge", code: exitUnknown, want: "hint: without a cloud's metadata no tags are known: give MongoDB's address,"},
 		"offline":                       {server: off, args: "--wait-for-tags 30s --offline --mongo 127.0.0.1", code: exitUsage, want: "--offline", quick: true},
 	} {
@@ -101,13 +89,5 @@ func TestMongoByTag(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-// An empty pipe is no wrong command line: the loop of user data ends at exit 2.
-func TestEmptyPipe(t *testing.T) {
-	e := &testEnv{stdin: strings.NewReader(""), vars: map[string]string{"AMSAGENT_ROOT": t.TempDir(), "AMSAGENT_PROVIDER": "generic"}}
-	if code := Main([]string{"join", "--mongo", "file:-"}, e.env()); code != exitFailed || !strings.Contains(e.stderr.String(), "nothing came") {
-		t.Errorf("exit %d\n%s", code, e.stderr.String())
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/amsagent/amsagent/internal/seconds"
 )
 
-// Ago says how long before now t was, as a person would: "12 s ago".
+// Ago is the time from t to now, such as "12 s ago".
 func Ago(now, t time.Time) string {
 	if t.IsZero() {
 		return "never"

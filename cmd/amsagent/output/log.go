@@ -26,7 +26,7 @@ import (
 func (p *Printer) newHandler(level slog.Level) slog.Handler {
 	safe := plain.Writer{To: p.to.Stderr}
 	w := redactWriter{w: safe, redact: p.Redact}
-	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { return p.redactAttr(a) }}
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: p.attrs()}
 	line := func(shape func(slog.Record, string) string) slog.Handler {
 		h := &lineHandler{w: w, mu: &sync.Mutex{}, buf: &bytes.Buffer{}, shape: shape}
 		h.text = slog.NewTextHandler(h.buf, opts)
@@ -37,26 +37,26 @@ func (p *Printer) newHandler(level slog.Level) slog.Handler {
 		w.redact = func(line string) string { return string(p.RedactJSON([]byte(line))) }
 		return slog.NewJSONHandler(w, opts)
 	case p.to.IsJournal:
-		opts.ReplaceAttr = without(p.redactAttr, slog.TimeKey)
-		// sd-daemon(3)'s <N>, which the journal takes off and keeps as PRIORITY.
+		opts.ReplaceAttr = p.attrs(slog.TimeKey)
+		// sd-daemon(3)'s <N>, which the journal removes and keeps as PRIORITY.
 		return line(func(r slog.Record, text string) string { return fmt.Sprintf("<%d>%s", priority(r.Level), text) })
 	case p.to.IsTerminal(p.to.Stderr):
-		opts.ReplaceAttr = without(p.redactAttr, slog.TimeKey, slog.LevelKey, slog.MessageKey)
+		opts.ReplaceAttr = p.attrs(slog.TimeKey, slog.LevelKey, slog.MessageKey)
 		color := p.Palette(p.to.Stderr)
 		return line(func(r slog.Record, attrs string) string { return terminalLine(color, r, attrs) })
 	case p.to.Getenv("JOURNAL_STREAM") != "" || p.to.Getenv("INVOCATION_ID") != "":
-		opts.ReplaceAttr = without(p.redactAttr, slog.TimeKey)
+		opts.ReplaceAttr = p.attrs(slog.TimeKey)
 	}
 	return slog.NewTextHandler(w, opts)
 }
 
-// without drops keys of a record itself.
-func without(next func(slog.Attr) slog.Attr, keys ...string) func([]string, slog.Attr) slog.Attr {
+// attrs redacts attributes, and drops some keys of the record itself.
+func (p *Printer) attrs(without ...string) func([]string, slog.Attr) slog.Attr {
 	return func(groups []string, a slog.Attr) slog.Attr {
-		if len(groups) == 0 && slices.Contains(keys, a.Key) {
+		if len(groups) == 0 && slices.Contains(without, a.Key) {
 			return slog.Attr{}
 		}
-		return next(a)
+		return p.redactAttr(a)
 	}
 }
 

@@ -3,14 +3,12 @@
 
 package output
 
-import (
-	"io"
-)
+import "io"
 
 // Palette colors words, or leaves them as they are.
 type Palette struct{ On bool }
 
-// Palette reports whether a stream gets color. Words are the same with and without.
+// Palette is that of a stream.
 func (p *Printer) Palette(stream io.Writer) Palette {
 	p.mu.Lock()
 	form, when := p.form, p.color

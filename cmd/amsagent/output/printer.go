@@ -72,7 +72,7 @@ func (p *Printer) IsJSON() bool {
 	return p.form == "json"
 }
 
-// Log is the logger to hand to libraries.
+// Log is the logger.
 func (p *Printer) Log() *slog.Logger {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -80,7 +80,7 @@ func (p *Printer) Log() *slog.Logger {
 }
 
 // Progress prints one step on stderr, in the form of the log.
-func (p *Printer) Progress(line string) { p.Log().Info(OneLine(line)) } //nolint:sloglint // the step is the message
+func (p *Printer) Progress(line string) { p.Log().Info(OneLine(p.Redact(line))) } //nolint:sloglint // the step is the message
 
 // Once reports whether this is the first call with what since the form was set.
 func (p *Printer) Once(what string) bool {

@@ -14,7 +14,7 @@ import (
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
-// AddSecrets makes texts known that must never be printed.
+// AddSecrets adds texts that must never be printed.
 func (p *Printer) AddSecrets(secrets ...redact.Secret) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -25,7 +25,7 @@ func (p *Printer) AddSecrets(secrets ...redact.Secret) {
 	}
 }
 
-// Redact is the last thing that happens to every text before it is printed.
+// Redact masks the secrets in a text.
 func (p *Printer) Redact(text string) string {
 	p.mu.Lock()
 	secrets := slices.Clone(p.secrets)
@@ -33,7 +33,7 @@ func (p *Printer) Redact(text string) string {
 	return redact.Text(text, secrets...)
 }
 
-// redactAttr redacts a log attribute while it is still what it is: once quoted and escaped, a secret is harder to find.
+// redactAttr redacts a log attribute before it is quoted and escaped, which hides a secret.
 func (p *Printer) redactAttr(a slog.Attr) slog.Attr {
 	switch a.Value.Kind() {
 	case slog.KindString:
@@ -87,10 +87,7 @@ func (p *Printer) redactLiteral(lit []byte) []byte {
 	if r == s {
 		return lit
 	}
-	b, err := JSONLine(r)
-	if err != nil {
-		return []byte(`"***"`)
-	}
+	b, _ := JSONLine(r) // a string
 	return bytes.TrimSpace(b)
 }
 

@@ -4,6 +4,7 @@
 package output
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -76,8 +77,7 @@ func (w *Text) Fields(pairs ...string) {
 	w.Table(rows)
 }
 
-// Lines splits a text into lines that cannot do anything to a terminal: what servers and metadata say goes
-// through here.
+// Lines splits a text of a server or of metadata into lines that are safe for a terminal.
 func Lines(s string) []string {
 	var lines []string
 	for line := range strings.SplitSeq(strings.TrimSpace(s), "\n") {
@@ -111,12 +111,7 @@ func Printable(s string) string {
 }
 
 // Dash is the text, or - for an empty one.
-func Dash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
+func Dash(s string) string { return cmp.Or(s, "-") }
 
 // Count is a number with its noun.
 func Count(n int, one string) string {

@@ -5,13 +5,13 @@ package settings
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,9 +21,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// ConfigFile is config.yaml as it was read: values with their lines, and everything wrong with the file itself.
+// ConfigFile is config.yaml as it was read: values with their lines, and the faults of the file itself.
 type ConfigFile struct {
-	// path is the one to open, with the root before it.
+	// path has the root before it.
 	path   string
 	bytes  []byte
 	values map[string]fileValue
@@ -74,7 +74,7 @@ func ReadSmallFile(path string) ([]byte, fs.FileInfo, error) {
 }
 
 // readConfigFile reads config.yaml. A missing one is an error only if a flag or a variable names it.
-func readConfigFile(root, path string, named *Origin) (*ConfigFile, error) {
+func readConfigFile(root, path string, o Origin) (*ConfigFile, error) {
 	full, err := UnderRoot(root, path)
 	if err != nil {
 		full = path
@@ -84,28 +84,26 @@ func readConfigFile(root, path string, named *Origin) (*ConfigFile, error) {
 			return parseConfigFile(full, b), nil
 		}
 	}
-	if errors.Is(err, fs.ErrNotExist) && named == nil {
-		return nil, nil
+	e := o.Fault(fmt.Errorf("reading the settings: %w", err))
+	if o.Layer == FromDefault {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		e.Source, e.Layer = full, FromFile
 	}
-	source, l := full, FromFile
-	if named != nil {
-		source, l = named.String(), named.Layer
-	}
-	return nil, &Error{Source: source, Layer: l, Err: fmt.Errorf("reading the settings: %w", err)}
+	return nil, e
 }
 
 // parseConfigFile keeps the other lines if a line is wrong.
 func parseConfigFile(path string, b []byte) *ConfigFile {
 	c := &ConfigFile{path: path, bytes: b, values: map[string]fileValue{}}
-	fault := func(line int, hints []string, format string, args ...any) *Error {
-		source := path
+	fail := func(line int, hints []string, format string, args ...any) *Error {
+		e := &Error{Source: path, Layer: FromFile, Line: line, Err: fmt.Errorf(format, args...), Hints: hints}
 		if line > 0 {
-			source = fmt.Sprintf("%s:%d", path, line)
+			e.Source = fmt.Sprintf("%s:%d", path, line)
 		}
-		return &Error{Source: source, Layer: FromFile, Line: line, Err: fmt.Errorf(format, args...), Hints: hints}
-	}
-	fail := func(line int, hints []string, format string, args ...any) {
-		c.errs = append(c.errs, fault(line, hints, format, args...))
+		c.errs = append(c.errs, e)
+		return e
 	}
 	shape := []string{"the file is a list of `key: value` lines; `amsagent help config` lists the keys"}
 
@@ -138,70 +136,53 @@ func parseConfigFile(path string, b []byte) *ConfigFile {
 		return c
 	}
 
+	lines := map[string]int{}
+	for i := 0; i+1 < len(top.Content); i += 2 {
+		k, v := top.Content[i], top.Content[i+1]
+		row, known := ByKey(k.Value)
+		text, plain := plainValue(v, row)
+		first := lines[k.Value]
+		lines[k.Value] = cmp.Or(first, k.Line)
+		switch {
+		case k.Kind != yaml.ScalarNode:
+			fail(k.Line, shape, "a key that is not a word")
+		case first > 0:
+			fail(k.Line, nil, "%s is set a second time, first in line %d", k.Value, first)
+		case !known:
+			fail(k.Line, unknownKeyHints(k.Value), "unknown key %q", k.Value).unknownKey = true
+		case row.NoFile:
+			fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.Flag, row.Env())}, "%s cannot be set in this file", k.Value).unknownKey = true
+		case !plain && row.list():
+			fail(v.Line, shape, "%s must be one plain value, or a list of such: %s", k.Value, row.Arg)
+		case !plain:
+			fail(v.Line, shape, "%s must be one plain value", k.Value)
+		case v.Tag == "!!null" || text == "" && v.Kind != yaml.ScalarNode:
+			// `role:` with nothing after it, or an empty list: not set
+		case k.Value == KeyMongo && hasPassword(text):
+			fail(v.Line, []string{"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo"},
+				"a password does not belong in this file: every user can read it").ID = IDSecret
+		default:
+			c.values[k.Value] = fileValue{text: text, line: v.Line}
+		}
+	}
+	return c
+}
+
+// unknownKeyHints names a key that is near.
+func unknownKeyHints(key string) []string {
 	var known []string
 	for _, row := range Table() {
 		if !row.NoFile {
 			known = append(known, row.Key)
 		}
 	}
-	seen := map[string]int{}
-	for i := 0; i+1 < len(top.Content); i += 2 {
-		k, v := top.Content[i], top.Content[i+1]
-		if k.Kind != yaml.ScalarNode {
-			fail(k.Line, shape, "a key that is not a word")
-			continue
-		}
-		if first, dup := seen[k.Value]; dup {
-			fail(k.Line, nil, "%s is set a second time, first in line %d", k.Value, first)
-			continue
-		}
-		seen[k.Value] = k.Line
-		if !slices.Contains(known, k.Value) {
-			var e *Error
-			if row, ok := ByKey(k.Value); ok {
-				e = fault(k.Line, []string{fmt.Sprintf("use --%s or %s", row.Flag, row.Env())}, "%s cannot be set in this file", k.Value)
-			} else {
-				e = fault(k.Line, unknownKeyHints(k.Value, known), "unknown key %q", k.Value)
-			}
-			e.unknownKey = true
-			c.errs = append(c.errs, e)
-			continue
-		}
-		row, _ := ByKey(k.Value)
-		text, ok := plainValue(v, row)
-		switch {
-		case !ok && row.list():
-			fail(v.Line, shape, "%s must be one plain value, or a list of such: %s", k.Value, row.Arg)
-			continue
-		case !ok:
-			fail(v.Line, shape, "%s must be one plain value", k.Value)
-			continue
-		}
-		if v.Tag == "!!null" || v.Kind != yaml.ScalarNode && len(v.Content) == 0 {
-			continue // `role:` with nothing after it, or an empty list: not set
-		}
-		if k.Value == KeyMongo && hasPassword(v.Value) {
-			e := fault(v.Line, []string{
-				"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo",
-			}, "a password does not belong in this file: every user can read it")
-			e.ID = IDSecret
-			c.errs = append(c.errs, e)
-			continue
-		}
-		c.values[k.Value] = fileValue{text: text, line: v.Line}
-	}
-	return c
-}
-
-// unknownKeyHints names a key that is near.
-func unknownKeyHints(key string, known []string) []string {
 	if near := NearWords(strings.ReplaceAll(key, "-", "_"), known...); len(near) > 0 {
 		return []string{fmt.Sprintf("did you mean `%s`?", near[0])}
 	}
 	return []string{"`amsagent help config` lists the keys"}
 }
 
-// NearWords returns the words that may be meant. Cobra can compare only commands.
+// NearWords returns the known words that are near to a word. Cobra compares only commands.
 func NearWords(word string, known ...string) []string {
 	all := &cobra.Command{SuggestionsMinimumDistance: 2}
 	for _, k := range known {
@@ -210,7 +191,7 @@ func NearWords(word string, known ...string) []string {
 	return all.SuggestionsFor(word)
 }
 
-// plainValue is a value as flags and variables have it. A comma list may be a list of YAML.
+// plainValue is a value in the form of flags and variables. A comma list may be a list of YAML.
 func plainValue(v *yaml.Node, row Setting) (string, bool) {
 	if v.Kind == yaml.ScalarNode {
 		return v.Value, true

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,14 +64,7 @@ func TestConfigFile(t *testing.T) {
 					got = append(got, row.Key+"="+v.text+"@"+string(rune('0'+v.line)))
 				}
 			}
-			// The table's order is not the alphabet's.
-			for i := range got {
-				for j := i + 1; j < len(got); j++ {
-					if got[j] < got[i] {
-						got[i], got[j] = got[j], got[i]
-					}
-				}
-			}
+			slices.Sort(got)
 			for _, err := range c.errs {
 				var e *Error
 				if !errors.As(err, &e) {
@@ -91,44 +85,38 @@ func TestConfigFile(t *testing.T) {
 
 func TestReadConfigFile(t *testing.T) {
 	root := t.TempDir()
-	must.OK(t, os.MkdirAll(filepath.Join(root, "etc/amsagent"), 0o755))
-	must.OK(t, os.WriteFile(filepath.Join(root, "etc/amsagent/config.yaml"), []byte("role: edge\n"), 0o644))
-	c, err := readConfigFile(root, "/etc/amsagent/config.yaml", nil)
-	if err != nil || c.values["role"].text != "edge" || c.path != filepath.Join(root, "etc/amsagent/config.yaml") {
-		t.Errorf("%+v, %v", c, err)
-	}
-	// Links are followed as inside a chroot.
-	must.OK(t, os.Symlink("/etc/amsagent/config.yaml", filepath.Join(root, "link.yaml")))
-	if c, err = readConfigFile(root, "/link.yaml", nil); err != nil || c.values["role"].text != "edge" {
-		t.Errorf("absolute link: %+v, %v", c, err)
-	}
-	must.OK(t, os.Symlink("../../../../../../etc/amsagent/config.yaml", filepath.Join(root, "up.yaml")))
-	if c, err = readConfigFile(root, "/up.yaml", nil); err != nil || c.values["role"].text != "edge" {
-		t.Errorf("link upwards: %+v, %v", c, err)
-	}
-
-	if c, err = readConfigFile(root, "/none.yaml", nil); c != nil || err != nil {
-		t.Errorf("missing: %+v, %v", c, err)
-	}
-	if _, err = readConfigFile(root, "/none.yaml", &Origin{Layer: FromEnv, Name: "AMSAGENT_CONFIG"}); err == nil ||
-		!strings.HasPrefix(err.Error(), "AMSAGENT_CONFIG: reading the settings: open ") {
-		t.Errorf("named and missing: %v", err)
-	}
-	if _, err = readConfigFile(root, "/etc", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
-		t.Errorf("directory: %v", err)
-	}
-	// A FIFO must be refused at once, not waited for.
-	must.OK(t, syscall.Mkfifo(filepath.Join(root, "fifo"), 0o644))
-	if _, err = readConfigFile(root, "/fifo", nil); err == nil || !strings.Contains(err.Error(), "not a regular file") {
-		t.Errorf("fifo: %v", err)
-	}
-	must.OK(t, os.WriteFile(filepath.Join(root, "big"), make([]byte, MaxSmallFile+1), 0o644))
-	if _, err = readConfigFile(root, "/big", nil); err == nil || !strings.Contains(err.Error(), "larger than 256 KiB") {
-		t.Errorf("big: %v", err)
+	path := func(name string) string { return filepath.Join(root, name) }
+	must.OK(t, errors.Join(
+		os.MkdirAll(path("etc/amsagent"), 0o755), os.WriteFile(path("etc/amsagent/config.yaml"), []byte("role: edge\n"), 0o644),
+		os.Symlink("/etc/amsagent/config.yaml", path("link.yaml")), os.Symlink("../../../../../../etc/amsagent/config.yaml", path("up.yaml")),
+		syscall.Mkfifo(path("fifo"), 0o644), os.WriteFile(path("big"), make([]byte, MaxSmallFile+1), 0o644),
+	))
+	for _, tt := range []struct {
+		path, fails string
+		named       Origin
+		missing     bool
+	}{
+		{path: "/etc/amsagent/config.yaml"},
+		{path: "/link.yaml"},
+		{path: "/up.yaml"}, // as inside a chroot
+		{path: "/none.yaml", missing: true},
+		{path: "/none.yaml", named: Origin{Layer: FromEnv, Name: "AMSAGENT_CONFIG"}, fails: "AMSAGENT_CONFIG: reading the settings: open "},
+		{path: "/etc", fails: "not a regular file"},
+		{path: "/fifo", fails: "not a regular file"}, // at once, without a wait
+		{path: "/big", fails: "larger than 256 KiB"},
+	} {
+		c, err := readConfigFile(root, tt.path, tt.named)
+		if tt.fails != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.fails) {
+				t.Errorf("%s: %v", tt.path, err)
+			}
+		} else if err != nil || (c == nil) != tt.missing || c != nil && (c.values["role"].text != "edge" || c.path != path("etc/amsagent/config.yaml")) {
+			t.Errorf("%s: %+v, %v", tt.path, c, err)
+		}
 	}
 }
 
-// Whatever the file holds, the answer is values or errors with this file's name, never a crash.
+// Each content gives values or errors with the file's name, never a crash.
 func FuzzConfigFile(f *testing.F) {
 	for _, s := range []string{"", "role: edge\n", "a: [b\n", "? x\n", "role: &a b\ngroup: *a\n", "mongo: mongodb://u:p@h\n", "---\n---\n", "\x00", "\ufeff", "<<: *x"} {
 		f.Add(s)

@@ -12,7 +12,7 @@ import (
 // Endpoint is a service of a cloud. Only an environment variable replaces its address, for tests and a few networks.
 type Endpoint struct {
 	Name, Env string
-	// alsoEnv are variables of the cloud's own SDK, which count after ours.
+	// AlsoEnv are variables of the cloud's own SDK, which count after Env.
 	AlsoEnv []string
 }
 
@@ -28,10 +28,10 @@ func Endpoints() []Endpoint {
 	}
 }
 
-// Variable returns the first variable that is set; "" if none is.
-func (e Endpoint) Variable(lookup func(string) (string, bool)) (name, text string) {
+// Variable returns the first variable that is set and not empty, or "".
+func (e Endpoint) Variable(getenv func(string) string) (name, text string) {
 	for _, name := range append([]string{e.Env}, e.AlsoEnv...) {
-		if text := lookupNonEmpty(lookup, name); text != "" {
+		if text := getenv(name); text != "" {
 			return name, text
 		}
 	}
@@ -39,11 +39,11 @@ func (e Endpoint) Variable(lookup func(string) (string, bool)) (name, text strin
 }
 
 // readEndpoints returns the endpoints that the environment names.
-func readEndpoints(lookup func(string) (string, bool)) (map[string]string, []error) {
+func readEndpoints(getenv func(string) string) (map[string]string, []error) {
 	found := map[string]string{}
 	var errs []error
 	for _, e := range Endpoints() {
-		name, text := e.Variable(lookup)
+		name, text := e.Variable(getenv)
 		if name == "" {
 			continue
 		}

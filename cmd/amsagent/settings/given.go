@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -23,7 +24,7 @@ func Kept() []Setting {
 	return rows
 }
 
-// readGiven reads what an earlier join was given. An unreadable or damaged file is no error: no command may fail for it.
+// readGiven reads the values given to an earlier join. No command fails for an unreadable or damaged file.
 func readGiven(root string) (bootstrap.Given, string) {
 	given, err := bootstrap.LoadGiven(root)
 	switch {
@@ -35,7 +36,7 @@ func readGiven(root string) (bootstrap.Given, string) {
 	return bootstrap.Given{}, fmt.Sprintf("what was given to join cannot be used: %v; run the same amsagent join again", err)
 }
 
-// GoodConfig is config.yaml for a node to keep; nil if it is another file.
+// GoodConfig is config.yaml for a node to keep; nil if the settings file is another one.
 func (s *Settings) GoodConfig() []byte {
 	switch {
 	case s.Origin(KeyConfig).Layer > FromDefault:
@@ -85,30 +86,26 @@ func (s *Settings) JoinRequest() bootstrap.JoinRequest {
 }
 
 // addressForced reports whether an earlier join accepted this address although no interface has it.
-func (s *Settings) addressForced() bool { return s.Forced != "" && s.Forced == s.Address }
+func (s *Settings) addressForced() bool {
+	return s.Address != "" && s.Address == s.Sources.Given.ForcedAddress
+}
 
 // ToKeep is what this join keeps: its flags and variables, what an earlier join kept, and whether its address was forced.
 func (s *Settings) ToKeep(force bool) *bootstrap.Given {
-	keep := &bootstrap.Given{Settings: map[string]string{}}
+	keep := &bootstrap.Given{Settings: s.keptFrom(FromGiven, FromEnv, FromFlag)}
 	if force || s.addressForced() {
 		keep.ForcedAddress = s.Address
-	}
-	for _, row := range Kept() {
-		v := s.Values[row.Key]
-		switch v.Origin.Layer {
-		case FromGiven, FromEnv, FromFlag:
-			keep.Settings[row.Key] = v.Text
-		default:
-		}
 	}
 	return keep
 }
 
 // GivenToJoin lists the settings that were given to join and count.
-func (s *Settings) GivenToJoin() map[string]string {
+func (s *Settings) GivenToJoin() map[string]string { return s.keptFrom(FromGiven) }
+
+func (s *Settings) keptFrom(layers ...Layer) map[string]string {
 	list := map[string]string{}
 	for _, row := range Kept() {
-		if v := s.Values[row.Key]; v.Origin.Layer == FromGiven {
+		if v := s.Values[row.Key]; slices.Contains(layers, v.Origin.Layer) {
 			list[row.Key] = v.Text
 		}
 	}

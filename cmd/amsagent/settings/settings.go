@@ -21,13 +21,13 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// Layer says where a value comes from. A higher layer wins over a lower one.
+// Layer is a kind of source. A higher layer wins over a lower one.
 type Layer int
 
 const (
 	FromDefault    Layer = iota
 	FromStored           // /etc/amsagent/mongo, which join wrote
-	layerInstance        // what the cloud says about this instance, such as its scaling group
+	layerInstance        // the cloud's data about this instance, such as its scaling group
 	FromTag              // an instance tag
 	FromFile             // config.yaml
 	FromGiven            // what an operator gave to join
@@ -88,12 +88,10 @@ type Settings struct {
 	Values  map[string]Value
 
 	// Mongo is as given, possibly file:PATH, possibly with a password: use globals.mongo, never print it.
-	Mongo   string
-	Role    string
-	Group   string
-	Address string
-	// Forced is the address that a join accepted although no interface has it.
-	Forced         string
+	Mongo          string
+	Role           string
+	Group          string
+	Address        string
 	AMSDir         string
 	AMSRelease     string
 	Provider       string
@@ -134,7 +132,7 @@ type Error struct {
 	Line   int
 	Err    error
 	Hints  []string
-	// id is "" for the usual one of the layer.
+	// ID is "" for that of the layer.
 	ID string
 	// unknownKey: the rest of config.yaml can be used without that line.
 	unknownKey bool
@@ -144,7 +142,7 @@ func (e *Error) Error() string {
 	text := e.Err.Error()
 	var te *cluster.TargetError
 	if errors.As(e.Err, &te) && te.Hint != "" {
-		text = strings.TrimSuffix(text, "; "+te.Hint) // it goes into a line of its own
+		text = strings.TrimSuffix(text, "; "+te.Hint) // the hint has a line of its own
 	}
 	if e.Source == "" {
 		return text
@@ -209,11 +207,11 @@ type Sources struct {
 	Flags     map[string]Flag
 	LookupEnv func(string) (string, bool)
 	Environ   func() []string
-	// file is config.yaml or its last good version, or nil; wrong a fault that stops nothing, instead what applies.
+	// File is config.yaml or its last good version, or nil; Wrong is a fault that stops nothing, Instead what applies.
 	File    *ConfigFile
 	Wrong   error
 	Instead string
-	// given is from an earlier join, damaged why it cannot be used; dropped are the keys of which this one keeps nothing.
+	// Given is from an earlier join, Damaged why it cannot be used; Dropped are the keys of which this one keeps nothing.
 	Given   bootstrap.Given
 	Damaged string
 	Dropped []string
@@ -221,8 +219,14 @@ type Sources struct {
 	tags  map[string]Value
 	group string
 	Root  *string // absolute; nil before it is looked up
-	// only limits the keys looked at; nil means all.
+	// Only limits the keys; nil means all.
 	Only func(Setting) bool
+}
+
+// getenv returns a variable; an empty one counts as not set.
+func (src Sources) getenv(name string) string {
+	v, _ := src.LookupEnv(name)
+	return v
 }
 
 // Resolve applies flag > environment > given to join > file > tag > instance > default. It checks hidden values, too,
@@ -264,10 +268,10 @@ func Resolve(src Sources) (*Settings, error) {
 			}
 		}
 		// https://no-color.org: any value but the empty one means no color.
-		if row.Key == KeyColor && lookupNonEmpty(src.LookupEnv, "NO_COLOR") != "" {
+		if row.Key == KeyColor && src.getenv("NO_COLOR") != "" {
 			set("never", Origin{Layer: FromEnv, Name: "NO_COLOR"})
 		}
-		if v := lookupNonEmpty(src.LookupEnv, row.Env()); v != "" {
+		if v := src.getenv(row.Env()); v != "" {
 			set(v, Origin{Layer: FromEnv, Name: row.Env()})
 		}
 		if g, ok := src.Flags[row.Key]; ok {
@@ -281,10 +285,9 @@ func Resolve(src Sources) (*Settings, error) {
 		errs = append(errs, src.File.errs...)
 	}
 	if src.Only == nil {
-		s.Forced = src.Given.ForcedAddress
 		errs = append(errs, s.implied()...)
 		var bad []error
-		s.Endpoints, bad = readEndpoints(src.LookupEnv)
+		s.Endpoints, bad = readEndpoints(src.getenv)
 		errs = append(errs, bad...)
 		s.Warnings = append(s.Warnings, misspeltVariables(src.Environ)...)
 	}
@@ -302,12 +305,8 @@ func Read(src Sources, good bool) (*Settings, error) {
 		return nil, err
 	}
 	src.Root = &root
-	var named *Origin
-	if o := early.Origin(KeyConfig); o.Layer > FromDefault {
-		named = &o
-	}
 	var unread error
-	src.File, unread = readConfigFile(root, early.Config, named)
+	src.File, unread = readConfigFile(root, early.Config, early.Origin(KeyConfig))
 	src.Given, src.Damaged = readGiven(root)
 	s, err := Resolve(src)
 	if err = errors.Join(unread, err); err == nil || good {
@@ -330,7 +329,7 @@ func Read(src Sources, good bool) (*Settings, error) {
 	src.Wrong, src.Instead = errors.Join(wrong...), "left out"
 	if bad != nil {
 		var last *ConfigFile
-		if named == nil {
+		if early.Origin(KeyConfig).Layer == FromDefault {
 			last, bad.Hints = src.lastGood(root, bad.Hints)
 		}
 		if last == nil {
@@ -342,30 +341,19 @@ func Read(src Sources, good bool) (*Settings, error) {
 	return s, errors.Join(others...)
 }
 
-// findRoot makes --root absolute and looks whether it is there: a misspelt one would look like an empty machine.
+// findRoot makes --root absolute, "" for /. It must exist: a misspelt one would look like an empty machine.
 func findRoot(s *Settings) (string, error) {
 	if s.Root == "" {
 		return "", nil
 	}
-	o := s.Origin(KeyRoot)
-	fail := func(err error) (string, error) {
-		return "", o.Fault(err)
-	}
 	abs, err := filepath.Abs(s.Root)
+	if err == nil {
+		_, err = os.Stat(abs + "/") // fails for a file, too
+	}
 	if err != nil {
-		return fail(err)
+		return "", s.Origin(KeyRoot).Fault(err)
 	}
-	if abs == "/" {
-		return "", nil
-	}
-	info, err := os.Stat(abs)
-	if err != nil {
-		return fail(err)
-	}
-	if !info.IsDir() {
-		return fail(fmt.Errorf("%s is not a directory", abs))
-	}
-	return abs, nil
+	return strings.TrimSuffix(abs, "/"), nil
 }
 
 // lastGood returns the last good config.yaml, or nil. It adds a hint if that cannot be read.
@@ -400,12 +388,12 @@ func (s *Settings) WithTags(all bool, group string, tags map[string]string) (*Se
 			continue
 		}
 		v, known := s.Sources.tags[row.Key]
-		name, text, found := findTag(tags, TagPrefix+row.Tag)
-		if found {
+		name, text := findTag(tags, TagPrefix+row.Tag)
+		if name != "" {
 			o := Origin{Layer: FromTag, Name: name}
 			canon, err := row.Canonical(text)
 			if err == nil && row.Key == KeyMongo && strings.HasPrefix(canon, "file:") {
-				// Who may write tags need not be who may choose which files of this machine root reads.
+				// A user who writes tags must not choose a file for root to read.
 				err = ValueError{Text: "a tag cannot name a file"}
 			}
 			if err != nil {
@@ -414,7 +402,7 @@ func (s *Settings) WithTags(all bool, group string, tags map[string]string) (*Se
 				v, known = Value{Text: canon, Origin: o}, true
 			}
 		}
-		if known && (found || !all) { // else it may have been taken away
+		if known && (name != "" || !all) { // else it was removed
 			src.tags[row.Key] = v
 		}
 	}
@@ -422,23 +410,14 @@ func (s *Settings) WithTags(all bool, group string, tags map[string]string) (*Se
 	return n, errors.Join(errs...)
 }
 
-// findTag looks for a tag by its name, and by the same name with a dash for clouds that allow no colon. A
-// blank tag counts as none.
-func findTag(tags map[string]string, name string) (found, text string, ok bool) {
+// findTag finds a tag that is not empty by its name, or by the same name with a dash, for clouds that allow no colon.
+func findTag(tags map[string]string, name string) (found, text string) {
 	for _, n := range []string{name, strings.ReplaceAll(name, ":", "-")} {
 		if v := strings.TrimSpace(tags[n]); v != "" {
-			return n, v, true
+			return n, v
 		}
 	}
-	return "", "", false
-}
-
-func lookupNonEmpty(lookup func(string) (string, bool), name string) string {
-	if lookup == nil {
-		return ""
-	}
-	v, _ := lookup(name)
-	return v
+	return "", ""
 }
 
 // bySource puts the problems in an order that does not change between runs and that follows the lines of the file.
@@ -487,40 +466,28 @@ func (s *Settings) implied() []error {
 	return nil
 }
 
-// fill sets the typed fields from the texts, which are all checked by now.
+// fill sets the typed fields from the checked texts.
 func (s *Settings) fill() {
-	text := func(key string) string { return s.Values[key].Text }
-	s.Mongo = text(KeyMongo)
-	s.Role = text(KeyRole)
-	s.Group = text(KeyGroup)
-	s.Address = text(KeyAddress)
-	s.AMSDir = text(KeyAMSDir)
-	s.AMSRelease = text(KeyAMSRelease)
-	s.Provider = text(KeyProvider)
-	s.Service = text(KeyService)
-	s.ServiceCommand = text(KeyServiceCommand)
-	s.RemoteIPValve = text(KeyRemoteIPValve)
-	s.Timeout, _ = time.ParseDuration(text(KeyTimeout))
-	s.OnFailure = text(KeyOnFailure)
-	s.AutoJoin = text(keyAutoJoin) == "true"
-	s.BeatInterval, _ = time.ParseDuration(text(KeyBeatInterval))
-	s.Metrics, s.AgentCheck = text(KeyMetrics), text(KeyAgentCheck)
-	s.Serving = nil
-	if v := text(KeyServing); v != "" {
-		s.Serving = strings.Split(v, ",")
+	for key, field := range map[string]*string{
+		KeyMongo: &s.Mongo, KeyRole: &s.Role, KeyGroup: &s.Group, KeyAddress: &s.Address, KeyAMSDir: &s.AMSDir,
+		KeyAMSRelease: &s.AMSRelease, KeyProvider: &s.Provider, KeyService: &s.Service, KeyServiceCommand: &s.ServiceCommand,
+		KeyRemoteIPValve: &s.RemoteIPValve, KeyOnFailure: &s.OnFailure, KeyMetrics: &s.Metrics, KeyAgentCheck: &s.AgentCheck,
+		KeyRoot: &s.Root, KeyConfig: &s.Config, KeyOutput: &s.Output, KeyColor: &s.Color,
+	} {
+		*field = s.Values[key].Text
 	}
-	s.Hooks = nil
-	if v := text(KeyHooks); v != "" {
-		s.Hooks = strings.Split(v, ",")
+	for key, field := range map[string]*time.Duration{
+		KeyTimeout: &s.Timeout, KeyBeatInterval: &s.BeatInterval, keyUnhealthyAfter: &s.UnhealthyAfter, KeyDrainDeadline: &s.DrainDeadline,
+	} {
+		*field, _ = time.ParseDuration(s.Values[key].Text)
 	}
-	s.UnhealthyAfter, _ = time.ParseDuration(text(keyUnhealthyAfter))
-	s.DrainDeadline, _ = time.ParseDuration(text(KeyDrainDeadline))
-	s.RemoteDrain = text(keyRemoteDrain) == "true"
-	s.Root = text(KeyRoot)
-	s.Config = text(KeyConfig)
-	s.Output = text(KeyOutput)
-	_ = s.LogLevel.UnmarshalText([]byte(text(KeyLogLevel)))
-	s.Color = text(KeyColor)
+	for key, field := range map[string]*[]string{KeyServing: &s.Serving, KeyHooks: &s.Hooks} {
+		if text := s.Values[key].Text; text != "" {
+			*field = strings.Split(text, ",")
+		}
+	}
+	s.AutoJoin, s.RemoteDrain = s.Values[keyAutoJoin].Text == "true", s.Values[keyRemoteDrain].Text == "true"
+	_ = s.LogLevel.UnmarshalText([]byte(s.Values[KeyLogLevel].Text))
 }
 
 // TagPrefix begins the names of the instance tags that are settings.
@@ -528,9 +495,6 @@ const TagPrefix = "amsagent:"
 
 // misspeltVariables returns warnings.
 func misspeltVariables(environ func() []string) []string {
-	if environ == nil {
-		return nil
-	}
 	var known, warnings []string
 	for _, row := range Table() {
 		known = append(known, strings.ToUpper(row.Key))

@@ -4,6 +4,7 @@
 package settings
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -58,24 +59,22 @@ const (
 type Setting struct {
 	Key  string
 	Help string
-	// arg is the word for the value in help: --timeout DURATION.
+	// Arg is the word for the value in help: --timeout DURATION.
 	Arg string
 	Def string
-	// flag is the long flag, "" for none; short its letter; global marks a flag of every command.
+	// Flag is the long flag, "" for none; Short its letter; Global marks a flag of every command.
 	Flag   string
 	Short  string
 	Global bool
 	// kept: join keeps the value for the daemon and for later commands.
 	kept bool
-	// noFile: cannot stand in config.yaml, because it decides which file that is.
+	// NoFile: it cannot be in config.yaml, because it decides which file that is.
 	NoFile bool
-	// tag is the name after "amsagent:" for a setting that instance tags may carry.
+	// Tag is the name after "amsagent:" for a setting that instance tags may have.
 	Tag string
-	// words are the values allowed, where they are a closed set.
+	// Words are the allowed values of a closed set.
 	Words []string
-	// secret values are never echoed, not even when they are wrong.
-	secret bool
-	// check returns the value in its one canonical spelling. It never touches the machine.
+	// Check returns the value in its one canonical spelling, without a look at the machine; nil accepts any value.
 	Check func(value string) (string, error)
 }
 
@@ -92,7 +91,7 @@ func booleans() []string { return []string{"true", "false"} }
 var Table = sync.OnceValue(func() []Setting {
 	return []Setting{
 		{
-			Key: KeyMongo, Flag: "mongo", Arg: "ADDRESS", Tag: "mongo", secret: true, Check: checkMongo,
+			Key: KeyMongo, Flag: "mongo", Arg: "ADDRESS", Tag: "mongo", Check: checkMongo,
 			Help: "the cluster's MongoDB: IP, host[:port], a comma list, mongodb://…, mongodb+srv://…, or file:PATH holding one of these (file:- is standard input, on the command line only); a password given here shows in the process list, one in a file does not",
 		},
 		{
@@ -156,7 +155,7 @@ var Table = sync.OnceValue(func() []Setting {
 			Help: "where the daemon answers the agent checks of HAProxy, as in 0.0.0.0:9772; off for nowhere",
 		},
 		{
-			Key: KeyServing, Arg: "APPLICATION,...", Check: checkServing,
+			Key: KeyServing, Arg: "APPLICATION,...", Check: checkPatterns("an application", "LiveApp,live*", "/"),
 			Help: "the applications that must serve before this node is ready, as names or patterns (live*); if unset, all but the console",
 		},
 		{
@@ -172,7 +171,7 @@ var Table = sync.OnceValue(func() []Setting {
 			Help: "whether `amsagent drain NODE` on another machine may drain this node; a drain on this machine and the cloud's notices always may",
 		},
 		{
-			Key: KeyHooks, kept: true, Flag: "hooks", Arg: "NAME,...", Check: checkHooks,
+			Key: KeyHooks, kept: true, Flag: "hooks", Arg: "NAME,...", Check: checkPatterns("a hook", "amsagent-drain,amsagent-launch or amsagent-*", ""),
 			Help: "the lifecycle hooks of the group that are this agent's to keep waiting and to complete, as names or patterns (amsagent-*); where unset, the only one of a transition, and of several those that it used before or whose name contains amsagent",
 		},
 		{
@@ -180,11 +179,11 @@ var Table = sync.OnceValue(func() []Setting {
 			Help: "form of the result and of errors",
 		},
 		{
-			Key: KeyRoot, Flag: "root", Global: true, Arg: "DIR", NoFile: true, Check: checkNonEmpty,
+			Key: KeyRoot, Flag: "root", Global: true, Arg: "DIR", NoFile: true,
 			Help: "work on the tree below DIR: every path read or written is taken from there, and no service is touched",
 		},
 		{
-			Key: KeyConfig, Flag: "config", Global: true, Arg: "FILE", Def: "/etc/amsagent/config.yaml", NoFile: true, Check: checkNonEmpty,
+			Key: KeyConfig, Flag: "config", Global: true, Arg: "FILE", Def: "/etc/amsagent/config.yaml", NoFile: true,
 			Help: "the settings file",
 		},
 		{
@@ -214,7 +213,7 @@ func (s Setting) Canonical(value string) (string, error) {
 		return "", errors.New("the value is empty")
 	case s.Words != nil:
 		if slices.Equal(s.Words, booleans()) {
-			// As YAML has it, in any case; older versions of YAML also read the other words so.
+			// YAML reads any case; its older versions also read the other words so.
 			value = strings.ToLower(value)
 			switch value {
 			case "yes", "on":
@@ -233,7 +232,7 @@ func (s Setting) Canonical(value string) (string, error) {
 	return value, nil
 }
 
-// valueError is what is wrong with a value, with what to do about it.
+// ValueError is the fault of a value.
 type ValueError struct {
 	Text  string
 	Hints []string
@@ -241,22 +240,19 @@ type ValueError struct {
 
 func (p ValueError) Error() string { return p.Text }
 
-func checkNonEmpty(v string) (string, error) { return v, nil }
-
 const maxRole = 63
 
 var roleWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
 
 func checkRole(v string) (string, error) {
-	// The length apart: a repetition up to a count makes a large program of a regular expression.
+	// The length is not in the expression: a repetition up to a count compiles to a large program.
 	if len(v) > maxRole || !roleWord.MatchString(v) {
 		return "", ValueError{
 			Text:  fmt.Sprintf("%q is not a role", v),
 			Hints: []string{"a role is a single word of letters, digits, dot, dash and underscore, at most 63: origin, edge"},
 		}
 	}
-	// "Edge" and "edge" mean the same, and the agent compares roles.
-	return strings.ToLower(v), nil
+	return strings.ToLower(v), nil // the agent compares roles
 }
 
 // maxGroup is the longest name that any of the clouds allows for a scaling group (AWS: 255).
@@ -311,7 +307,7 @@ func checkCommand(v string) (string, error) {
 	return v, nil
 }
 
-// checkDuration accepts a duration from a second on: nothing here is done more often, or sooner.
+// checkDuration accepts a duration of a second or more.
 func checkDuration(most time.Duration) func(string) (string, error) {
 	const least = time.Second
 	return func(v string) (string, error) {
@@ -326,7 +322,7 @@ func checkDuration(most time.Duration) func(string) (string, error) {
 	}
 }
 
-// mostDrain is the most that a node may wait for its sessions: a cloud's hook waits no longer.
+// mostDrain is the longest drain: a cloud's hook waits no longer.
 const mostDrain = 48 * time.Hour
 
 // CheckListen accepts a literal address to listen on: a name may not resolve yet.
@@ -335,7 +331,7 @@ func CheckListen(v string) (string, error) {
 		return v, nil
 	}
 	if strings.HasPrefix(v, ":") {
-		// Other programs take that for every address of the machine. Opening the port to the network must be explicit.
+		// Other programs listen at every address then. Opening the port to the network must be explicit.
 		return "", ValueError{
 			Text:  fmt.Sprintf("%q names no address to listen on", v),
 			Hints: []string{fmt.Sprintf("0.0.0.0%s for every address of this machine, 127.0.0.1%[1]s for this machine alone", v)},
@@ -348,33 +344,23 @@ func CheckListen(v string) (string, error) {
 	return a.String(), nil
 }
 
-// checkServing accepts a list of names of applications, or patterns of them.
-func checkServing(v string) (string, error) {
-	var list []string
-	for part := range strings.SplitSeq(v, ",") {
-		name := strings.TrimSpace(part)
-		if _, err := path.Match(name, "LiveApp"); err != nil || name == "" || strings.Contains(name, "/") {
-			return "", ValueError{Text: fmt.Sprintf("%q is no application, and no pattern of one", part), Hints: []string{"such as LiveApp,live*"}}
+// checkPatterns accepts a comma list of names, or of patterns of them, without some characters. No name has a comma.
+func checkPatterns(what, example, without string) func(string) (string, error) {
+	return func(v string) (string, error) {
+		var list []string
+		for part := range strings.SplitSeq(v, ",") {
+			name := strings.TrimSpace(part)
+			_, err := path.Match(name, "x")
+			if err != nil || name == "" || len(name) > maxGroup || strings.ContainsAny(name, without) || strings.ContainsFunc(name, unicode.IsControl) {
+				return "", ValueError{Text: fmt.Sprintf("%q is not the name of %s, nor a pattern of one", part, what), Hints: []string{"such as " + example}}
+			}
+			list = append(list, name)
 		}
-		list = append(list, name)
+		return strings.Join(list, ","), nil
 	}
-	return strings.Join(list, ","), nil
 }
 
-// checkHooks accepts a list of names of hooks, or patterns of them. No cloud has a comma in such a name.
-func checkHooks(v string) (string, error) {
-	var list []string
-	for part := range strings.SplitSeq(v, ",") {
-		name := strings.TrimSpace(part)
-		if _, err := path.Match(name, "drain"); err != nil || name == "" || len(name) > maxGroup || strings.ContainsFunc(name, unicode.IsControl) {
-			return "", ValueError{Text: fmt.Sprintf("%q is no name of a hook, and no pattern of one", part), Hints: []string{"such as amsagent-drain,amsagent-launch or amsagent-*"}}
-		}
-		list = append(list, name)
-	}
-	return strings.Join(list, ","), nil
-}
-
-// checkOrigin accepts scheme, host and port only: the paths are ours, and one in the setting would be added to them.
+// checkOrigin accepts scheme, host and port only: the agent adds the paths.
 func checkOrigin(v string) (string, error) {
 	hint := []string{"give an origin without a path, such as http://127.0.0.1:1338"}
 	u, err := url.Parse(v)
@@ -386,11 +372,8 @@ func checkOrigin(v string) (string, error) {
 	case (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
 		return "", ValueError{Text: fmt.Sprintf("%q has more than an origin", v), Hints: hint}
 	}
-	if p := u.Port(); p != "" {
-		if n, err := strconv.Atoi(p); err != nil || n < 1 || n > 65535 {
-			return "", ValueError{Text: fmt.Sprintf("%q has no usable port", v), Hints: hint}
-		}
-	} else if strings.HasSuffix(u.Host, ":") {
+	n, err := strconv.ParseUint(cmp.Or(u.Port(), "80"), 10, 16)
+	if err != nil || n == 0 || strings.HasSuffix(u.Host, ":") {
 		return "", ValueError{Text: fmt.Sprintf("%q has no usable port", v), Hints: hint}
 	}
 	return u.Scheme + "://" + u.Host, nil
@@ -438,7 +421,7 @@ func FilePath(v string) (string, bool) {
 func hasPassword(v string) bool {
 	t, err := cluster.ParseTarget(v)
 	if err != nil {
-		// What does not parse but has an @ is treated as if it had one: the advice about passwords comes first.
+		// The advice about passwords comes first, also if the address is wrong.
 		return strings.Contains(v, "@")
 	}
 	return len(t.Secrets()) > 0
