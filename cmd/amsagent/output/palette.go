@@ -29,8 +29,17 @@ func (p Palette) wrap(code, s string) string {
 	return "\x1b[" + code + "m" + s + "\x1b[0m"
 }
 
-func (p Palette) Bold(s string) string   { return p.wrap("1", s) }
-func (p Palette) Dim(s string) string    { return p.wrap("2", s) }
-func (p Palette) Red(s string) string    { return p.wrap("31", s) }
-func (p Palette) Green(s string) string  { return p.wrap("32", s) }
+// Bold is for headings and numbers.
+func (p Palette) Bold(s string) string { return p.wrap("1", s) }
+
+// Dim is for what matters less.
+func (p Palette) Dim(s string) string { return p.wrap("2", s) }
+
+// Red is for errors.
+func (p Palette) Red(s string) string { return p.wrap("31", s) }
+
+// Green is for what is well.
+func (p Palette) Green(s string) string { return p.wrap("32", s) }
+
+// Yellow is for warnings.
 func (p Palette) Yellow(s string) string { return p.wrap("33", s) }

@@ -16,6 +16,7 @@ type Endpoint struct {
 	AlsoEnv []string
 }
 
+// Endpoints returns the addresses that variables change.
 func Endpoints() []Endpoint {
 	return []Endpoint{
 		{metadata.AWS, "AMSAGENT_AWS_ENDPOINT", []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT"}},

@@ -24,6 +24,7 @@ import (
 // Layer is a kind of source. A higher layer wins over a lower one.
 type Layer int
 
+// The layers, from the lowest.
 const (
 	FromDefault    Layer = iota
 	FromStored           // /etc/amsagent/mongo, which join wrote
@@ -123,6 +124,7 @@ type Settings struct {
 	Warnings []string
 }
 
+// Origin is the source of a setting's value.
 func (s *Settings) Origin(key string) Origin { return s.Values[key].Origin }
 
 // Error is one wrong value with its source: a flag, a variable, or a line of a file.
@@ -183,6 +185,7 @@ func Flatten(err error) []error {
 	return all
 }
 
+// AllHints returns the hints, also those of the cause.
 func (e *Error) AllHints() []string {
 	hints := slices.Clone(e.Hints)
 	var ve ValueError

@@ -22,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
+// EnvPrefix is the beginning of the names of variables.
 const EnvPrefix = "AMSAGENT_"
 
 // Keys of the settings, as config.yaml spells them.
@@ -197,6 +198,7 @@ var Table = sync.OnceValue(func() []Setting {
 	}
 })
 
+// ByKey finds a setting.
 func ByKey(key string) (Setting, bool) {
 	for _, s := range Table() {
 		if s.Key == key {
