@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
@@ -67,7 +68,7 @@ func TestDrainOtherEnds(t *testing.T) {
 	c.ends(exitOK)
 	const want = "parked: this node is out of the cluster, and comes back when the cloud wants it\n  reason      scale-in\n  asked by    Auto Scaling\n" +
 		"  hook drain  waits for its timeout: permission autoscaling:CompleteLifecycleAction is missing\n" +
-		"  registry    not told yet; the daemon goes on trying\n"
+		"  registry    not written yet; the daemon tries again\n"
 	if diff := cmp.Diff(want, c.stdout.String()); diff != "" {
 		t.Error(diff)
 	}
@@ -79,7 +80,7 @@ func TestDrainOtherEnds(t *testing.T) {
 		v.Step, v.Progress = lifecycle.StepDone, "drained, waiting for the restart of the machine"
 	})
 	c.ends(exitOK)
-	if !strings.HasPrefix(c.stdout.String(), "draining: nobody is on this node any more; the machine is about to be restarted\n") {
+	if !strings.HasPrefix(c.stdout.String(), "draining: no sessions are left on this node; the machine is about to restart\n") {
 		t.Error(c.stdout.String())
 	}
 }
@@ -117,7 +118,7 @@ func TestDrainUsage(t *testing.T) {
 		"--deadline: -1m is outside":                   {"drain", "--deadline=-1m"},
 		"one line of at most":                          {"drain", "--reason", "a\nb"},
 		"--timeout: -1s is before now":                 {"drain", "--timeout=-1s"},
-		"--timeout bounds nothing":                     {"event", "--detach", "--timeout", "1s"},
+		"--detach and --timeout contradict":            {"event", "--detach", "--timeout", "1s"},
 		"undrain takes no argument":                    {"undrain", "x"},
 		`invalid argument "1y" for "--deadline" flag`:  {"drain", "--deadline", "1y"},
 	} {
@@ -136,7 +137,7 @@ func TestDrainDaemonKilled(t *testing.T) {
 	c := d.run("drain")
 	c.says("31 viewers")
 	d.kill()
-	c.says("the daemon is away; it goes on where it was when it is back")
+	c.says("no answer, asking again")
 	d.start()
 	c.says("the daemon is back after")
 	d.set(counted(0, 0))
@@ -169,8 +170,8 @@ func TestDrainForgotten(t *testing.T) {
 		want string
 	}{
 		{activeView(), "amsagent: cause: this node serves again\n"},
-		{lifecycle.View{}, "amsagent: cause: the daemon knows nothing of it any more\n"},
-		{lifecycle.View{State: "of a later version"}, "amsagent: cause: the daemon knows nothing of it any more\n"},
+		{lifecycle.View{}, "amsagent: cause: the daemon has no record of it any more\n"},
+		{lifecycle.View{State: "of a later version"}, "amsagent: cause: the daemon has no record of it any more\n"},
 	} {
 		d := newFakeDaemon(t)
 		c := d.run("drain")
@@ -188,7 +189,7 @@ func TestDrainInterrupted(t *testing.T) {
 	c.sig <- syscall.SIGINT
 	c.ends(exitInterrupted)
 	c.said("amsagent: error: stopped following; nothing else was stopped [AGENT-INTERRUPTED]\n",
-		"amsagent: hint: `amsagent drain` follows it again, `amsagent undrain` takes it back\n", "amsagent: the drain goes on\n")
+		"amsagent: hint: `amsagent drain` follows it again, `amsagent undrain` cancels it\n", "amsagent: the drain continues\n")
 	if len(d.undrain) > 0 || strings.Contains(c.stderr.String(), "stopping; a second signal") {
 		t.Errorf("%+v\n%s", d.undrain, c.stderr.String())
 	}
@@ -198,7 +199,7 @@ func TestDrainInterrupted(t *testing.T) {
 	c.says("stopping Ant Media Server")
 	c.sig <- syscall.SIGTERM
 	c.ends(exitInterrupted)
-	c.said("it is too late to take it back")
+	c.said("it can no longer be cancelled")
 }
 
 // A server that does not end is no success, and is not waited for without end.
@@ -218,7 +219,7 @@ func TestDrainTimeout(t *testing.T) {
 	d := newFakeDaemon(t)
 	c := d.run("drain", "--timeout", "100ms")
 	c.ends(exitUnknown)
-	c.said("amsagent: error: it is not over after 100 ms [AGENT-TIMEOUT]\n", "amsagent: cause: 2 publishers, 31 viewers left, 11m of the hook's budget\n", "amsagent: the drain goes on\n")
+	c.said("amsagent: error: it is not over after 100 ms [AGENT-TIMEOUT]\n", "amsagent: cause: 2 publishers, 31 viewers left, 11m of the hook's budget\n", "amsagent: the drain continues\n")
 	c = d.run("drain", "--timeout", "100ms", "-o", "json")
 	c.ends(exitUnknown)
 	c.said(`"exit_code":4`)
@@ -227,37 +228,34 @@ func TestDrainTimeout(t *testing.T) {
 	}
 }
 
-// quick is a follower that does in milliseconds what takes seconds.
-func (d *fakeDaemon) quick(e *testEnv) (*globals, *follower) {
+// quick is a follower that does in milliseconds what takes seconds, and finishes a drain.
+func (d *fakeDaemon) quick(e *testEnv) *follower {
 	g := plainGlobals(e)
-	c := d.impatient(g)
-	return g, &follower{c: c, began: time.Now(), reporter: reporter{g: g, pace: pace{
-		every: 60 * time.Millisecond, gap: 20 * time.Millisecond, ask: 5 * time.Millisecond, patience: 300 * time.Millisecond,
-	}}}
+	g.settings.Root = d.root
+	f := newFollower(g)
+	f.c.Timeout = time.Minute
+	f.pace = pace{every: 60 * time.Millisecond, gap: 20 * time.Millisecond, ask: 5 * time.Millisecond, patience: 300 * time.Millisecond}
+	return f
 }
 
-// followed follows the drain as it stands now, and gives how that ends.
-func (d *fakeDaemon) followed(t *testing.T, g *globals, f *follower) <-chan error {
-	first := d.view // now: set changes it under the lock, from here on
-	done := make(chan error, 1)
-	go func() { done <- followed(t.Context(), g, "drain", f, first, 0, drainData{}) }()
-	return done
+func (f *follower) drain(ctx context.Context, first lifecycle.View, timeout time.Duration) error {
+	return f.finish(ctx, "drain", first, followOptions{timeout: timeout}, drainData{})
 }
 
 func TestFollowLost(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.begin(&d.view)
 	e := &testEnv{}
-	g, f := d.quick(e)
+	f := d.quick(e)
 	first := d.view
 	d.kill()
-	err := followed(t.Context(), g, "drain", f, first, 0, drainData{})
-	if code := report(t.Context(), g, err); code != exitUnknown {
+	err := f.drain(t.Context(), first, 0)
+	if code := report(t.Context(), f.g, err); code != exitUnknown {
 		t.Errorf("exit %d", code)
 	}
 	for _, want := range []string{
-		"the daemon is away; it goes on where it was when it is back", "the daemon has been away for", "amsagent: error: lost sight of it [AGENT-DAEMON-DOWN]\n",
-		"connection refused", "amsagent: hint: systemctl start amsagent\n", "amsagent: the drain goes on when the daemon is back\n",
+		"no answer, asking again", "the daemon has been away for", "amsagent: error: lost sight of it [AGENT-DAEMON-DOWN]\n",
+		"connection refused", "amsagent: hint: systemctl start amsagent\n", "amsagent: the daemon continues when it is back\n",
 	} {
 		if !strings.Contains(e.stderr.String(), want) {
 			t.Errorf("lacks %q:\n%s", want, e.stderr.String())
@@ -270,10 +268,11 @@ func TestFollowHangs(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.begin(&d.view)
 	e := &testEnv{}
-	g, f := d.quick(e)
+	f := d.quick(e)
 	f.c.Timeout, f.patience = 20*time.Millisecond, time.Minute
 	d.hangs = true
-	done := d.followed(t, g, f)
+	first, done := d.view, make(chan error, 1)
+	go func() { done <- f.drain(t.Context(), first, 0) }()
 	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 3 }, func() string { return "does not ask again" })
 	d.set(func(v *lifecycle.View) { left(v); d.hangs = false })
 	if err := <-done; err != nil {
@@ -282,11 +281,10 @@ func TestFollowHangs(t *testing.T) {
 
 	// It hangs for longer than the command's patience, which is no end of the time that the user gave.
 	d.set(func(v *lifecycle.View) { d.hangs = true })
-	_, f = d.quick(e)
+	f = d.quick(e)
 	f.c.Timeout, f.patience = 20*time.Millisecond, 50*time.Millisecond
-	first := lifecycle.View{State: lifecycle.StateDraining, Step: lifecycle.StepDraining}
-	err := followed(t.Context(), g, "drain", f, first, time.Hour, drainData{})
-	if e := g.explain(err); e.Msg != "lost sight of it" || e.ID != idLostDaemon {
+	err := f.drain(t.Context(), first, time.Hour)
+	if e := f.g.explain(err); e.Msg != "lost sight of it" || e.ID != idLostDaemon {
 		t.Errorf("%+v", e)
 	}
 }
@@ -296,15 +294,15 @@ func TestFollowWithoutCloud(t *testing.T) {
 	d := newFakeDaemon(t)
 	d.begin(&d.view)
 	e := &testEnv{}
-	g, f := d.quick(e)
+	f := d.quick(e)
 	f.cloud = 50 * time.Millisecond
-	done := d.followed(t, g, f)
+	first := d.view
 	d.set(func(v *lifecycle.View) {
 		left(v)
 		v.Step, v.Trouble = lifecycle.StepCompleting, map[string]string{"discover": "the cloud cannot be asked for its hook: no route to host"}
 	})
-	must.OK(t, <-done)
-	if out := e.stdout.String(); !strings.Contains(out, "left: this node is out of the cluster") || !strings.Contains(out, "not told yet; the daemon goes on trying") {
+	must.OK(t, f.drain(t.Context(), first, 0))
+	if out := e.stdout.String(); !strings.Contains(out, "left: this node is out of the cluster") || !strings.Contains(out, "not notified yet; the daemon tries again") {
 		t.Errorf("%s", out)
 	}
 	if !strings.Contains(e.stderr.String(), "no route to host") {
@@ -315,9 +313,9 @@ func TestFollowWithoutCloud(t *testing.T) {
 // The daemon takes it and does nothing.
 func TestFollowNothingBegins(t *testing.T) {
 	d := newFakeDaemon(t)
-	g, f := d.quick(&testEnv{})
-	err := followed(t.Context(), g, "drain", f, d.view, 0, drainData{})
-	if e := g.explain(err); !errors.Is(err, errNotTaken) || e.Exit != exitFailed || e.State != "this node is active" {
+	f := d.quick(&testEnv{})
+	err := f.drain(t.Context(), d.view, 0)
+	if e := f.g.explain(err); !errors.Is(err, errNotTaken) || e.Exit != exitFailed || e.State != "this node is active" {
 		t.Errorf("%+v", e)
 	}
 }
@@ -450,7 +448,7 @@ func TestEventLaunch(t *testing.T) {
 	d.set(func(v *lifecycle.View) { *v = drainOf(0, 1) })
 	c = d.runWith(launchOf(bridge), "event")
 	c.ends(exitFailed)
-	c.said("cause: the daemon does nothing about it\n", "amsagent: this node is draining still\n")
+	c.said("cause: the daemon does not act on it\n", "amsagent: this node is draining\n")
 }
 
 // What a person has overruled stays so, and is said.
@@ -506,7 +504,7 @@ func TestEventStdinStaysOpen(t *testing.T) {
 	env.Stdin = blockedReader{t.Context().Done()}
 	g := globalsOf(env)
 	g.out.SetForm("text", "never", 0)
-	err := runEvent(t.Context(), eventOptions{timeout: 20 * time.Millisecond}, g)
+	err := runEvent(t.Context(), eventOptions{followOptions: followOptions{timeout: 20 * time.Millisecond}}, g)
 	if ex := g.explain(err); ex.Exit != exitUsage || !strings.Contains(ex.Msg, "standard input is open and said nothing for 20 ms") {
 		t.Errorf("%+v", ex)
 	}

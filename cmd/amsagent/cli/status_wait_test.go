@@ -36,30 +36,30 @@ func TestMissingFor(t *testing.T) {
 		never   bool
 	}{
 		{"active", "active", statusOf("active"), "", false},
-		{"on the way", "active", statusOf("joining"), "the row says joining", false},
-		{"failed", "active", statusOf("failed", func(s *bootstrap.Status) { s.Row.Registry.Reason = "not seen" }), "the row says failed: not seen", true},
-		{"failed, and joining again", "active", statusOf("failed", func(s *bootstrap.Status) { s.Phase = bootstrap.PhaseJoining }), "the row says failed", false},
-		{"left, and a boot", "active", statusOf("left"), "the row says left", false},
-		{"draining may be undone", "active", statusOf("draining"), "the row says draining", false},
-		{"too late for joining", "joining", statusOf("active"), "the row says active", true},
-		{"too late to fail", "failed", statusOf("active"), "the row says active", true},
+		{"on the way", "active", statusOf("joining"), "its state is joining", false},
+		{"failed", "active", statusOf("failed", func(s *bootstrap.Status) { s.Row.Registry.Reason = "not seen" }), "its state is failed: not seen", true},
+		{"failed, and joining again", "active", statusOf("failed", func(s *bootstrap.Status) { s.Phase = bootstrap.PhaseJoining }), "its state is failed", false},
+		{"left, and a boot", "active", statusOf("left"), "its state is left", false},
+		{"draining may be undone", "active", statusOf("draining"), "its state is draining", false},
+		{"too late for joining", "joining", statusOf("active"), "its state is active", true},
+		{"too late to fail", "failed", statusOf("active"), "its state is active", true},
 		{"left", "left", statusOf("left"), "", false},
 		{"draining", "draining", statusOf("draining"), "", false},
 		{"gone for good", "left", &bootstrap.Status{Row: bootstrap.RowView{Looked: true}}, "", false},
 		{"no row", "active", &bootstrap.Status{Row: bootstrap.RowView{Looked: true}}, "the registry has no row of this node", false},
 		{"MongoDB away", "active", &bootstrap.Status{Row: bootstrap.RowView{Err: "refused"}}, "the cluster could not be asked: refused", false},
-		{"no beat", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq, s.Row.Registry.Interval = 0, 0 }), "the agent has not beaten yet", false},
-		{"registered, and not a beat yet", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq = 0 }), "the agent has not beaten yet", false},
+		{"no beat", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq, s.Row.Registry.Interval = 0, 0 }), "the agent has not sent a heartbeat yet", false},
+		{"registered, and not a beat yet", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq = 0 }), "the agent has not sent a heartbeat yet", false},
 		{"of an earlier boot", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.EarlierBoot = true }), "the agent has not registered since this machine booted", false},
 		{"agent silent", "active", statusOf("active", func(s *bootstrap.Status) {
 			s.Row.Agent = cluster.Signal{Known: true, Age: seconds.Duration(time.Minute)}
-		}), "the agent's last beat was 60 s ago", false},
+		}), "the agent's last heartbeat was 60 s ago", false},
 		{"AMS silent", "active", statusOf("active", func(s *bootstrap.Status) {
 			s.Row.Server = cluster.Signal{Known: true, Age: seconds.Duration(time.Minute)}
 		}), "Ant Media Server wrote its document 60 s ago", false},
 		{"no AMS", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Server = cluster.Signal{} }), "Ant Media Server has no document as 10.0.0.5", false},
 		{"serves", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Up: true} }), "", false},
-		{"does not serve", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Why: "LiveApp fails"} }), "the row says that viewers are not served: LiveApp fails", false},
+		{"does not serve", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Why: "LiveApp fails"} }), "viewers are not served: LiveApp fails", false},
 		{"draining need not serve", "draining", statusOf("draining", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{} }), "", false},
 		{"a restart owed", "active", statusOf("active", func(s *bootstrap.Status) {
 			s.Disagree = []bootstrap.Disagreement{{ID: "AMS-DRIFT"}, {ID: "STATUS-RESTART", Text: "the files are newer"}}
