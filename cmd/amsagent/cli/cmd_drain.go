@@ -141,36 +141,29 @@ func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
 		v, err = *refusal.View, nil
 	}
 	if err != nil {
-		return notBegun("drain", orNotMember(g, err))
+		return notBegun(g, "drain", err)
 	}
 	return f.finish(ctx, "drain", v, opts.followOptions, drainData{})
 }
 
 // notBegun is the error of a request that the daemon did not accept.
-func notBegun(verb string, err error) error {
+func notBegun(g *globals, verb string, err error) error {
 	u := &userError{Msg: "cannot " + verb, Cause: err, State: stateUntouched}
-	if is(daemon.ErrLost, context.Canceled)(err) || as[*interruptedError](err) {
+	switch refusal, _ := errors.AsType[*daemon.Refusal](err); {
+	case is(daemon.ErrLost, context.Canceled)(err), as[*interruptedError](err):
 		u.State = "the daemon may have begun it: see `amsagent status`"
-	}
-	if r, ok := errors.AsType[*daemon.Refusal](err); ok && r.Code == daemon.RefusedInvalid {
+	case refusal != nil && refusal.Code == daemon.RefusedInvalid:
 		u.Exit = exitUsage
+	case errors.Is(err, daemon.ErrDown): // no machine needs one before a join
+		m := bootstrap.Machine{Root: g.settings.Root}
+		switch state, unread := m.StateFile(); {
+		case errors.Is(unread, fs.ErrPermission):
+			u.Cause = unread // only root may ask a daemon, too
+		case unread == nil && state == nil:
+			u.Cause = bootstrap.ErrNotMember
+		}
 	}
 	return u
-}
-
-// orNotMember is the reason why there is no daemon to ask: one is needed after a join.
-func orNotMember(g *globals, err error) error {
-	if !errors.Is(err, daemon.ErrDown) {
-		return err
-	}
-	m := bootstrap.Machine{Root: g.settings.Root}
-	switch state, unread := m.StateFile(); {
-	case errors.Is(unread, fs.ErrPermission):
-		return unread // only root may ask a daemon, too
-	case unread != nil || state != nil:
-		return err
-	}
-	return bootstrap.ErrNotMember
 }
 
 // finish prints the result: of what the daemon began with --detach, else of its end.

@@ -68,8 +68,8 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 	host, _ := os.Hostname()
 	r := &remoteDrain{
 		reporter: newReporter(g), c: c, node: n,
-		mongo: source{name: "MongoDB", then: drainContinues},
-		agent: source{name: "the node's agent", then: "the drain continues when the node's agent is back"},
+		mongo: source{name: "MongoDB", limit: time.Minute, then: drainContinues},
+		agent: source{name: "the node's agent", limit: remoteDead, then: "the drain continues when the node's agent is back"},
 	}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
 		Deadline: seconds.Duration(opts.deadline), Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
@@ -256,7 +256,7 @@ func (r *remoteDrain) lookLeft(ctx context.Context) (bool, error) {
 	case as[*userError](err):
 		return false, err
 	case err != nil && !missing:
-		return false, r.reportAway(ctx, &r.mongo, r.patience, err)
+		return false, r.reportAway(ctx, &r.mongo, err)
 	}
 	r.reportBack(&r.mongo)
 	switch draining := r.node.State == cluster.StateDraining; {
@@ -277,7 +277,7 @@ func (r *remoteDrain) lookLeft(ctx context.Context) (bool, error) {
 	if server, err := r.c.ServerTime(ctx); err == nil {
 		if age, known := r.node.Age(server); known && age > remoteSilent {
 			r.agent.since = time.Now().Add(-age)
-			return false, r.reportAway(ctx, &r.agent, remoteDead, errors.New("no heartbeat"))
+			return false, r.reportAway(ctx, &r.agent, errors.New("no heartbeat"))
 		}
 		r.reportBack(&r.agent)
 	}

@@ -108,7 +108,7 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	f.launch = e.Hook.Launching
 	v, err := f.c.Life(ctx, daemon.PathNotice, n)
 	if err != nil {
-		return notBegun("act on the event", orNotMember(g, err))
+		return notBegun(g, "act on the event", err)
 	}
 	if slices.Contains(v.Dismissed, n.ID) && v.State == lifecycle.StateActive {
 		return &userError{

@@ -54,7 +54,7 @@ func runUndrain(ctx context.Context, g *globals) error {
 		}
 		return &userError{Msg: "the drain can no longer be cancelled", Cause: err, Exit: exitFailed, Hints: hint, State: "the drain continues"}
 	case err != nil:
-		return notBegun("undrain", orNotMember(g, err))
+		return notBegun(g, "undrain", err)
 	}
 	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, undrainPause); {
 		now, err := c.Life(ctx, daemon.PathDrain, nil)

@@ -23,11 +23,10 @@ import (
 // follow looks every so often until look is done or fails, or until ctx ends: the error is then the cause of that.
 func follow(ctx context.Context, every time.Duration, look func(context.Context) (done bool, err error)) error {
 	for {
-		done, err := look(ctx)
-		switch {
-		case done || err != nil && ctx.Err() == nil:
+		if done, err := look(ctx); done || err != nil {
 			return err
-		case !sleep.For(ctx, every):
+		}
+		if !sleep.For(ctx, every) {
 			return context.Cause(ctx)
 		}
 	}
@@ -54,26 +53,17 @@ const (
 	drainContinues   = "the drain continues"
 )
 
-// pace is how a drain is followed.
-type pace struct {
-	// every is the longest silence, gap the shortest time between two lines that differ in their numbers only.
-	every, gap time.Duration
-	// ask is the time between two questions to the daemon, patience how long one that does not answer is asked.
-	ask, patience time.Duration
-	// cloud bounds the wait for a cloud that does not answer, if nothing else is left to do.
-	cloud time.Duration
-}
-
 // reporter prints progress: a busy node's numbers change all the time, and the end of the last session is reported at once.
 type reporter struct {
 	g *globals
-	pace
-	said  time.Time
-	shown cluster.Sessions // in the last line
+	// every is the longest silence, gap the shortest time between two lines that differ in their numbers only.
+	every, gap time.Duration
+	said       time.Time
+	shown      cluster.Sessions // in the last line
 }
 
 func newReporter(g *globals) reporter {
-	r := reporter{g: g, pace: pace{every: 30 * time.Second, gap: 5 * time.Second, ask: 500 * time.Millisecond, patience: time.Minute, cloud: 30 * time.Second}}
+	r := reporter{g: g, every: 30 * time.Second, gap: 5 * time.Second}
 	if g.env.IsTerminal(g.env.Stderr) {
 		r.gap = time.Second
 	}
@@ -93,19 +83,20 @@ func (r *reporter) show(s cluster.Sessions, news bool, line string) {
 // source is what a command follows, and may be away for a while.
 type source struct {
 	name     string
-	then     string // what happens when it is back
+	limit    time.Duration // of its silence
+	then     string        // what happens when it is back
 	since    time.Time
 	reported bool
 }
 
 // reportAway reports a source that does not answer, and returns an error after its limit. The first failure may be a restart.
-func (r *reporter) reportAway(ctx context.Context, s *source, limit time.Duration, err error) error {
+func (r *reporter) reportAway(ctx context.Context, s *source, err error) error {
 	now := time.Now()
 	s.since = cmp.Or(s.since, now)
 	silence := now.Sub(s.since)
 	switch {
 	case ctx.Err() != nil, silence == 0:
-	case silence >= limit:
+	case silence >= s.limit:
 		return &userError{Msg: "lost sight of it", Cause: fmt.Errorf("%s has been away for %s: %w", s.name, output.Rounded(silence), err), State: s.then, Exit: exitUnknown}
 	case !s.reported:
 		s.reported, r.said = true, now
@@ -128,7 +119,9 @@ func (r *reporter) reportBack(s *source) {
 type follower struct {
 	reporter
 	c      *daemon.Client
-	launch bool // a start, not a drain
+	launch bool          // a start, not a drain
+	ask    time.Duration // between two questions to the daemon
+	cloud  time.Duration // bounds the wait for a cloud that does not answer, if nothing else is left to do
 	// began is the time of the request: an earlier note is no news.
 	began time.Time
 
@@ -141,8 +134,8 @@ type follower struct {
 
 func newFollower(g *globals) *follower {
 	return &follower{
-		reporter: newReporter(g), c: g.daemon(), began: time.Now(), daemon: source{name: "the daemon", then: "the daemon continues when it is back"},
-		noted: map[lifecycle.Note]bool{}, trouble: map[string]string{},
+		reporter: newReporter(g), c: g.daemon(), ask: 500 * time.Millisecond, cloud: 30 * time.Second, began: time.Now(),
+		daemon: source{name: "the daemon", limit: time.Minute, then: "the daemon continues when it is back"}, noted: map[lifecycle.Note]bool{}, trouble: map[string]string{},
 	}
 }
 
@@ -164,7 +157,7 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) error {
 		case is(daemon.ErrVersion, fs.ErrPermission)(err), as[*daemon.Refusal](err):
 			return false, &userError{Msg: "lost sight of it", Cause: err, State: f.daemon.then, Exit: exitUnknown}
 		case err != nil:
-			return false, f.reportAway(ctx, &f.daemon, f.patience, err)
+			return false, f.reportAway(ctx, &f.daemon, err)
 		}
 		f.reportBack(&f.daemon)
 		return f.take(v)

@@ -33,9 +33,9 @@ type statusView struct {
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
 	// Role, Group and Address are the node's, with their origin.
-	Role    *settingValue `json:"role,omitempty"`
-	Group   *settingValue `json:"group,omitempty"`
-	Address *settingValue `json:"address,omitempty"`
+	Role    settingValue `json:"role"`
+	Group   settingValue `json:"group"`
+	Address settingValue `json:"address"`
 	// Given are the settings that were given to join.
 	Given map[string]string `json:"kept,omitempty"`
 	// Notes name settings that do not count, or not yet.
@@ -45,8 +45,7 @@ type statusView struct {
 // addSettings adds what this node has of the settings.
 func (s *statusView) addSettings(g *globals) {
 	node, notes := nodeSettings(g.settings)
-	role, group, address := node[settings.KeyRole], node[settings.KeyGroup], node[settings.KeyAddress]
-	s.Role, s.Group, s.Address, s.Notes = &role, &group, &address, notes
+	s.Role, s.Group, s.Address, s.Notes = node[settings.KeyRole], node[settings.KeyGroup], node[settings.KeyAddress], notes
 }
 
 func (s *statusView) givenText() string {
@@ -215,9 +214,9 @@ func (s *statusView) nodeText() string {
 	var parts []string
 	for _, row := range []struct {
 		key string
-		*settingValue
+		settingValue
 	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
-		if row.settingValue != nil && row.Value != "" {
+		if row.Value != "" {
 			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, output.Printable(row.Value), row.Origin))
 		}
 	}
