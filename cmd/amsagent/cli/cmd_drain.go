@@ -185,7 +185,7 @@ func (f *follower) finish(ctx context.Context, command string, v lifecycle.View,
 		data.Result = "launching"
 		text = func(w *output.Text) { w.Line("%s", w.Color.Yellow(data.Result)) }
 	case v.State == "":
-		return nothingToFollow(errForgotten, v)
+		return nothingToFollow(v)
 	case v.State == lifecycle.StateDraining:
 		text = func(w *output.Text) {
 			w.Line("%s: %s", w.Color.Yellow("draining"), output.Printable(progressOf(v, w.Now)))

@@ -167,7 +167,7 @@ type remoteDrain struct {
 	node         cluster.Node // as it was read last
 	missing      time.Time    // since when there is no record
 	back         time.Time    // since when there is one again
-	withdrawn    time.Time    // since when the record has neither the request nor its effect
+	vanished     time.Time    // since when the record has neither the request nor its effect
 }
 
 // read reads the record again. A node that lives writes a missing one with its next heartbeat. A [*userError] is final.
@@ -218,9 +218,9 @@ func (r *remoteDrain) lookAccepted(ctx context.Context) (bool, error) {
 	case err != nil || waits:
 	case r.node.State == cluster.StateDraining, r.node.State == cluster.StateLeft:
 		return true, nil
-	case r.withdrawn.IsZero():
-		r.withdrawn = time.Now()
-	case time.Since(r.withdrawn) >= beginTime:
+	case r.vanished.IsZero():
+		r.vanished = time.Now()
+	case time.Since(r.vanished) >= beginTime:
 		return false, &userError{
 			Msg: doesNotDrain, Cause: errors.New("the request is no longer in its record, and its state is " + string(r.node.State)),
 			Hints: []string{"amsagent events " + r.node.ID}, State: "the request is not in force any more",

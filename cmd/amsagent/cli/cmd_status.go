@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -176,12 +177,7 @@ func statusText(w *output.Text, s *statusView) {
 	}
 	s.lifeText(w)
 	s.driftText(w)
-	if lines := loadLines(s.Row, w.Color); len(lines) > 0 {
-		w.Heading("Load")
-		for _, line := range lines {
-			w.Line("  %s", line)
-		}
-	}
+	loadText(w, s.Row)
 	if len(s.Disagree) > 0 {
 		w.Heading("What disagrees")
 	}
@@ -297,8 +293,8 @@ func statusSessions(r bootstrap.RowView) string {
 	return text + s.NotCounted()
 }
 
-// loadLines shows the load of the last heartbeat.
-func loadLines(r bootstrap.RowView, color output.Palette) []string {
+// loadText shows the load of the last heartbeat.
+func loadText(w *output.Text, r bootstrap.RowView) {
 	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
 	load := v.load()
 	gpu, index, devices := v.gpu()
@@ -306,15 +302,14 @@ func loadLines(r bootstrap.RowView, color output.Palette) []string {
 	if devices > 1 && gpu != nil {
 		gpuName = fmt.Sprintf("GPU #%d of %d", index, devices)
 	}
-	var lines []string
+	heading := sync.OnceFunc(func() { w.Heading("Load") })
 	for _, row := range []struct {
 		name    string
 		percent *int
 	}{{"CPU", load.CPU}, {"memory", load.Mem}, {"disk", load.Disk}, {gpuName, gpu}, {"score", load.Score}} {
-		if row.percent == nil {
-			continue
+		if row.percent != nil {
+			heading()
+			w.Line("  %-13s%s", row.name, paintLoad(w.Color, row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
 		}
-		lines = append(lines, fmt.Sprintf("%-13s", row.name)+paintLoad(color, row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
 	}
-	return lines
 }

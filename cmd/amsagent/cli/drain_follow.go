@@ -139,12 +139,7 @@ func newFollower(g *globals) *follower {
 	}
 }
 
-// How a drain or a start ends otherwise than it should.
-var (
-	errForgotten  = errors.New("the daemon has no record of it any more")
-	errNotTaken   = errors.New("the daemon does not act on it")
-	errNotStopped = errors.New("Ant Media Server does not end") //nolint:staticcheck // a name
-)
+var errNotStopped = errors.New("Ant Media Server does not end") //nolint:staticcheck // a name
 
 // follow returns when the drain, or the start, is over. first is the daemon's answer to the request.
 func (f *follower) follow(ctx context.Context, first lifecycle.View) error {
@@ -213,11 +208,11 @@ func drainEnded(v lifecycle.View, first bool) (bool, error) {
 		return false, u
 	case lifecycle.StateActive, lifecycle.StateResuming:
 		if first {
-			return false, nothingToFollow(errNotTaken, v)
+			return false, nothingToFollow(v)
 		}
 		return false, &userError{Msg: "the drain was cancelled", Cause: &undrainedError{by: v.CancelledBy}, State: nodeState(v)}
 	}
-	return false, nothingToFollow(errForgotten, v)
+	return false, nothingToFollow(v)
 }
 
 // startEnded reports whether a start is over.
@@ -229,18 +224,20 @@ func startEnded(v lifecycle.View) (bool, error) {
 		return false, nil
 	case v.State == lifecycle.StateActive:
 		return true, nil
-	case v.State == "":
-		return false, nothingToFollow(errForgotten, v)
 	}
-	return false, nothingToFollow(errNotTaken, v)
+	return false, nothingToFollow(v)
 }
 
 func endedBadly(msg string, cause error, v lifecycle.View) *userError {
 	return &userError{Msg: msg, Cause: cause, State: nodeState(v), Hints: []string{"`amsagent status` and journalctl -u amsagent show more"}}
 }
 
-func nothingToFollow(cause error, v lifecycle.View) error {
-	return endedBadly("there is nothing to follow", cause, v)
+func nothingToFollow(v lifecycle.View) error {
+	cause := "the daemon does not act on it"
+	if v.State == "" {
+		cause = "the daemon has no record of it any more"
+	}
+	return endedBadly("there is nothing to follow", errors.New(cause), v)
 }
 
 func sessionsIn(s *cluster.Sessions) cluster.Sessions { return *cmp.Or(s, &cluster.Sessions{}) }

@@ -101,7 +101,7 @@ func TestDrainFollowed(t *testing.T) {
 		"of a later version": refused("something-new", exitFailed, idRefused),
 		"cancelled":          forgotten(activeView(), "this node serves again"),
 		"forgotten":          forgotten(lifecycle.View{}, "the daemon has no record of it any more"),
-		"unknown state":      forgotten(lifecycle.View{State: "of a later version"}, "the daemon has no record of it any more"),
+		"unknown state":      forgotten(lifecycle.View{State: "of a later version"}, "the daemon does not act on it"),
 		"nothing begins":     {args: drain, begins: func(*lifecycle.View) {}, exit: exitFailed, said: []string{"the daemon does not act on it", "amsagent: this node is active\n"}},
 		"the machine restarts": {args: drain, says: "31 viewers", then: func(v *lifecycle.View) { v.Step = lifecycle.StepDone },
 			out: "draining: no sessions are left on this node; the machine is about to restart\n"},

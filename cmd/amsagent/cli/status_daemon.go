@@ -85,15 +85,16 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 	c.Patience, c.Timeout = 0, statusDaemonTime
 	v, err := c.Status(context.WithoutCancel(ctx)) // the time of a wait may be over
 	switch {
-	case err == nil:
-		s.Daemon = &v
 	case errors.Is(err, daemon.ErrDown):
 		s.DaemonErr = "none runs"
-	default:
+		return
+	case err != nil:
 		e := g.explain(err)
 		s.DaemonErr = err.Error()
 		s.disagree(e.ID, s.DaemonErr, e.Hints...)
+		return
 	}
+	s.Daemon = &v
 	// A drain is the first line, and before the proof, or the first answers, the daemon has only been started.
 	if v.State == cluster.StateActive && v.Proved && !v.Ready && v.NotReady != daemon.NotAsked && (v.Lifecycle == nil || v.Lifecycle.Ready) {
 		s.AddNotReady(v.NotReady)
@@ -123,8 +124,11 @@ func (s *statusView) daemonText() string {
 		return output.Printable(s.DaemonErr)
 	}
 	text := fmt.Sprintf("%s, pid %d", v.Activity, v.PID)
-	if v.Ready || v.State != "" {
-		text += ", " + readyText(v.Ready, v.NotReady)
+	switch {
+	case v.Ready:
+		text += ", ready for new sessions"
+	case v.State != "":
+		text += ", not ready for new sessions: " + v.NotReady
 	}
 	for _, trouble := range []string{v.Trouble, v.SettingsError} {
 		if trouble != "" {
@@ -132,16 +136,6 @@ func (s *statusView) daemonText() string {
 		}
 	}
 	return output.Printable(text)
-}
-
-func readyText(ready bool, why string) string {
-	switch {
-	case ready:
-		return "ready for new sessions"
-	case why == "":
-		return "not ready for new sessions"
-	}
-	return "not ready for new sessions: " + why
 }
 
 // driftText shows which of the server's files differ from those of the join.
