@@ -25,17 +25,33 @@ import (
 )
 
 type drainOptions struct {
-	deadline, timeout time.Duration
-	now, repair       bool
-	detach            bool
-	reason            string
-	// deadlineGiven tells --deadline 0, which is wrong, from none.
-	deadlineGiven bool
+	followOptions
+
+	deadline      time.Duration
+	now, repair   bool
+	reason        string
+	deadlineGiven bool // --deadline 0 is wrong
 }
 
-func addFollowFlags(fs *pflag.FlagSet, detach *bool, timeout *time.Duration) {
-	fs.BoolVar(detach, "detach", false, "do not wait: end as soon as the daemon has begun")
-	fs.DurationVar(timeout, "timeout", 0, "follow no longer than this `DURATION`; the drain goes on (default: to its end)")
+// followOptions are those of drain and event.
+type followOptions struct {
+	detach  bool
+	timeout time.Duration
+}
+
+func (o *followOptions) addTo(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.detach, "detach", false, "do not wait: end as soon as the daemon has begun")
+	fs.DurationVar(&o.timeout, "timeout", 0, "follow no longer than this `DURATION`; the drain continues (default: to its end)")
+}
+
+func (o *followOptions) check() error {
+	switch {
+	case o.timeout < 0:
+		return usageError(nil, "--timeout: %s is before now", settings.ShortDuration(o.timeout))
+	case o.detach && o.timeout != 0:
+		return usageError(nil, "--detach and --timeout contradict each other")
+	}
+	return nil
 }
 
 func newDrainCommand(g *globals) *cobra.Command {
@@ -73,9 +89,9 @@ func newDrainCommand(g *globals) *cobra.Command {
 	fs := cmd.Flags()
 	fs.DurationVar(&opts.deadline, "deadline", 0, "cut the sessions that are left after this `DURATION` (default: the daemon's setting, 1h)")
 	fs.BoolVar(&opts.now, "now", false, "wait for no session: all are cut")
-	fs.StringVar(&opts.reason, "reason", "", "a `TEXT` for whoever asks why")
+	fs.StringVar(&opts.reason, "reason", "", "a `TEXT` for the node's record and the events")
 	fs.BoolVar(&opts.repair, "repair-streams", false, "end the streams that this node leaves \"broadcasting\" in the cluster")
-	addFollowFlags(fs, &opts.detach, &opts.timeout)
+	opts.addTo(fs)
 	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }
@@ -87,27 +103,17 @@ const (
 	maxReason     = 200
 )
 
-func (o *drainOptions) check(changed bool) error {
+func (o *drainOptions) check() error {
 	switch {
-	case o.now && changed:
+	case o.now && o.deadlineGiven:
 		return usageError(nil, "--now and --deadline contradict each other")
-	case changed && (o.deadline < leastDeadline || o.deadline > mostDeadline):
+	case o.deadlineGiven && (o.deadline < leastDeadline || o.deadline > mostDeadline):
 		return usageError([]string{"to wait for no session: --now"}, "--deadline: %s is outside %s to %s",
 			settings.ShortDuration(o.deadline), settings.ShortDuration(leastDeadline), settings.ShortDuration(mostDeadline))
 	case len(o.reason) > maxReason || output.OneLine(o.reason) != strings.TrimSpace(o.reason):
 		return usageError(nil, "--reason: one line of at most %d bytes", maxReason)
 	}
-	return checkFollow(o.detach, o.timeout)
-}
-
-func checkFollow(detach bool, timeout time.Duration) error {
-	switch {
-	case timeout < 0:
-		return usageError(nil, "--timeout: %s is before now", settings.ShortDuration(timeout))
-	case detach && timeout != 0:
-		return usageError(nil, "--detach waits for nothing, so that --timeout bounds nothing")
-	}
-	return nil
+	return o.followOptions.check()
 }
 
 // drainData is the result of drain, undrain and event.
@@ -119,173 +125,96 @@ type drainData struct {
 	// Instance is this machine's id, if it was read.
 	Instance string          `json:"instance_id,omitempty"`
 	Drain    *lifecycle.View `json:"drain,omitempty"`
-	// Node is the row of the node that was named, of `drain NODE`.
+	// Node is the node record, of `drain NODE`.
 	Node *cluster.Node `json:"node,omitempty"`
 }
 
 func runDrain(ctx context.Context, opts drainOptions, g *globals) error {
-	if err := opts.check(opts.deadlineGiven); err != nil {
+	if err := opts.check(); err != nil {
 		return err
 	}
-	c := g.daemon()
-	began := time.Now()
-	v, err := c.Life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
+	f := newFollower(g)
+	v, err := f.c.Life(ctx, daemon.PathDrain, lifecycle.DrainRequest{
 		Deadline: seconds.Duration(opts.deadline), Now: opts.now, Reason: strings.TrimSpace(opts.reason), Who: askedBy(g.env, "drain"), RepairStreams: opts.repair,
 	})
-	var refusal *daemon.Refusal
-	switch {
-	case errors.As(err, &refusal) && refusal.Code == daemon.RefusedLeft && refusal.View != nil:
-		v = *refusal.View // already so
-	case err != nil:
-		return notBegun("drain", orNotMember(g, err))
+	if refusal, ok := errors.AsType[*daemon.Refusal](err); ok && refusal.Code == daemon.RefusedLeft && refusal.View != nil {
+		v, err = *refusal.View, nil
 	}
-	if opts.detach {
-		return detached(g, "drain", drainData{Drain: &v})
+	if err != nil {
+		return notBegun(g, "drain", err)
 	}
-	f := &follower{reporter: newReporter(g), c: c, began: began}
-	return followed(ctx, g, "drain", f, v, opts.timeout, drainData{})
+	return f.finish(ctx, "drain", v, opts.followOptions, drainData{})
 }
 
 // notBegun is the error of a request that the daemon did not accept.
-func notBegun(verb string, err error) error {
+func notBegun(g *globals, verb string, err error) error {
 	u := &userError{Msg: "cannot " + verb, Cause: err, State: stateUntouched}
-	if is(daemon.ErrLost, context.Canceled)(err) || as[*interruptedError](err) {
+	switch refusal, _ := errors.AsType[*daemon.Refusal](err); {
+	case is(daemon.ErrLost, context.Canceled)(err), as[*interruptedError](err):
 		u.State = "the daemon may have begun it: see `amsagent status`"
-	}
-	if r, ok := errors.AsType[*daemon.Refusal](err); ok && r.Code == daemon.RefusedInvalid {
+	case refusal != nil && refusal.Code == daemon.RefusedInvalid:
 		u.Exit = exitUsage
+	case errors.Is(err, daemon.ErrDown): // no machine needs one before a join
+		m := bootstrap.Machine{Root: g.settings.Root}
+		switch state, unread := m.StateFile(); {
+		case errors.Is(unread, fs.ErrPermission):
+			u.Cause = unread // only root may ask a daemon, too
+		case unread == nil && state == nil:
+			u.Cause = bootstrap.ErrNotMember
+		}
 	}
 	return u
 }
 
-// orNotMember is the reason why there is no daemon to ask: one is needed after a join.
-func orNotMember(g *globals, err error) error {
-	if !errors.Is(err, daemon.ErrDown) {
-		return err
+// finish prints the result: of what the daemon began with --detach, else of its end.
+func (f *follower) finish(ctx context.Context, command string, v lifecycle.View, opts followOptions, data drainData) error {
+	if !opts.detach {
+		f.g.signals.expect() // a signal ends the following alone
+		ctx, cancel := upTo(ctx, opts.timeout)
+		defer cancel()
+		if err := f.follow(ctx, v); err != nil {
+			return err
+		}
+		v = f.last
 	}
-	m := bootstrap.Machine{Root: g.settings.Root}
-	switch state, unread := m.StateFile(); {
-	case errors.Is(unread, fs.ErrPermission):
-		return unread // only root may ask a daemon, too
-	case unread != nil || state != nil:
-		return err
-	}
-	return bootstrap.ErrNotMember
-}
-
-// detached says what was begun.
-func detached(g *globals, command string, data drainData) error {
-	v := *data.Drain
-	switch data.Result = string(v.State); {
+	data.Drain, data.Result = &v, string(v.State)
+	text := func(w *output.Text) { drainText(w, v) }
+	switch {
+	case !opts.detach:
 	case v.Start == "starting":
 		data.Result = "launching"
+		text = func(w *output.Text) { w.Line("%s", w.Color.Yellow(data.Result)) }
 	case v.State == "":
-		return unfollowed(nil, v, errForgotten, false, 0)
-	}
-	return g.result(command, data, func(w *output.Text) {
-		switch {
-		case data.Result == "launching":
-			w.Line("%s", w.Color.Yellow(data.Result))
-			return
-		case v.State != lifecycle.StateDraining:
-			drainText(w, v)
-			return
+		return nothingToFollow(v)
+	case v.State == lifecycle.StateDraining:
+		text = func(w *output.Text) {
+			w.Line("%s: %s", w.Color.Yellow("draining"), output.Printable(progressOf(v, w.Now)))
+			w.Line("`amsagent drain` follows it, `amsagent undrain` cancels it")
 		}
-		w.Line("%s: %s", w.Color.Yellow("draining"), output.Printable(progressOf(v, w.Now)))
-		w.Line("`amsagent drain` follows it, `amsagent undrain` takes it back")
-	})
-}
-
-// followed follows a drain or a start to its end, and says how it ended.
-func followed(ctx context.Context, g *globals, command string, f *follower, first lifecycle.View, timeout time.Duration, data drainData) error {
-	// A signal ends the following alone; that is said below.
-	g.signals.expect()
-	inner := ctx
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		inner, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
 	}
-	v, err := f.follow(inner, first)
-	if err != nil {
-		u := unfollowed(ctx.Err(), v, err, f.launch, timeout)
-		if u.ID == idTimeout {
-			u.Cause = errors.New(progressOf(v, g.env.Now()))
-		}
-		return u
-	}
-	data.Drain = &v
-	data.Result = string(v.State)
-	return g.result(command, data, func(w *output.Text) { drainText(w, v) })
-}
-
-// unfollowed is the error after the command stopped following a drain that continues. ended is why its context ended, or
-// nil.
-func unfollowed(ended error, v lifecycle.View, err error, launch bool, timeout time.Duration) *userError {
-	u := &userError{Cause: err, State: "the drain goes on", Hints: []string{"`amsagent drain` follows it again, `amsagent undrain` takes it back"}}
-	switch {
-	case launch:
-		u.State, u.Hints = "the daemon goes on", []string{"`amsagent status` shows how far it is"}
-	case !undrainable(v):
-		u.Hints = []string{"`amsagent drain` follows it again; it is too late to take it back"}
-	}
-	look := []string{"`amsagent status` and journalctl -u amsagent tell more"}
-	switch {
-	case ended != nil:
-		u.Msg = "stopped following; nothing else was stopped"
-	case timeout > 0 && errors.Is(err, context.DeadlineExceeded):
-		u.Msg, u.ID, u.Exit = fmt.Sprintf("it is not over after %s", output.Rounded(timeout)), idTimeout, exitUnknown
-	case as[*undrainedError](err):
-		u.Msg, u.State, u.Hints = "the drain was cancelled", nodeState(v), nil
-	case errors.Is(err, errNotStopped):
-		u.Msg, u.Exit = "this node cannot leave", exitFailed
-		u.State = "Ant Media Server still runs; the daemon stops it again until it ends, and completes the cloud's hook meanwhile"
-		u.Hints = look
-	case errors.Is(err, errNotServing):
-		u.Msg, u.State, u.Hints, u.Exit = "this node does not serve", nodeState(v), look, exitFailed
-	case errors.Is(err, errNotTaken), errors.Is(err, errForgotten):
-		u.Msg, u.State, u.Hints, u.Exit = "it was followed in vain", nodeState(v), look, exitFailed
-	case errors.Is(err, daemon.ErrDown):
-		u.Msg, u.Exit, u.Hints = "lost sight of it", exitUnknown, nil
-		u.State = "the drain goes on when the daemon is back"
-		if launch {
-			u.State = "the daemon goes on when it is back"
-		}
-	default:
-		u.Msg, u.Exit = "lost sight of it", exitUnknown
-	}
-	return u
-}
-
-// undrainable reports whether a drain can still be taken back.
-func undrainable(v lifecycle.View) bool {
-	return v.State == lifecycle.StateDraining && (v.Step == lifecycle.StepAnnouncing || v.Step == lifecycle.StepDraining)
+	return f.g.result(command, data, text)
 }
 
 // nodeState is the last line of an error: what this node is now.
 func nodeState(v lifecycle.View) string {
 	switch v.State {
-	case lifecycle.StateActive:
-		return "this node is active"
-	case lifecycle.StateDraining:
-		return "this node is draining still"
+	case "":
+		return "the daemon has no record of this node"
 	case lifecycle.StateLeft:
 		return "this node has left the cluster"
-	case lifecycle.StateParked, lifecycle.StateResuming:
-		return "this node is " + string(v.State)
 	}
-	return "the daemon knows of no node"
+	return "this node is " + string(v.State)
 }
 
 func drainText(w *output.Text, v lifecycle.View) {
 	what := map[lifecycle.State]string{
 		lifecycle.StateActive:   "this node serves",
-		lifecycle.StateDraining: "nobody is on this node any more; the machine is about to be restarted",
+		lifecycle.StateDraining: "no sessions are left on this node; the machine is about to restart",
 		lifecycle.StateLeft:     "this node is out of the cluster",
 		lifecycle.StateParked:   "this node is out of the cluster, and comes back when the cloud wants it",
 	}[v.State]
 	if v.NeverJoined {
-		what = "this machine never joined, so nobody waited for it"
+		what = "this machine never joined: there were no sessions to wait for"
 	}
 	word := w.Color.Green(output.Printable(string(v.State)))
 	if v.Cut != nil && *v.Cut > 0 {
@@ -305,10 +234,10 @@ func drainText(w *output.Text, v lifecycle.View) {
 		pairs = append(pairs, "hook "+h.Name, text)
 	}
 	if !v.RegistryTold && v.Registry != "" {
-		pairs = append(pairs, "registry", "not told yet; the daemon goes on trying")
+		pairs = append(pairs, "registry", "not written yet; the daemon tries again")
 	}
 	if v.OnlyCloud() {
-		pairs = append(pairs, "cloud", "not told yet; the daemon goes on trying")
+		pairs = append(pairs, "cloud", "not notified yet; the daemon tries again")
 	}
 	if v.State == lifecycle.StateLeft && v.Kind == lifecycle.Ask {
 		pairs = append(pairs, "next", "Ant Media Server is stopped: amsagent join, or a reboot, brings this node back; amsagent leave makes it standalone")

@@ -15,7 +15,6 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/seconds"
-	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // registrar is the cluster as far as a drain of another node needs it.
@@ -30,11 +29,11 @@ type registrar interface {
 // How another node's drain is followed.
 const (
 	remoteLook = time.Second // from look to look
-	// takeTime bounds the wait until the node's agent takes the request, which it looks for every 15 s; beginTime, the wait for
-	// its record after that.
+	// takeTime bounds the wait until the node's agent accepts the request, which it looks for every 15 s; beginTime, the wait
+	// for its record after that.
 	takeTime, beginTime = 45 * time.Second, 20 * time.Second
 	withdrawTime        = 5 * time.Second
-	remoteSilent        = 30 * time.Second // of the node's agent, until it is told
+	remoteSilent        = 30 * time.Second // of the node's agent, until it is reported
 	// remoteDead is the agent's silence that ends the following: patience and the stop of a server, without heartbeats.
 	remoteDead = 5 * time.Minute
 	// serverSilent is when other nodes give up on a server.
@@ -42,13 +41,13 @@ const (
 )
 
 func runDrainNode(ctx context.Context, opts drainOptions, name string, g *globals) error {
-	if err := opts.check(opts.deadlineGiven); err != nil {
+	if err := opts.check(); err != nil {
 		return err
 	}
 	return g.inCluster(ctx, "amsagent drain", g.out.Log(), func(c *cluster.Client) error { return drainNode(ctx, g, opts, name, c) })
 }
 
-// drainNode asks a node to drain, and follows it by its row.
+// drainNode asks a node to drain, and follows it by its record.
 func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, c registrar) error {
 	msg := "cannot drain " + name
 	refuse := func(cause error, hints ...string) error {
@@ -67,7 +66,11 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 		return remoteResult(g, n)
 	}
 	host, _ := os.Hostname()
-	r := &remoteDrain{reporter: newReporter(g), c: c, row: n}
+	r := &remoteDrain{
+		reporter: newReporter(g), c: c, node: n,
+		mongo: source{name: "MongoDB", limit: time.Minute, then: drainContinues},
+		agent: source{name: "the node's agent", limit: remoteDead, then: "the drain continues when the node's agent is back"},
+	}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
 		Deadline: seconds.Duration(opts.deadline), Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
 		Who: askedBy(g.env, "drain") + " on " + cmp.Or(host, "another machine"),
@@ -79,23 +82,35 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 		// MongoDB may have the request all the same.
 		return r.withdraw(ctx, userError{Msg: msg, Cause: err, State: "the request may have arrived: the node may drain"}, msg)
 	}
-	g.out.Progress("asked; the node's agent takes it up within " + output.Rounded(takeTime))
-	if opts.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, opts.timeout, &userError{
-			Msg: "it is not over after " + output.Rounded(opts.timeout), ID: idTimeout, Exit: exitUnknown,
-		})
-		defer cancel()
-	}
-	if err := r.taken(ctx); err != nil {
+	g.out.Progress("asked; the node's agent accepts it within " + output.Rounded(takeTime))
+	ctx, cancel := upTo(ctx, opts.timeout)
+	defer cancel()
+	r.asked = time.Now()
+	switch err := follow(ctx, remoteLook, r.lookAccepted); {
+	case as[*userError](err):
 		return err
-	}
-	if opts.detach {
-		return remoteResult(g, r.row)
+	case err != nil:
+		return r.withdraw(ctx, userError{Msg: stoppedFollowing, Cause: err, State: drainContinues}, doesNotDrain)
+	case opts.detach:
+		return remoteResult(g, r.node)
 	}
 	g.signals.expect() // from here on a signal ends the following alone
-	return r.follow(ctx)
+	err = follow(ctx, remoteLook, r.lookLeft)
+	if err == nil {
+		return remoteResult(g, r.node)
+	}
+	u, ended := errors.AsType[*userError](err)
+	if !ended {
+		u = stopped(err, r.progress())
+		u.State = drainContinues
+	}
+	if u.Hints == nil {
+		u.Hints = []string{"amsagent nodes --watch"}
+	}
+	return u
 }
+
+const doesNotDrain = "this node does not drain"
 
 // drainableNode finds a node by id, address or host name, or returns why it cannot be asked. Of several, those that have not
 // left count, else the one that left last.
@@ -133,11 +148,11 @@ func drainableNode(members []cluster.Member, name string) (cluster.Node, error) 
 		return cluster.Node{}, errors.New("no agent of that machine has registered: drain it there")
 	case m.Node.State == cluster.StateLeft:
 	case m.Node.State == cluster.StateFailed:
-		return cluster.Node{}, fmt.Errorf("its row says %s: there is nothing to drain", m.Node.State)
+		return cluster.Node{}, fmt.Errorf("its state is %s: there is nothing to drain", m.Node.State)
 	case !m.Node.Heartbeats():
-		return cluster.Node{}, errors.New("its agent has not beaten yet: nobody would take the request up")
+		return cluster.Node{}, errors.New("its agent has not sent a heartbeat yet, and would not accept the request")
 	case !m.Agent.Fresh:
-		return cluster.Node{}, fmt.Errorf("its agent has been silent for %s: nobody would take the request up", output.Rounded(m.Agent.Age))
+		return cluster.Node{}, fmt.Errorf("its agent has been silent for %s, and would not accept the request", output.Rounded(m.Agent.Age))
 	}
 	return *m.Node, nil
 }
@@ -145,27 +160,26 @@ func drainableNode(members []cluster.Member, name string) (cluster.Node, error) 
 // remoteDrain is a drain of another node.
 type remoteDrain struct {
 	reporter
-	c       registrar
-	request string
-	row     cluster.Node // as it was read last
-	missing time.Time    // since when there is no row
-	back    time.Time    // since when there is one again
+	c            registrar
+	request      string
+	asked        time.Time
+	mongo, agent source
+	node         cluster.Node // as it was read last
+	missing      time.Time    // since when there is no record
+	back         time.Time    // since when there is one again
+	vanished     time.Time    // since when the record has neither the request nor its effect
 }
 
-// errStarted means that the row is of a later start of the machine. Its agent keeps no
-// drain that a person asked for across that.
-var errStarted = errors.New("the machine was started again, which ends the drain")
-
-// read reads the row again. A node that lives writes a missing one with its next heartbeat; if it does not, the error is final.
+// read reads the record again. A node that lives writes a missing one with its next heartbeat. A [*userError] is final.
 func (r *remoteDrain) read(ctx context.Context) error {
-	n, err := r.c.Node(ctx, r.row.ID)
+	n, err := r.c.Node(ctx, r.node.ID)
 	switch gone := errors.Is(err, cluster.ErrNoNode); {
 	case gone && r.missing.IsZero():
 		r.missing = time.Now()
 	case err == nil && !r.missing.IsZero():
 		r.missing, r.back = time.Time{}, time.Now()
 	}
-	limit := min(3*cmp.Or(time.Duration(r.row.Interval), cluster.DefaultInterval)+serverSilent, remoteDead)
+	limit := min(3*cmp.Or(time.Duration(r.node.Interval), cluster.DefaultInterval)+serverSilent, remoteDead)
 	switch {
 	case errors.Is(err, cluster.ErrNoNode) && time.Since(r.missing) >= limit:
 		return &userError{
@@ -174,69 +188,56 @@ func (r *remoteDrain) read(ctx context.Context) error {
 		}
 	case err != nil:
 		return err
-	case !n.SameInstance(r.row) && n.State != cluster.StateLeft:
-		return fmt.Errorf("%w; its row says %s", errStarted, n.State)
+	case !n.SameInstance(r.node) && n.State != cluster.StateLeft: // its agent keeps no operator's drain across that
+		return &userError{
+			Msg: "that node has not left", Cause: fmt.Errorf("the machine was started again, which ends the drain; its state is %s", n.State),
+			State: "the node serves, or will soon", Hints: []string{"amsagent drain " + n.ID},
+		}
 	}
-	r.row = n
+	r.node = n
 	return nil
 }
 
-// started is the end of a drain that the node's machine did not outlast.
-func (r *remoteDrain) started(err error) error {
-	return &userError{
-		Msg: "that node has not left", Cause: err, Exit: exitFailed, State: "the node serves, or will soon",
-		Hints: []string{"amsagent drain " + r.row.ID},
-	}
-}
-
-// taken waits until the node drains. A request that nobody takes up is withdrawn.
-func (r *remoteDrain) taken(ctx context.Context) error {
-	asked, gone := time.Now(), time.Time{}
-	for {
-		err := r.read(ctx)
-		now := time.Now()
-		waits := r.row.DrainRequest != nil && r.row.DrainRequest.ID == r.request
-		var end *userError
-		switch {
-		case errors.Is(err, errStarted):
-			return r.started(err)
-		case errors.As(err, &end):
-			return end
-		case ctx.Err() != nil, waits && now.Sub(asked) >= takeTime, err != nil && now.Sub(asked) >= takeTime+beginTime:
-			return r.withdraw(ctx, userError{
-				Msg: "stopped following; nothing else was stopped", State: "the drain goes on",
-				Cause: fmt.Errorf("its agent did not take the request up within %s", output.Rounded(takeTime)),
-			}, "this node does not drain")
-		case err == nil && r.row.DrainRefused != nil && r.row.DrainRefused.ID == r.request:
-			return &userError{
-				Msg: "this node does not drain", ID: idRemoteDrain, State: "nothing was changed",
-				Cause: errors.New("its agent refuses requests of other machines (" + r.row.DrainRefused.Reason + ": false)"),
-				Hints: []string{"run amsagent drain on that machine"},
-			}
-		case err != nil || waits:
-		case r.row.State == cluster.StateDraining, r.row.State == cluster.StateLeft:
-			return nil
-		case gone.IsZero():
-			gone = now
-		case now.Sub(gone) >= beginTime:
-			return &userError{
-				Msg: "this node does not drain", Cause: errors.New("the request is no longer in its row, which says " + string(r.row.State)),
-				Hints: []string{"amsagent events " + r.row.ID}, State: "the request is not in force any more",
-			}
+// lookAccepted looks whether the node drains.
+func (r *remoteDrain) lookAccepted(ctx context.Context) (bool, error) {
+	err := r.read(ctx)
+	waited := time.Since(r.asked)
+	waits := r.node.DrainRequest != nil && r.node.DrainRequest.ID == r.request
+	refusal := r.node.DrainRefused
+	switch {
+	case as[*userError](err):
+		return false, err
+	case waits && waited >= takeTime, err != nil && waited >= takeTime+beginTime:
+		return false, fmt.Errorf("its agent did not accept the request within %s", output.Rounded(takeTime))
+	case err == nil && refusal != nil && refusal.ID == r.request:
+		return false, &userError{
+			Msg: doesNotDrain, ID: idRemoteDrain, State: "nothing was changed",
+			Cause: errors.New("its agent refuses requests of other machines (" + refusal.Reason + ": false)"),
+			Hints: []string{"run amsagent drain on that machine"},
 		}
-		sleep.For(ctx, remoteLook)
+	case err != nil || waits:
+	case r.node.State == cluster.StateDraining, r.node.State == cluster.StateLeft:
+		return true, nil
+	case r.vanished.IsZero():
+		r.vanished = time.Now()
+	case time.Since(r.vanished) >= beginTime:
+		return false, &userError{
+			Msg: doesNotDrain, Cause: errors.New("the request is no longer in its record, and its state is " + string(r.node.State)),
+			Hints: []string{"amsagent events " + r.node.ID}, State: "the request is not in force any more",
+		}
 	}
+	return false, nil
 }
 
-// withdraw takes the request back. u is the error where the request was not there any more,
-// msg what it says otherwise; why ctx has ended is its cause.
+// withdraw withdraws the request. u is the error if it was not there any more, msg its text otherwise; why ctx has ended is
+// its cause.
 func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) error {
 	if ctx.Err() != nil {
 		u.Cause = context.Cause(ctx)
 	}
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), withdrawTime)
 	defer cancel()
-	withdrawn, err := r.c.TakeDrainRequest(bound, r.row.ID, r.request, "withdrawn "+r.request)
+	withdrawn, err := r.c.TakeDrainRequest(bound, r.node.ID, r.request, "withdrawn "+r.request)
 	if err == nil && withdrawn {
 		u.Msg, u.State = msg, "the request was withdrawn; nothing was changed"
 		return &u
@@ -248,70 +249,45 @@ func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) err
 	return &u
 }
 
-// follow says how far the node is until it has left.
-func (r *remoteDrain) follow(ctx context.Context) error {
-	read, silent := time.Now(), false
-	for {
-		var end *userError // of the following alone
-		switch err := r.read(ctx); {
-		case errors.Is(err, errStarted):
-			return r.started(err)
-		case errors.As(err, &end):
-		case ctx.Err() != nil && errors.As(context.Cause(ctx), &end):
-			end.Cause = errors.New(r.progress())
-		case ctx.Err() != nil:
-			end = &userError{Msg: "stopped following; nothing else was stopped", Cause: context.Cause(ctx)}
-		case err != nil && !errors.Is(err, cluster.ErrNoNode) && time.Since(read) >= r.patience:
-			end = &userError{Msg: "lost sight of it", Cause: err, Exit: exitUnknown}
-		case err != nil:
-		case r.row.State == cluster.StateLeft:
-			return remoteResult(r.g, r.row)
-		case r.row.State == cluster.StateDraining && r.row.StopFailed:
-			return &userError{
-				Msg: "that node cannot leave", Cause: errNotStopped, Exit: exitFailed,
-				State: "its server still runs; its daemon stops it again until it ends, and completes the cloud's hook meanwhile",
-			}
-		case r.row.State != cluster.StateDraining && time.Since(r.back) < beginTime: // it registers, and then says that it drains
-			read = time.Now()
-		case r.row.State != cluster.StateDraining:
-			return &userError{Msg: "the drain was cancelled", Cause: errors.New("by an undrain on that node"), State: "the node is " + string(r.row.State)}
-		default:
-			read = time.Now()
-			r.show(r.sessions(), false, r.progress())
-			if server, err := r.c.ServerTime(ctx); err == nil {
-				age, known := r.row.Age(server)
-				if known && age > remoteDead {
-					end = &userError{
-						Msg: "lost sight of it", Cause: errors.New("its agent has been silent for " + output.Rounded(age)), Exit: exitUnknown,
-						State: "the drain goes on if its agent comes back",
-					}
-				}
-				if is := known && age > remoteSilent; is != silent {
-					silent = is
-					if is {
-						r.g.out.Log().Warn("the node's agent is silent; it goes on when it is back", "silent", output.Rounded(age))
-					}
-				}
-			}
-		}
-		if end != nil {
-			end.State, end.Hints = cmp.Or(end.State, "the drain goes on"), []string{"amsagent nodes --watch"}
-			return end
-		}
-		sleep.For(ctx, remoteLook)
+// lookLeft looks whether the node has left.
+func (r *remoteDrain) lookLeft(ctx context.Context) (bool, error) {
+	err := r.read(ctx)
+	switch missing := errors.Is(err, cluster.ErrNoNode); {
+	case as[*userError](err):
+		return false, err
+	case err != nil && !missing:
+		return false, r.reportAway(ctx, &r.mongo, err)
 	}
-}
-
-func (r *remoteDrain) sessions() cluster.Sessions {
-	if r.row.Sessions == nil {
-		return cluster.Sessions{}
+	r.reportBack(&r.mongo)
+	switch draining := r.node.State == cluster.StateDraining; {
+	case err != nil:
+		return false, nil
+	case r.node.State == cluster.StateLeft:
+		return true, nil
+	case draining && r.node.StopFailed:
+		return false, &userError{
+			Msg: "that node cannot leave", Cause: errNotStopped,
+			State: "its server still runs; its daemon stops it again until it ends, and completes the cloud's hook meanwhile",
+		}
+	case !draining && time.Since(r.back) < beginTime: // it registers, and then drains
+		return false, nil
+	case !draining:
+		return false, &userError{Msg: "the drain was cancelled", Cause: errors.New("by an undrain on that node"), State: "the node is " + string(r.node.State)}
 	}
-	return *r.row.Sessions
+	if server, err := r.c.ServerTime(ctx); err == nil {
+		if age, known := r.node.Age(server); known && age > remoteSilent {
+			r.agent.since = time.Now().Add(-age)
+			return false, r.reportAway(ctx, &r.agent, errors.New("no heartbeat"))
+		}
+		r.reportBack(&r.agent)
+	}
+	r.show(sessionsIn(r.node.Sessions), false, r.progress())
+	return false, nil
 }
 
 // progress is one line about the node.
 func (r *remoteDrain) progress() string {
-	return nodeText(&r.row) + " drains: " + r.sessions().Left()
+	return nodeText(&r.node) + " drains: " + sessionsIn(r.node.Sessions).Left()
 }
 
 func remoteResult(g *globals, n cluster.Node) error {
@@ -320,7 +296,7 @@ func remoteResult(g *globals, n cluster.Node) error {
 		word, what := w.Color.Green(string(n.State)), "the node is out of the cluster"
 		switch {
 		case n.State == cluster.StateDraining:
-			word, what = w.Color.Yellow(string(n.State)), "`amsagent nodes --watch` shows it go"
+			word, what = w.Color.Yellow(string(n.State)), "`amsagent nodes --watch` shows the progress"
 		case n.Cut != nil && *n.Cut > 0:
 			word = w.Color.Yellow(string(n.State))
 			what += "; " + output.Count(*n.Cut, "session") + " cut"

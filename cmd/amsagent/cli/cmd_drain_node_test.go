@@ -20,14 +20,14 @@ import (
 // aRegistry is a cluster whose nodes do what a test says.
 type aRegistry struct {
 	looks []cluster.Node
-	row   cluster.Node // of the node that is asked
+	node  cluster.Node // of the node that is asked
 	asked *cluster.DrainRequest
 	began time.Time
 	// does changes the row, by how long ago it was asked.
 	does func(r *aRegistry, since time.Duration)
 	err  error
-	// lost is the error of asking; arrived tells that the request is in the row all the
-	// same, away what MongoDB answers after that.
+	// lost is the error of asking; arrived means that the request is in the record all the same, away is what MongoDB answers
+	// after that.
 	lost    error
 	arrived bool
 	away    error
@@ -43,15 +43,15 @@ func (r *aRegistry) Node(ctx context.Context, _ string) (cluster.Node, error) {
 	if r.does != nil {
 		r.does(r, time.Since(r.began))
 	}
-	return r.row, errors.Join(r.err, ctx.Err())
+	return r.node, errors.Join(r.err, ctx.Err())
 }
 
 func (r *aRegistry) AskDrain(_ context.Context, n cluster.Node, q cluster.DrainRequest) (string, error) {
-	r.row, r.began = n, time.Now()
+	r.node, r.began = n, time.Now()
 	q.ID = "r1"
 	r.asked = &q
 	if r.lost == nil || r.arrived {
-		r.row.DrainRequest = &q
+		r.node.DrainRequest = &q
 	}
 	r.err = r.away
 	return q.ID, r.lost
@@ -61,28 +61,44 @@ func (r *aRegistry) TakeDrainRequest(ctx context.Context, _, id, _ string) (bool
 	if err := errors.Join(r.err, ctx.Err()); err != nil {
 		return false, err
 	}
-	is := r.row.DrainRequest != nil && r.row.DrainRequest.ID == id
-	r.row.DrainRequest = nil
+	is := r.node.DrainRequest != nil && r.node.DrainRequest.ID == id
+	r.node.DrainRequest = nil
 	return is, nil
 }
 
 var errNoAnswer = errors.New("no answer within 5 s")
 
-// takes is a node that takes the request up after 10 s, and leaves after a minute.
+// takes is a node that accepts the request after 10 s, and leaves after a minute.
 func takes(r *aRegistry, since time.Duration) {
 	n := 3
 	switch {
 	case since >= time.Minute:
 		cut := 0
-		r.row.State, r.row.Sessions, r.row.Cut = cluster.StateLeft, nil, &cut
+		r.node.State, r.node.Sessions, r.node.Cut = cluster.StateLeft, nil, &cut
 	case since >= 10*time.Second:
-		r.row.DrainRequest, r.row.State, r.row.UpdatedAt = nil, cluster.StateDraining, time.Now()
-		r.row.Sessions = &cluster.Sessions{Publishers: new(int), Viewers: &n}
+		r.node.DrainRequest, r.node.State, r.node.UpdatedAt = nil, cluster.StateDraining, time.Now()
+		r.node.Sessions = &cluster.Sessions{Publishers: new(int), Viewers: &n}
+	}
+}
+
+// after does something from a time on, takesThen beside takes.
+func after(at time.Duration, do func(*aRegistry)) func(*aRegistry, time.Duration) {
+	return func(r *aRegistry, since time.Duration) {
+		if since >= at {
+			do(r)
+		}
+	}
+}
+
+func takesThen(at time.Duration, do func(*aRegistry)) func(*aRegistry, time.Duration) {
+	return func(r *aRegistry, since time.Duration) {
+		takes(r, since)
+		after(at, do)(r, since)
 	}
 }
 
 func TestDrainNode(t *testing.T) {
-	// Where the node is out, and nowhere else.
+	// Only of a node that has left.
 	const next = "next     on that machine amsagent join, or a reboot, brings it back; amsagent leave makes it standalone\n"
 	for name, tt := range map[string]struct {
 		state  cluster.State // "" is active
@@ -105,57 +121,36 @@ func TestDrainNode(t *testing.T) {
 		"not allowed":     {r: aRegistry{lost: &cluster.Error{Kind: cluster.KindForbidden, Op: "asking"}}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"not to be asked": {r: aRegistry{lost: cluster.ErrNotAskable}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"it leaves": {does: takes, code: exitOK, said: []string{
-			"asked; the node's agent takes it up within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: the node is out of the cluster", "node     i-1",
+			"asked; the node's agent accepts it within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: the node is out of the cluster", "node     i-1",
 		}},
 		"it has left": {state: cluster.StateLeft, code: exitOK, said: []string{"left: the node is out of the cluster", "node     i-1"}},
-		"it failed":   {state: cluster.StateFailed, code: exitFailed, said: []string{"its row says failed: there is nothing to drain"}},
-		"detached":    {opts: drainOptions{detach: true}, does: takes, code: exitOK, said: []string{"draining: `amsagent nodes --watch` shows it go"}},
-		"too long":    {opts: drainOptions{timeout: 20 * time.Second}, does: takes, code: exitUnknown, said: []string{"it is not over after 20 s", "amsagent: the drain goes on"}},
-		"too long until it is taken up": {
-			opts: drainOptions{timeout: 5 * time.Second}, does: func(*aRegistry, time.Duration) {}, code: exitUnknown,
-			said: []string{"[AGENT-TIMEOUT]", "cause: it is not over after 5 s", "the request was withdrawn; nothing was changed"},
+		"it failed":   {state: cluster.StateFailed, code: exitFailed, said: []string{"its state is failed: there is nothing to drain"}},
+		"detached":    {opts: drainOptions{followOptions: followOptions{detach: true}}, does: takes, code: exitOK, said: []string{"draining: `amsagent nodes --watch` shows the progress"}},
+		"too long":    {opts: drainOptions{followOptions: followOptions{timeout: 20 * time.Second}}, does: takes, code: exitUnknown, said: []string{"it is not over after 20 s", "amsagent: the drain continues"}},
+		"too long until it is accepted": {
+			opts: drainOptions{followOptions: followOptions{timeout: 5 * time.Second}}, does: func(*aRegistry, time.Duration) {}, code: exitUnknown,
+			said: []string{"[AGENT-TIMEOUT]", "cause: not done within 5s (--timeout)", "the request was withdrawn; nothing was changed"},
 		},
-		"nobody takes it up": {does: func(*aRegistry, time.Duration) {}, code: exitFailed, said: []string{
-			"its agent did not take the request up within 45 s", "the request was withdrawn; nothing was changed",
+		"no agent accepts it": {does: func(*aRegistry, time.Duration) {}, code: exitFailed, said: []string{
+			"its agent did not accept the request within 45 s", "the request was withdrawn; nothing was changed",
 		}},
 		"interrupted before": {does: takes, signal: 5 * time.Second, code: exitInterrupted, said: []string{"signal: terminated", "the request was withdrawn"}},
-		"interrupted after":  {does: takes, signal: 30 * time.Second, code: exitInterrupted, said: []string{"stopped following; nothing else was stopped", "amsagent: the drain goes on"}},
-		"refused": {does: func(r *aRegistry, since time.Duration) {
-			if since >= 10*time.Second {
-				r.row.DrainRequest = nil
-			}
-		}, code: exitFailed, said: []string{"its row, which says active", "amsagent events i-1"}},
-		"refused by a setting": {does: func(r *aRegistry, since time.Duration) {
-			if since >= 10*time.Second {
-				r.row.DrainRequest, r.row.DrainRefused = nil, &cluster.DrainRefusal{ID: "r1", Reason: cluster.RefusedRemoteDrain}
-			}
-		}, code: exitFailed, said: []string{"[AGENT-REMOTE-DRAIN]", "nothing was changed"}},
+		"interrupted after":  {does: takes, signal: 30 * time.Second, code: exitInterrupted, said: []string{"stopped following; nothing else was stopped", "amsagent: the drain continues"}},
+		"refused":            {does: after(10*time.Second, func(r *aRegistry) { r.node.DrainRequest = nil }), code: exitFailed, said: []string{"its record, and its state is active", "amsagent events i-1"}},
+		"refused by a setting": {does: after(10*time.Second, func(r *aRegistry) {
+			r.node.DrainRequest, r.node.DrainRefused = nil, &cluster.DrainRefusal{ID: "r1", Reason: cluster.RefusedRemoteDrain}
+		}), code: exitFailed, said: []string{"[AGENT-REMOTE-DRAIN]", "nothing was changed"}},
 		"an earlier one was refused": {does: func(r *aRegistry, since time.Duration) {
-			r.row.DrainRefused = &cluster.DrainRefusal{ID: "r0", Reason: cluster.RefusedRemoteDrain}
+			r.node.DrainRefused = &cluster.DrainRefusal{ID: "r0", Reason: cluster.RefusedRemoteDrain}
 			takes(r, since)
 		}, code: exitOK, said: []string{"left: the node is out of the cluster"}},
-		"taken back": {does: func(r *aRegistry, since time.Duration) {
-			if takes(r, since); since >= 30*time.Second {
-				r.row.State = cluster.StateActive
-			}
-		}, code: exitFailed, said: []string{"by an undrain on that node", "the node is active"}},
-		"its server does not end": {does: func(r *aRegistry, since time.Duration) {
-			takes(r, since)
-			r.row.StopFailed = since >= 30*time.Second
-		}, code: exitFailed, said: []string{"that node cannot leave", "its daemon stops it again until it ends"}},
-		"the record is gone": {does: func(r *aRegistry, since time.Duration) {
-			if takes(r, since); since >= 30*time.Second {
-				r.err = cluster.ErrNoNode
-			}
-		}, code: exitUnknown, said: []string{"it is not known whether it left", "its record has been missing for 35 s"}},
-		"the record is gone before it drains": {does: func(r *aRegistry, since time.Duration) {
-			if takes(r, since); since >= 5*time.Second {
-				r.err = cluster.ErrNoNode
-			}
-		}, code: exitUnknown, said: []string{"it is not known whether it left", "its record has been missing for 35 s"}},
+		"cancelled":                           {does: takesThen(30*time.Second, func(r *aRegistry) { r.node.State = cluster.StateActive }), code: exitFailed, said: []string{"by an undrain on that node", "the node is active"}},
+		"its server does not end":             {does: takesThen(30*time.Second, func(r *aRegistry) { r.node.StopFailed = true }), code: exitFailed, said: []string{"that node cannot leave", "its daemon stops it again until it ends"}},
+		"the record is gone":                  {does: takesThen(30*time.Second, func(r *aRegistry) { r.err = cluster.ErrNoNode }), code: exitUnknown, said: []string{"it is not known whether it left", "its record has been missing for 35 s"}},
+		"the record is gone before it drains": {does: takesThen(5*time.Second, func(r *aRegistry) { r.err = cluster.ErrNoNode }), code: exitUnknown, said: []string{"it is not known whether it left", "its record has been missing for 35 s"}},
 		"its agent writes the record again": {does: func(r *aRegistry, since time.Duration) {
 			if takes(r, since); since >= time.Minute {
-				r.row.Reason = "it ended itself"
+				r.node.Reason = "it ended itself"
 			}
 			if r.err = nil; since >= 20*time.Second && since < 50*time.Second {
 				r.err = cluster.ErrNoNode
@@ -169,46 +164,36 @@ func TestDrainNode(t *testing.T) {
 			case since >= 28*time.Second && since < 30*time.Second:
 				r.err = errors.New("no primary")
 			case since >= 30*time.Second && since < 40*time.Second:
-				r.row.State = cluster.StateActive
+				r.node.State = cluster.StateActive
 			}
 		}, code: exitOK, said: []string{"left: the node is out of the cluster"}},
-		"the machine is started again": {does: func(r *aRegistry, since time.Duration) {
-			if takes(r, since); since >= 30*time.Second {
-				r.row.BootID, r.row.State = "another", cluster.StateActive
-			}
-		}, code: exitFailed, said: []string{"that node has not left", "the machine was started again, which ends the drain; its row says active", "amsagent drain i-1"}},
-		"the machine is started again before it drains": {does: func(r *aRegistry, since time.Duration) {
-			if since >= 5*time.Second {
-				r.row.BootID, r.row.DrainRequest = "another", nil
-			}
-		}, code: exitFailed, said: []string{"that node has not left", "its row says active"}},
-		"it leaves and is started again": {does: func(r *aRegistry, since time.Duration) {
-			if takes(r, since); since >= 30*time.Second {
-				r.row.BootID, r.row.State = "another", cluster.StateLeft
-			}
-		}, code: exitOK, said: []string{"left: the node is out of the cluster"}},
-		"MongoDB goes": {does: func(r *aRegistry, since time.Duration) {
-			if takes(r, since); since >= 20*time.Second {
+		"the machine is started again":                  {does: takesThen(30*time.Second, func(r *aRegistry) { r.node.BootID, r.node.State = "another", cluster.StateActive }), code: exitFailed, said: []string{"that node has not left", "the machine was started again, which ends the drain; its state is active", "amsagent drain i-1"}},
+		"the machine is started again before it drains": {does: after(5*time.Second, func(r *aRegistry) { r.node.BootID, r.node.DrainRequest = "another", nil }), code: exitFailed, said: []string{"that node has not left", "its state is active"}},
+		"it leaves and is started again":                {does: takesThen(30*time.Second, func(r *aRegistry) { r.node.BootID, r.node.State = "another", cluster.StateLeft }), code: exitOK, said: []string{"left: the node is out of the cluster"}},
+		"MongoDB goes":                                  {does: takesThen(20*time.Second, func(r *aRegistry) { r.err = errors.New("no primary") }), code: exitUnknown, said: []string{"lost sight of it", "MongoDB has been away for 1 min: no primary", "amsagent: the drain continues\n", "nodes --watch"}},
+		"MongoDB goes twice": {does: func(r *aRegistry, since time.Duration) {
+			takes(r, since)
+			if r.err = nil; since >= 20*time.Second && since < 82*time.Second && since.Truncate(time.Second) != 46*time.Second {
 				r.err = errors.New("no primary")
 			}
-		}, code: exitUnknown, said: []string{"lost sight of it", "no primary", "the drain goes on"}},
+		}, code: exitOK, said: []string{"MongoDB is back after 26 s", "left: "}},
 		"its agent goes": {does: func(r *aRegistry, since time.Duration) {
-			was := r.row.UpdatedAt
+			was := r.node.UpdatedAt
 			if takes(r, since); since >= 15*time.Second && since < time.Minute {
-				r.row.UpdatedAt = was
+				r.node.UpdatedAt = was
 			}
-		}, code: exitOK, said: []string{"the node's agent is silent", "left: "}},
+		}, code: exitOK, said: []string{"the node's agent\" error=\"no heartbeat", "left: "}},
 		"its server stops for long": {does: func(r *aRegistry, since time.Duration) {
 			if since < 15*time.Second || since > 4*time.Minute {
 				takes(r, since)
 			}
-		}, code: exitOK, said: []string{"the node's agent is silent", "left: "}},
+		}, code: exitOK, said: []string{"the node's agent\" error=\"no heartbeat", "left: "}},
 		// The signal ends the test where the command does not.
 		"its machine dies": {does: func(r *aRegistry, since time.Duration) {
 			if since < 15*time.Second {
 				takes(r, since)
 			}
-		}, signal: time.Hour, code: exitUnknown, said: []string{"lost sight of it", "its agent has been silent for 5 min 1 s", "the drain goes on if its agent comes back"}},
+		}, signal: time.Hour, code: exitUnknown, said: []string{"away for 4 min 31 s", "lost sight of it", "the node's agent has been away for 5 min: no heartbeat", "the drain continues when the node's agent is back"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -265,7 +250,7 @@ func TestDrainableNode(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"i-1": "i-1", "10.0.1.5": "i-1", "::ffff:10.0.1.5": "i-1", "one": "i-1", "i-3": "i-3",
-		"i-2": "silent for 3 min", "twin": "several nodes: i-2, i-3", "i-4": "i-4", "10.0.1.9": "i-7", "old": "i-7", "i-6": "i-6", "i-5": "has not beaten yet", "10.0.1.8": "no agent", "nobody": "no such node", "": "no such node",
+		"i-2": "silent for 3 min", "twin": "several nodes: i-2, i-3", "i-4": "i-4", "10.0.1.9": "i-7", "old": "i-7", "i-6": "i-6", "i-5": "has not sent a heartbeat yet", "10.0.1.8": "no agent", "i-8": "no such node", "": "no such node",
 	} {
 		n, err := drainableNode(members, name)
 		if got := n.ID; err == nil && got != want || err != nil && !strings.Contains(err.Error(), want) {

@@ -22,9 +22,9 @@ import (
 )
 
 type eventOptions struct {
+	followOptions
+
 	file, instance string
-	detach         bool
-	timeout        time.Duration
 }
 
 func newEventCommand(g *globals) *cobra.Command {
@@ -49,7 +49,7 @@ func newEventCommand(g *globals) *cobra.Command {
 	fs := cmd.Flags()
 	fs.StringVar(&opts.file, "file", "", "read the event from `FILE`, not from standard input")
 	fs.StringVar(&opts.instance, "instance-id", "", "this machine's instance `ID` (default: the daemon's, else the cloud's metadata)")
-	addFollowFlags(fs, &opts.detach, &opts.timeout)
+	opts.addTo(fs)
 	g.addSettings(cmd, settings.KeyProvider)
 	return cmd
 }
@@ -62,7 +62,7 @@ const (
 )
 
 func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
-	if err := checkFollow(opts.detach, opts.timeout); err != nil {
+	if err := opts.check(); err != nil {
 		return err
 	}
 	patience := stdinTime
@@ -77,38 +77,38 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 	if err != nil {
 		return cannot("read the event", &eventError{err})
 	}
-	nothing := func(result, text, instance string) error {
-		return g.result("event", drainData{Result: result, Event: &e, Instance: instance}, func(w *output.Text) { w.Line("%s", output.Printable(text)) })
+	id := ""
+	nothing := func(result, format string, args ...any) error {
+		return g.result("event", drainData{Result: result, Event: &e, Instance: id}, func(w *output.Text) { w.Line("%s", output.Printable(fmt.Sprintf(format, args...))) })
 	}
 	if e.Test {
-		return nothing("test", "nothing to do: "+e.Shape, "")
+		return nothing("test", "nothing to do: %s", e.Shape)
 	}
-	id, err := instanceID(ctx, g, opts.instance)
-	if err != nil {
+	if id, err = instanceID(ctx, g, opts.instance); err != nil {
 		return &userError{
-			Msg: "cannot tell whether the event is about this machine", Cause: err, State: stateUntouched,
-			Hints: []string{"start the daemon, which knows: systemctl start amsagent; or say it: --instance-id ID"},
+			Msg: "cannot find out whether the event is about this machine", Cause: err, State: stateUntouched,
+			Hints: []string{"start the daemon: systemctl start amsagent; or give the id: --instance-id ID"},
 		}
 	}
 	now := g.env.Now()
 	stale := func(at time.Time, why string) error {
-		return nothing("stale", fmt.Sprintf("nothing to do: the event is from %s, and %s", output.Ago(now, at), why), id)
+		return nothing("stale", "nothing to do: the event is from %s, and %s", output.Ago(now, at), why)
 	}
 	mine, about := e.For(id)
 	switch {
 	case !about:
-		return nothing("not-this-instance", fmt.Sprintf("not this instance: the event is about %s, this is %s", e.InstanceID, id), id)
+		return nothing("not-this-instance", "not this instance: the event is about %s, this is %s", e.InstanceID, id)
 	case e.Stale(now):
 		return stale(e.Time, "no hook waits that long")
 	}
 	e = mine
 	n := lifecycle.EventNotice(e, now)
 	g.out.Progress(fmt.Sprintf("%s (%s)", n.Reason, e.Shape))
-	c := g.daemon()
-	began := time.Now()
-	v, err := c.Life(ctx, daemon.PathNotice, n)
+	f := newFollower(g)
+	f.launch = e.Hook.Launching
+	v, err := f.c.Life(ctx, daemon.PathNotice, n)
 	if err != nil {
-		return notBegun("act on the event", orNotMember(g, err))
+		return notBegun(g, "act on the event", err)
 	}
 	if slices.Contains(v.Dismissed, n.ID) && v.State == lifecycle.StateActive {
 		return &userError{
@@ -116,16 +116,10 @@ func runEvent(ctx context.Context, opts eventOptions, g *globals) error {
 			Hints: []string{"`amsagent drain` drains this node all the same"},
 		}
 	}
-	if (e.Kind == lifecycle.Park || e.Kind == lifecycle.Reimage) && v.Step == lifecycle.StepNone { // what is taken begins at once
+	if (e.Kind == lifecycle.Park || e.Kind == lifecycle.Reimage) && v.Step == lifecycle.StepNone { // an accepted one begins at once
 		return stale(n.Received, "this node has come back since")
 	}
-	result := drainData{Event: &e, Instance: id}
-	if opts.detach {
-		result.Drain = &v
-		return detached(g, "event", result)
-	}
-	f := &follower{reporter: newReporter(g), c: c, began: began, launch: e.Hook.Launching}
-	return followed(ctx, g, "event", f, v, opts.timeout, result)
+	return f.finish(ctx, "event", v, opts.followOptions, drainData{Event: &e, Instance: id})
 }
 
 // readEvent reads a file, or standard input.

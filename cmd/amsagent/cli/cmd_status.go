@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/lifecycle"
 )
 
 type statusOptions struct {
@@ -47,8 +49,8 @@ func newStatusCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitUnknown, exitNotMember, exitDegraded, exitInterrupted)
 	readsOnly(cmd)
 	fs := cmd.Flags()
-	fs.BoolVar(&opts.strict, "strict", false, "exit 6 where anything disagrees or could not be looked at")
-	fs.StringVar(&opts.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active is what the row says with agent and server heard and viewers served")
+	fs.BoolVar(&opts.strict, "strict", false, "exit 6 if anything disagrees or could not be read")
+	fs.StringVar(&opts.wait, "wait", "", "wait until this node is in `STATE` (joining, active, draining, left, failed), for --timeout at most; active also needs recent heartbeats of agent and server, and applications that serve")
 	completes(cmd, "wait", states)
 	g.addSettings(cmd, machineSettings()...)
 	unlisted(cmd, settings.KeyAMSRelease, settings.KeyProvider)
@@ -87,14 +89,8 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 		}
 		return s, err
 	}
-	var s *bootstrap.Status
-	var werr error
-	if opts.wait == "" {
-		s, err = look(ctx)
-	} else {
-		s, werr, err = waitStatus(ctx, cluster.State(opts.wait), g, look)
-	}
-	if err != nil {
+	s, err := waitStatus(ctx, cluster.State(opts.wait), g, look)
+	if s == nil {
 		return cannot("look at this machine", err)
 	}
 	v := &statusView{Status: s, Given: g.settings.GivenToJoin()}
@@ -105,23 +101,56 @@ func runStatus(ctx context.Context, opts statusOptions, g *globals) error {
 	if err := g.result("status", v, func(w *output.Text) { statusText(w, v) }); err != nil {
 		return err
 	}
-	switch {
-	case werr != nil:
-		return werr
-	case opts.wait != "" && !opts.strict:
-		return nil
-	case !s.Member && s.Files.Err != "" && s.Files.Dir != "":
-		return &quietError{exitFailed}
-	case !s.Member:
-		return &quietError{exitNotMember}
-	case opts.strict && (len(s.Disagree) > 0 || s.Files.Err != "" || s.Process.Err != "" || !s.Row.Looked):
-		return &quietError{exitDegraded}
+	exit := v.summarize(output.Palette{}).exit
+	if exit == exitOK && opts.strict && (len(s.Disagree) > 0 || s.Files.Err != "" || s.Process.Err != "" || !s.Row.Looked) {
+		exit = exitDegraded
 	}
-	return nil
+	if err != nil || exit == exitOK || opts.wait != "" && !opts.strict {
+		return err
+	}
+	return &quietError{exit}
+}
+
+// summary is the first line of status, and its exit code without --strict.
+type summary struct {
+	applies    bool
+	paint      func(string) string
+	word, text string
+	exit       int
+}
+
+// summarize returns the first summary that applies. How a node leaves or returns comes before its files and records.
+func (s *statusView) summarize(c output.Palette) summary {
+	life, record := &lifecycle.View{}, cluster.StateActive
+	if s.Member {
+		life = cmp.Or(s.lifecycle(), life)
+	}
+	if s.Row.Registry != nil {
+		record = s.Row.Registry.State
+	}
+	broken := s.Files.Err != "" && s.Files.Dir != ""
+	const breaks = "the server cannot start with these files"
+	list := []summary{
+		{life.State == lifecycle.StateDraining, c.Yellow, "draining", life.Progress, exitOK},
+		{life.State == lifecycle.StateLeft, c.Bold, "left", "this node is out of the cluster, the machine may terminate", exitOK},
+		{life.State == lifecycle.StateParked, c.Bold, "parked", "out of the cluster until it is wanted again", exitOK},
+		{life.State == lifecycle.StateResuming, c.Yellow, "resuming", "Ant Media Server is being started", exitOK},
+		{broken && !s.Member, c.Red, "broken", breaks, exitFailed},
+		{broken, c.Red, "broken", breaks, exitOK},
+		{!s.Member && s.Files.Mode == conf.ModeStandalone, c.Bold, "not a member", "this machine is standalone", exitNotMember},
+		{!s.Member, c.Bold, "not a member", "no Ant Media Server is found here", exitNotMember},
+		{len(s.Disagree) > 0, c.Yellow, "degraded", output.Count(len(s.Disagree), "disagreement"), exitOK},
+		{!s.Row.Looked, c.Yellow, "unknown", "a cluster node by its files; the cluster could not be asked", exitOK},
+		{record == cluster.StateLeft, c.Bold, "left", "this node is out of the cluster", exitOK},
+		{record != cluster.StateActive, c.Yellow, string(record), "according to its node record", exitOK},
+		{true, c.Green, "active", "in the cluster as " + s.Row.Address, exitOK},
+	}
+	return list[slices.IndexFunc(list, func(one summary) bool { return one.applies })]
 }
 
 func statusText(w *output.Text, s *statusView) {
-	w.Line("%s", cmp.Or(s.lifeVerdict(w), statusVerdict(w, s.Status)))
+	first := s.summarize(w.Color)
+	w.Line("%s: %s", first.paint(output.Printable(first.word)), output.Printable(first.text))
 	files := output.Printable(s.Files.Err)
 	if s.Files.Mode != "" {
 		files = fmt.Sprintf("%s, Ant Media Server %s in %s", s.Files.Mode, s.Files.Release, s.Files.Dir)
@@ -133,8 +162,12 @@ func statusText(w *output.Text, s *statusView) {
 	if process == "" {
 		process = processText(w, s.Process)
 	}
+	launchHooks := "" // those that are not this agent's, if no setting names its own
+	if life := s.lifecycle(); life != nil {
+		launchHooks = output.Printable(life.LaunchHooks)
+	}
 	w.Fields("files", files, "process", process, "registry", registryText(w, s.Row), "agent", agentText(s.Row), "cluster", amsText(w, s.Row),
-		"sessions", statusSessions(s.Row), "balancers", statusBalancers(s.Row), "daemon", s.daemonText(), "launch hooks", s.launchHooksText(), "node", s.nodeText(), "given to join", s.givenText())
+		"sessions", statusSessions(s.Row), "balancers", statusBalancers(s.Row), "daemon", s.daemonText(), "launch hooks", launchHooks, "node", s.nodeText(), "given to join", s.givenText())
 	notes := s.Notes
 	if s.Daemon != nil {
 		notes = slices.Concat(notes, s.Daemon.Notes)
@@ -144,16 +177,10 @@ func statusText(w *output.Text, s *statusView) {
 	}
 	s.lifeText(w)
 	s.driftText(w)
-	if lines := loadLines(s.Row, w.Color); len(lines) > 0 {
-		w.Heading("Load")
-		for _, line := range lines {
-			w.Line("  %s", line)
-		}
+	loadText(w, s.Row)
+	if len(s.Disagree) > 0 {
+		w.Heading("What disagrees")
 	}
-	if len(s.Disagree) == 0 {
-		return
-	}
-	w.Heading("What disagrees")
 	for _, d := range s.Disagree {
 		w.Line("  %s %s", w.Color.Yellow(d.ID+":"), output.Printable(d.Text))
 		if d.Hint != "" {
@@ -180,26 +207,6 @@ func processText(w *output.Text, p bootstrap.ProcessView) string {
 	return text
 }
 
-func statusVerdict(w *output.Text, s *bootstrap.Status) string {
-	switch {
-	case s.Files.Err != "" && s.Files.Dir != "":
-		return w.Color.Red("broken") + ": the server cannot start with these files"
-	case !s.Member && s.Files.Mode == conf.ModeStandalone:
-		return w.Color.Bold("not a member") + ": this machine is standalone"
-	case !s.Member:
-		return w.Color.Bold("not a member") + ": no Ant Media Server is found here"
-	case len(s.Disagree) > 0:
-		return w.Color.Yellow("degraded") + fmt.Sprintf(": %s", output.Count(len(s.Disagree), "disagreement"))
-	case !s.Row.Looked:
-		return w.Color.Yellow("unknown") + ": a cluster node by its files; the cluster could not be asked"
-	case s.Row.Registry != nil && s.Row.Registry.State == cluster.StateLeft:
-		return w.Color.Bold("left") + ": this node is out of the cluster"
-	case s.Row.Registry != nil && s.Row.Registry.State != cluster.StateActive:
-		return w.Color.Yellow(output.Printable(string(s.Row.Registry.State))) + ": so says the registry of this node"
-	}
-	return w.Color.Green("active") + ": in the cluster as " + output.Printable(s.Row.Address)
-}
-
 func registryText(w *output.Text, r bootstrap.RowView) string {
 	switch {
 	case !r.Looked:
@@ -224,24 +231,21 @@ func amsText(w *output.Text, r bootstrap.RowView) string {
 	if len(r.AMS) == 0 {
 		return "Ant Media Server has no document as " + r.Address
 	}
-	text := ""
+	var documents []string
 	for _, n := range r.AMS {
-		if text != "" {
-			text += "; "
-		}
-		text += fmt.Sprintf("%s written %s", n.ID, w.Ago(n.LastUpdate))
+		documents = append(documents, n.ID+" written "+w.Ago(n.LastUpdate))
 	}
-	return output.Printable(text)
+	return output.Printable(strings.Join(documents, "; "))
 }
 
-// agentText says when the agent was heard; nothing where none ever was.
+// agentText is the last heartbeat, or "" without any.
 func agentText(r bootstrap.RowView) string {
 	if !r.Looked || r.Registry == nil || !r.Registry.Heartbeats() || !r.Agent.Known {
 		return ""
 	}
-	text := fmt.Sprintf("last beat %s ago, one every %s", output.Roughly(r.Agent.Age), output.Rounded(r.Registry.Interval))
-	if r.Registry.Interval <= 0 {
-		text = fmt.Sprintf("last beat %s ago", output.Roughly(r.Agent.Age))
+	text := fmt.Sprintf("last beat %s ago", output.Roughly(r.Agent.Age))
+	if r.Registry.Interval > 0 {
+		text += ", one every " + output.Rounded(r.Registry.Interval)
 	}
 	if !r.Agent.Fresh {
 		text += ": silent"
@@ -289,8 +293,8 @@ func statusSessions(r bootstrap.RowView) string {
 	return text + s.NotCounted()
 }
 
-// loadLines shows what the agent beat last.
-func loadLines(r bootstrap.RowView, color output.Palette) []string {
+// loadText shows the load of the last heartbeat.
+func loadText(w *output.Text, r bootstrap.RowView) {
 	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
 	load := v.load()
 	gpu, index, devices := v.gpu()
@@ -298,15 +302,14 @@ func loadLines(r bootstrap.RowView, color output.Palette) []string {
 	if devices > 1 && gpu != nil {
 		gpuName = fmt.Sprintf("GPU #%d of %d", index, devices)
 	}
-	var lines []string
+	heading := sync.OnceFunc(func() { w.Heading("Load") })
 	for _, row := range []struct {
 		name    string
 		percent *int
 	}{{"CPU", load.CPU}, {"memory", load.Mem}, {"disk", load.Disk}, {gpuName, gpu}, {"score", load.Score}} {
-		if row.percent == nil {
-			continue
+		if row.percent != nil {
+			heading()
+			w.Line("  %-13s%s", row.name, paintLoad(w.Color, row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
 		}
-		lines = append(lines, fmt.Sprintf("%-13s", row.name)+paintLoad(color, row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
 	}
-	return lines
 }

@@ -54,7 +54,7 @@ func runUndrain(ctx context.Context, g *globals) error {
 		}
 		return &userError{Msg: "the drain can no longer be cancelled", Cause: err, Exit: exitFailed, Hints: hint, State: "the drain continues"}
 	case err != nil:
-		return notBegun("undrain", orNotMember(g, err))
+		return notBegun(g, "undrain", err)
 	}
 	for limit := time.Now().Add(undrainTime); !v.RegistryTold && time.Now().Before(limit) && sleep.For(ctx, undrainPause); {
 		now, err := c.Life(ctx, daemon.PathDrain, nil)
@@ -65,13 +65,13 @@ func runUndrain(ctx context.Context, g *globals) error {
 		v = now
 	}
 	if err := context.Cause(ctx); err != nil && !v.RegistryTold {
-		return &userError{Msg: "the drain was taken back, and the registry may not know it yet; the daemon goes on trying", Cause: err, State: nodeState(v)}
+		return &userError{Msg: "the drain is cancelled, maybe not yet in the node record; the daemon tries again", Cause: err, State: nodeState(v)}
 	}
 	if v.State != lifecycle.StateActive {
-		return &userError{Msg: "the drain was taken back, and another one has begun", State: nodeState(v), Exit: exitFailed}
+		return &userError{Msg: "the drain was cancelled, and another one has begun", State: nodeState(v), Exit: exitFailed}
 	}
 	if !v.RegistryTold {
-		g.out.Log().Warn("the registry could not be told yet; the daemon goes on trying")
+		g.out.Log().Warn("the node record is not written yet, the daemon tries again")
 	}
 	return g.result("undrain", drainData{Result: "active", Drain: &v}, func(w *output.Text) {
 		w.Line("%s: this node serves again", w.Color.Green("active"))

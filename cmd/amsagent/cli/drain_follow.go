@@ -20,31 +20,50 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
-// progressLog is the longest silence of a command that waits: a log shows that nothing hangs.
-const progressLog = 30 * time.Second
-
-// pace is how a drain is followed.
-type pace struct {
-	// every is the longest silence, gap the shortest time between two lines that differ in their numbers only.
-	every, gap time.Duration
-	// ask is the time from one question to the daemon to the next, patience how long one that does not answer is asked.
-	ask, patience time.Duration
-	// cloud is how long a cloud that cannot be told is waited for, when nothing else is left to do.
-	cloud time.Duration
+// follow looks every so often until look is done or fails, or until ctx ends: the error is then the cause of that.
+func follow(ctx context.Context, every time.Duration, look func(context.Context) (done bool, err error)) error {
+	for {
+		if done, err := look(ctx); done || err != nil {
+			return err
+		}
+		if !sleep.For(ctx, every) {
+			return context.Cause(ctx)
+		}
+	}
 }
 
-// reporter prints progress: a busy node's numbers change all the time, and that the last session is gone is told at once.
+// upTo gives a command that follows a drain its --timeout, if it has one.
+func upTo(ctx context.Context, timeout time.Duration) (context.Context, func()) {
+	if timeout == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, timeout, &timeOverError{timeout})
+}
+
+// stopped is the error after a signal or --timeout ended the following alone.
+func stopped(err error, progress string) *userError {
+	if over, ok := errors.AsType[*timeOverError](err); ok {
+		return &userError{Msg: "it is not over after " + output.Rounded(over.after), Cause: errors.New(progress), ID: idTimeout, Exit: exitUnknown}
+	}
+	return &userError{Msg: stoppedFollowing, Cause: err}
+}
+
+const (
+	stoppedFollowing = "stopped following; nothing else was stopped"
+	drainContinues   = "the drain continues"
+)
+
+// reporter prints progress: a busy node's numbers change all the time, and the end of the last session is reported at once.
 type reporter struct {
 	g *globals
-	pace
-	said  time.Time
-	shown cluster.Sessions // in the last line
+	// every is the longest silence, gap the shortest time between two lines that differ in their numbers only.
+	every, gap time.Duration
+	said       time.Time
+	shown      cluster.Sessions // in the last line
 }
 
 func newReporter(g *globals) reporter {
-	r := reporter{g: g, pace: pace{
-		every: progressLog, gap: 5 * time.Second, ask: 500 * time.Millisecond, patience: time.Minute, cloud: 30 * time.Second,
-	}}
+	r := reporter{g: g, every: 30 * time.Second, gap: 5 * time.Second}
 	if g.env.IsTerminal(g.env.Stderr) {
 		r.gap = time.Second
 	}
@@ -61,156 +80,169 @@ func (r *reporter) show(s cluster.Sessions, news bool, line string) {
 	}
 }
 
-// follower follows one drain, or one start, to its end.
-type follower struct {
-	reporter
-	c *daemon.Client
-	// launch says that it is a start, not a drain.
-	launch bool
-	// began is when it was asked for: notes from before are no news.
-	began time.Time
-
-	last    lifecycle.View
-	noted   map[lifecycle.Note]bool
-	trouble map[string]string
-	lost    time.Time // since when the daemon is away; zero where it is not
-	told    bool      // that it is
-	untold  time.Time // since when only the cloud is left, and cannot be told; zero where that is not so
+// source is what a command follows, and may be away for a while.
+type source struct {
+	name     string
+	limit    time.Duration // of its silence
+	then     string        // what happens when it is back
+	since    time.Time
+	reported bool
 }
 
-// How a drain or a start ends otherwise than it should.
-var (
-	// errForgotten: the daemon knows nothing of what we follow.
-	errForgotten = errors.New("the daemon knows nothing of it any more")
-	// errNotTaken: it does nothing about what it was asked.
-	errNotTaken = errors.New("the daemon does nothing about it")
-	// errNotStopped: the server did not end in its time; the daemon stops it again and again.
-	errNotStopped = errors.New("Ant Media Server does not end") //nolint:staticcheck // a name
-	// errNotServing: the start has failed.
-	errNotServing = errors.New("Ant Media Server is not seen in the cluster") //nolint:staticcheck // a name
-)
-
-// follow returns the view with which it ended. first is what the daemon answered when it was asked.
-func (f *follower) follow(ctx context.Context, first lifecycle.View) (lifecycle.View, error) {
-	f.noted, f.trouble = map[lifecycle.Note]bool{}, map[string]string{}
-	done, err := f.take(first)
-	for !done && err == nil {
-		if !f.untold.IsZero() && time.Since(f.untold) >= f.cloud {
-			break
-		}
-		if !sleep.For(ctx, f.ask) {
-			return f.last, context.Cause(ctx)
-		}
-		switch v, failed := f.c.Follow(ctx); {
-		case failed == nil:
-			f.found()
-			done, err = f.take(v)
-		case ctx.Err() != nil:
-			return f.last, context.Cause(ctx)
-		default:
-			err = f.away(failed)
-		}
-	}
-	return f.last, err
-}
-
-// away notes that the daemon is not heard, and gives up where that will not mend.
-func (f *follower) away(err error) error {
-	if errors.Is(err, daemon.ErrVersion) || as[*daemon.Refusal](err) || errors.Is(err, fs.ErrPermission) {
-		return err
-	}
+// reportAway reports a source that does not answer, and returns an error after its limit. The first failure may be a restart.
+func (r *reporter) reportAway(ctx context.Context, s *source, err error) error {
 	now := time.Now()
-	if f.lost.IsZero() {
-		// It may be restarted. Whether it is away the next try shows.
-		f.lost = now
-		return nil
-	}
-	if since := now.Sub(f.lost); since >= f.patience {
-		return fmt.Errorf("the daemon has been away for %s: %w", output.Rounded(since), err)
-	}
+	s.since = cmp.Or(s.since, now)
+	silence := now.Sub(s.since)
 	switch {
-	case !f.told:
-		f.told, f.said = true, now
-		f.g.out.Log().Warn("the daemon is away; it goes on where it was when it is back", "error", err)
-	case now.Sub(f.said) >= f.every:
-		f.said = now
-		f.g.out.Progress(fmt.Sprintf("the daemon has been away for %s", output.Rounded(now.Sub(f.lost))))
+	case ctx.Err() != nil, silence == 0:
+	case silence >= s.limit:
+		return &userError{Msg: "lost sight of it", Cause: fmt.Errorf("%s has been away for %s: %w", s.name, output.Rounded(silence), err), State: s.then, Exit: exitUnknown}
+	case !s.reported:
+		s.reported, r.said = true, now
+		r.g.out.Log().Warn("no answer, asking again", "source", s.name, "error", err)
+	case now.Sub(r.said) >= r.every:
+		r.said = now
+		r.g.out.Progress(fmt.Sprintf("%s has been away for %s", s.name, output.Rounded(silence)))
 	}
 	return nil
 }
 
-func (f *follower) found() {
-	if f.told {
-		f.g.out.Progress(fmt.Sprintf("the daemon is back after %s", output.Rounded(time.Since(f.lost))))
+func (r *reporter) reportBack(s *source) {
+	if s.reported {
+		r.g.out.Progress(fmt.Sprintf("%s is back after %s", s.name, output.Rounded(time.Since(s.since))))
 	}
-	f.lost, f.told = time.Time{}, false
+	s.since, s.reported = time.Time{}, false
 }
 
-// take looks at a view, says what is new in it, and reports whether it is the end.
+// follower follows one drain, or one start, to its end.
+type follower struct {
+	reporter
+	c      *daemon.Client
+	launch bool          // a start, not a drain
+	ask    time.Duration // between two questions to the daemon
+	cloud  time.Duration // bounds the wait for a cloud that does not answer, if nothing else is left to do
+	// began is the time of the request: an earlier note is no news.
+	began time.Time
+
+	daemon    source
+	last      lifecycle.View
+	noted     map[lifecycle.Note]bool
+	trouble   map[string]string
+	onlyCloud time.Time // since when only the cloud is left, and does not answer; or zero
+}
+
+func newFollower(g *globals) *follower {
+	return &follower{
+		reporter: newReporter(g), c: g.daemon(), ask: 500 * time.Millisecond, cloud: 30 * time.Second, began: time.Now(),
+		daemon: source{name: "the daemon", limit: time.Minute, then: "the daemon continues when it is back"}, noted: map[lifecycle.Note]bool{}, trouble: map[string]string{},
+	}
+}
+
+var errNotStopped = errors.New("Ant Media Server does not end") //nolint:staticcheck // a name
+
+// follow returns when the drain, or the start, is over. first is the daemon's answer to the request.
+func (f *follower) follow(ctx context.Context, first lifecycle.View) error {
+	if done, err := f.take(first); done || err != nil {
+		return err
+	}
+	err := follow(ctx, f.ask, func(ctx context.Context) (bool, error) {
+		v, err := f.c.Follow(ctx)
+		switch {
+		case is(daemon.ErrVersion, fs.ErrPermission)(err), as[*daemon.Refusal](err):
+			return false, &userError{Msg: "lost sight of it", Cause: err, State: f.daemon.then, Exit: exitUnknown}
+		case err != nil:
+			return false, f.reportAway(ctx, &f.daemon, err)
+		}
+		f.reportBack(&f.daemon)
+		return f.take(v)
+	})
+	if err == nil || as[*userError](err) {
+		return err
+	}
+	u := stopped(err, progressOf(f.last, f.g.env.Now()))
+	switch {
+	case f.launch:
+		u.State, u.Hints = "the daemon continues", []string{"`amsagent status` shows the progress"}
+	case f.last.State == lifecycle.StateDraining && (f.last.Step == lifecycle.StepAnnouncing || f.last.Step == lifecycle.StepDraining):
+		u.State, u.Hints = drainContinues, []string{"`amsagent drain` follows it again, `amsagent undrain` cancels it"}
+	default:
+		u.State, u.Hints = drainContinues, []string{"`amsagent drain` follows it again; it can no longer be cancelled"}
+	}
+	return u
+}
+
+// take reports the news of a view, and whether it is the end.
 func (f *follower) take(v lifecycle.View) (done bool, err error) {
-	first := f.last.State == ""
-	f.news(v)
 	was := f.last
+	f.news(v)
 	f.last = v
 	if f.launch {
 		done, err = startEnded(v)
 	} else {
-		done, err = drainEnded(v, first)
+		done, err = drainEnded(v, was.State == "")
 	}
-	if !done && err == nil {
-		news := was.State != v.State || was.Step != v.Step || was.Start != v.Start ||
-			was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineBy != v.DeadlineBy
-		f.show(sessionsIn(v), news, progressOf(v, f.g.env.Now()))
+	if done || err != nil {
+		return done, err
 	}
-	switch {
-	case !v.OnlyCloud():
-		f.untold = time.Time{}
-	case f.untold.IsZero():
-		f.untold = time.Now()
+	news := was.State != v.State || was.Step != v.Step || was.Start != v.Start ||
+		was.Deadline.Sub(v.Deadline).Abs() > time.Second || was.DeadlineBy != v.DeadlineBy
+	f.show(sessionsIn(v.Sessions), news, progressOf(v, f.g.env.Now()))
+	if !v.OnlyCloud() {
+		f.onlyCloud = time.Time{}
+		return false, nil
 	}
-	return done, err
+	f.onlyCloud = cmp.Or(f.onlyCloud, time.Now())
+	return time.Since(f.onlyCloud) >= f.cloud, nil
 }
 
-// drainEnded judges a drain. first tells that this is what the daemon answered when it was asked for one.
+// drainEnded reports whether a drain is over. first means that v is the daemon's answer to the request.
 func drainEnded(v lifecycle.View, first bool) (bool, error) {
 	switch v.State {
 	case lifecycle.StateDraining, lifecycle.StateLeft, lifecycle.StateParked:
-		if v.StopFailed {
-			return false, errNotStopped
+		if !v.StopFailed {
+			return v.Finished(), nil
 		}
-		return v.Finished(), nil
+		u := endedBadly("this node cannot leave", errNotStopped, v)
+		u.State = "Ant Media Server still runs; the daemon stops it again until it ends, and completes the cloud's hook meanwhile"
+		return false, u
 	case lifecycle.StateActive, lifecycle.StateResuming:
 		if first {
-			return false, errNotTaken
+			return false, nothingToFollow(v)
 		}
-		return false, &undrainedError{by: v.CancelledBy}
+		return false, &userError{Msg: "the drain was cancelled", Cause: &undrainedError{by: v.CancelledBy}, State: nodeState(v)}
 	}
-	return false, errForgotten
+	return false, nothingToFollow(v)
 }
 
-// startEnded judges a start.
+// startEnded reports whether a start is over.
 func startEnded(v lifecycle.View) (bool, error) {
 	switch {
 	case v.Start == "failed":
-		return false, errNotServing
+		return false, endedBadly("this node does not serve", errors.New("Ant Media Server is not seen in the cluster"), v) //nolint:staticcheck // a name
 	case v.Start == "starting", v.State == lifecycle.StateResuming:
 		return false, nil
 	case v.State == lifecycle.StateActive:
 		return true, nil
-	case v.State == "":
-		return false, errForgotten
 	}
-	return false, errNotTaken
+	return false, nothingToFollow(v)
 }
 
-func sessionsIn(v lifecycle.View) cluster.Sessions {
-	if v.Sessions == nil {
-		return cluster.Sessions{}
-	}
-	return *v.Sessions
+func endedBadly(msg string, cause error, v lifecycle.View) *userError {
+	return &userError{Msg: msg, Cause: cause, State: nodeState(v), Hints: []string{"`amsagent status` and journalctl -u amsagent show more"}}
 }
 
-// news says what happened, and what does not go well, each once.
+func nothingToFollow(v lifecycle.View) error {
+	cause := "the daemon does not act on it"
+	if v.State == "" {
+		cause = "the daemon has no record of it any more"
+	}
+	return endedBadly("there is nothing to follow", errors.New(cause), v)
+}
+
+func sessionsIn(s *cluster.Sessions) cluster.Sessions { return *cmp.Or(s, &cluster.Sessions{}) }
+
+// news reports each event and each new failure once.
 func (f *follower) news(v lifecycle.View) {
 	for _, n := range v.Notes {
 		n.At = n.At.UTC()
@@ -227,7 +259,7 @@ func (f *follower) news(v lifecycle.View) {
 	}
 }
 
-// clockSlack is what a time may lose on its way, with something for a clock that is put right.
+// clockSlack is what a time may lose on its way, with something for a clock that is being set.
 const clockSlack = 2 * time.Second
 
 // progressOf is a view in one line, with the time left as of now.

@@ -197,7 +197,7 @@ func TestNodesByHostName(t *testing.T) {
 	pruned, joined := &output.Text{}, &output.Text{}
 	pruneText(pruned, pruneData{Remove: []pruneItem{{member: v.Member}}})
 	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: v.Node.Hostname}}, "", cluster.Target{})
-	drain := remoteDrain{row: *v.Node}
+	drain := remoteDrain{node: *v.Node}
 	lines := []string{e.stdout.String(), pruned.String(), joined.String(), drain.progress()}
 	for _, c := range []bootstrap.Convergence{{}, {Standalone: true}, {Repairs: []bootstrap.Finding{{ID: bootstrap.IDDrift}}}} {
 		w := &output.Text{}

@@ -26,16 +26,16 @@ const idStatusPort = "STATUS-PORT"
 // statusDaemonTime bounds the question: a daemon that hangs must not hide the other views.
 const statusDaemonTime = 2 * time.Second
 
-// statusView is this machine from all sides: what bootstrap sees, and what the daemon says of itself and of the cloud.
+// statusView is this machine from all sides: what bootstrap reads, and what the daemon reports of itself and of the cloud.
 type statusView struct {
 	*bootstrap.Status
-	// Daemon is nil where none answers; DaemonErr says why.
+	// Daemon is nil if none answers, for the reason DaemonErr.
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
 	// Role, Group and Address are the node's, with their origin.
-	Role    *settingValue `json:"role,omitempty"`
-	Group   *settingValue `json:"group,omitempty"`
-	Address *settingValue `json:"address,omitempty"`
+	Role    settingValue `json:"role"`
+	Group   settingValue `json:"group"`
+	Address settingValue `json:"address"`
 	// Given are the settings that were given to join.
 	Given map[string]string `json:"kept,omitempty"`
 	// Notes name settings that do not count, or not yet.
@@ -45,8 +45,7 @@ type statusView struct {
 // addSettings adds what this node has of the settings.
 func (s *statusView) addSettings(g *globals) {
 	node, notes := nodeSettings(g.settings)
-	role, group, address := node[settings.KeyRole], node[settings.KeyGroup], node[settings.KeyAddress]
-	s.Role, s.Group, s.Address, s.Notes = &role, &group, &address, notes
+	s.Role, s.Group, s.Address, s.Notes = node[settings.KeyRole], node[settings.KeyGroup], node[settings.KeyAddress], notes
 }
 
 func (s *statusView) givenText() string {
@@ -57,7 +56,12 @@ func (s *statusView) givenText() string {
 	return strings.Join(parts, ", ")
 }
 
-// addMongo lists first why MongoDB could not be asked: all that a node lacks follows from it.
+// disagree adds a contradiction.
+func (s *statusView) disagree(id, text string, hints ...string) {
+	s.Disagree = append(s.Disagree, bootstrap.Disagreement{ID: id, Text: text, Hint: strings.Join(hints, "; ")})
+}
+
+// addMongo lists first why MongoDB did not answer: all that a node lacks follows from it.
 func (s *statusView) addMongo(g *globals) {
 	if s.Row.Cause == nil || !s.Member {
 		return
@@ -68,12 +72,10 @@ func (s *statusView) addMongo(g *globals) {
 
 // addConfig shows a fault of config.yaml, as this command read it, else as the daemon did.
 func (s *statusView) addConfig(g *globals) {
-	text, hint := wrongText(g.settings.Sources), "`amsagent config` lists what is wrong"
-	if text == "" && s.Daemon != nil && s.Daemon.SettingsError != "" {
-		text, hint = "the daemon has read: "+s.Daemon.SettingsError, "systemctl reload amsagent"
-	}
-	if text != "" {
-		s.Disagree = append(s.Disagree, bootstrap.Disagreement{ID: idConfig, Text: text, Hint: hint})
+	if text := wrongText(g.settings.Sources); text != "" {
+		s.disagree(idConfig, text, "`amsagent config` lists what is wrong")
+	} else if s.Daemon != nil && s.Daemon.SettingsError != "" {
+		s.disagree(idConfig, "the daemon has read: "+s.Daemon.SettingsError, "systemctl reload amsagent")
 	}
 }
 
@@ -83,63 +85,37 @@ func (s *statusView) askDaemon(ctx context.Context, g *globals) {
 	c.Patience, c.Timeout = 0, statusDaemonTime
 	v, err := c.Status(context.WithoutCancel(ctx)) // the time of a wait may be over
 	switch {
-	case err == nil:
-		s.Daemon = &v
-		// A drain is the first line, and before the proof, or the first answers, the daemon has only been started.
-		if v.State == cluster.StateActive && v.Proved && !v.Ready && v.NotReady != daemon.NotAsked && (v.Lifecycle == nil || v.Lifecycle.Ready) {
-			s.AddNotReady(v.NotReady)
-		}
-		if v.AgentCheckError != "" {
-			s.Disagree = append(s.Disagree, bootstrap.Disagreement{
-				ID: idStatusPort, Text: "the daemon does not answer HAProxy's agent checks: " + v.AgentCheckError,
-				Hint: "ss -ltnp shows which program listens there; stop it, or give the daemon another agent_check_address",
-			})
-		}
-		if v.MetricsError != "" {
-			s.Disagree = append(s.Disagree, bootstrap.Disagreement{
-				ID: idStatusPort, Text: "the daemon does not serve /metrics, /healthz and /readyz: " + v.MetricsError,
-				Hint: "ss -ltnp shows which program listens there; stop it, or give the daemon another metrics_address",
-			})
-		}
 	case errors.Is(err, daemon.ErrDown):
 		s.DaemonErr = "none runs"
-	default:
+		return
+	case err != nil:
 		e := g.explain(err)
 		s.DaemonErr = err.Error()
-		s.Disagree = append(s.Disagree, bootstrap.Disagreement{ID: e.ID, Text: s.DaemonErr, Hint: strings.Join(e.Hints, "; ")})
+		s.disagree(e.ID, s.DaemonErr, e.Hints...)
+		return
+	}
+	s.Daemon = &v
+	// A drain is the first line, and before the proof, or the first answers, the daemon has only been started.
+	if v.State == cluster.StateActive && v.Proved && !v.Ready && v.NotReady != daemon.NotAsked && (v.Lifecycle == nil || v.Lifecycle.Ready) {
+		s.AddNotReady(v.NotReady)
+	}
+	for _, port := range []struct{ err, does, setting string }{
+		{v.AgentCheckError, "answer HAProxy's agent checks", "agent_check_address"},
+		{v.MetricsError, "serve /metrics, /healthz and /readyz", "metrics_address"},
+	} {
+		if port.err != "" {
+			s.disagree(idStatusPort, "the daemon does not "+port.does+": "+port.err,
+				"ss -ltnp shows which program listens there; stop it, or give the daemon another "+port.setting)
+		}
 	}
 }
 
-// life is how this node goes; nil where it does not, or nobody tells.
-func (s *statusView) life() *lifecycle.View {
-	if s.Daemon == nil || s.Daemon.Lifecycle == nil {
+// lifecycle is the daemon's view of joining and leaving, or nil.
+func (s *statusView) lifecycle() *lifecycle.View {
+	if s.Daemon == nil {
 		return nil
 	}
-	l := s.Daemon.Lifecycle
-	if l.State == lifecycle.StateActive && len(l.Trouble) == 0 && l.NextDrain.IsZero() && l.Start != "starting" {
-		return nil
-	}
-	return l
-}
-
-// lifeVerdict is the first line where this node is on its way; "" where it is not.
-func (s *statusView) lifeVerdict(w *output.Text) string {
-	l := s.life()
-	if l == nil {
-		return ""
-	}
-	switch l.State {
-	case lifecycle.StateDraining:
-		return w.Color.Yellow("draining") + ": " + output.Printable(l.Progress)
-	case lifecycle.StateLeft:
-		return w.Color.Bold("left") + ": this node is out of the cluster, the machine may go"
-	case lifecycle.StateParked:
-		return w.Color.Bold("parked") + ": out of the cluster until it is wanted again"
-	case lifecycle.StateResuming:
-		return w.Color.Yellow("resuming") + ": Ant Media Server is being started"
-	case lifecycle.StateActive:
-	}
-	return ""
+	return s.Daemon.Lifecycle
 }
 
 func (s *statusView) daemonText() string {
@@ -148,8 +124,11 @@ func (s *statusView) daemonText() string {
 		return output.Printable(s.DaemonErr)
 	}
 	text := fmt.Sprintf("%s, pid %d", v.Activity, v.PID)
-	if v.Ready || v.State != "" {
-		text += ", " + readyText(v.Ready, v.NotReady)
+	switch {
+	case v.Ready:
+		text += ", ready for new sessions"
+	case v.State != "":
+		text += ", not ready for new sessions: " + v.NotReady
 	}
 	for _, trouble := range []string{v.Trouble, v.SettingsError} {
 		if trouble != "" {
@@ -159,35 +138,16 @@ func (s *statusView) daemonText() string {
 	return output.Printable(text)
 }
 
-// launchHooksText says that no launch hook is this agent's, where nobody has set which is.
-func (s *statusView) launchHooksText() string {
-	if s.Daemon == nil || s.Daemon.Lifecycle == nil {
-		return ""
-	}
-	return output.Printable(s.Daemon.Lifecycle.LaunchHooks)
-}
-
-func readyText(ready bool, why string) string {
-	switch {
-	case ready:
-		return "ready for new sessions"
-	case why == "":
-		return "not ready for new sessions"
-	}
-	return "not ready for new sessions: " + why
-}
-
 // driftText shows which of the server's files differ from those of the join.
 func (s *statusView) driftText(w *output.Text) {
-	if s.Daemon == nil {
+	if s.Daemon == nil || s.Daemon.Drift == nil {
 		return
 	}
-	if d := s.Daemon.Drift; d != nil {
-		w.Heading("Server settings")
-		w.Fields("since", w.Ago(d.Since), "means", output.Printable(d.Means), "fix", output.Printable(strings.Join(d.Fix, ", or ")))
-		for _, line := range driftLines(d) {
-			w.Line("  %s", output.Printable(line))
-		}
+	d := s.Daemon.Drift
+	w.Heading("Server settings")
+	w.Fields("since", w.Ago(d.Since), "means", output.Printable(d.Means), "fix", output.Printable(strings.Join(d.Fix, ", or ")))
+	for _, line := range driftLines(d) {
+		w.Line("  %s", output.Printable(line))
 	}
 }
 
@@ -206,10 +166,10 @@ func driftLines(d *daemon.DriftView) []string {
 	return lines
 }
 
-// lifeText shows who wants what until when, as one timeline.
+// lifeText shows the requests and deadlines of a node that starts or leaves, as one timeline.
 func (s *statusView) lifeText(w *output.Text) {
-	l := s.life()
-	if l == nil {
+	l := s.lifecycle()
+	if l == nil || l.State == lifecycle.StateActive && len(l.Trouble) == 0 && l.NextDrain.IsZero() && l.Start != "starting" {
 		return
 	}
 	w.Heading("Shutdown")
@@ -223,7 +183,7 @@ func (s *statusView) lifeText(w *output.Text) {
 		rows = append(rows, []string{output.Zoned(m.At.Local()), m.By, mark})
 	}
 	if !l.NextDrain.IsZero() {
-		rows = append(rows, []string{output.Zoned(l.NextDrain.Local()), "a drain begins that is announced", ""})
+		rows = append(rows, []string{output.Zoned(l.NextDrain.Local()), "an announced drain begins", ""})
 	}
 	w.Table(rows)
 	rows = nil
@@ -248,9 +208,9 @@ func (s *statusView) nodeText() string {
 	var parts []string
 	for _, row := range []struct {
 		key string
-		*settingValue
+		settingValue
 	}{{settings.KeyRole, s.Role}, {settings.KeyGroup, s.Group}, {settings.KeyAddress, s.Address}} {
-		if row.settingValue != nil && row.Value != "" {
+		if row.Value != "" {
 			parts = append(parts, fmt.Sprintf("%s %s, %s", row.key, output.Printable(row.Value), row.Origin))
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
-	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // waitPoll is the time between two looks of status --wait. A look reads a few files and three documents.
@@ -27,67 +26,60 @@ func (o *statusOptions) check() error {
 	return usageError(nil, "--wait: %q is not one of %s", o.wait, strings.Join(states(), ", "))
 }
 
-// waitStatus looks until the node is in a state. werr is why it is not, with the last look; err that none was possible.
-func waitStatus(ctx context.Context, want cluster.State, g *globals, look func(context.Context) (*bootstrap.Status, error)) (last *bootstrap.Status, werr, err error) {
-	begin := time.Now()
-	missing, said := "", time.Time{}
-	for {
+// waitStatus looks until the node is in a state, or once. It returns the last look, and why the node is not in that state.
+func waitStatus(ctx context.Context, want cluster.State, g *globals, look func(context.Context) (*bootstrap.Status, error)) (last *bootstrap.Status, err error) {
+	r := newReporter(g)
+	var missing string
+	err = follow(ctx, waitPoll, func(ctx context.Context) (bool, error) {
 		s, err := look(ctx)
-		if cut := ctx.Err() != nil; !cut || last == nil {
-			if err != nil {
-				return nil, nil, err
-			}
-			// What our own end cut short says nothing.
-			last = s
-			var never bool
-			was := missing
-			if missing, never = missingFor(want, s); missing == "" {
-				return s, nil, nil
-			}
-			if never {
-				return s, &userError{
-					Msg: fmt.Sprintf("this node does not become %s any more", want), Cause: errors.New(missing), Exit: exitFailed,
-				}, nil
-			}
-			if now := time.Now(); !cut && (missing != was || now.Sub(said) >= progressLog) {
-				said = now
-				g.out.Progress(fmt.Sprintf("waiting for %s: %s", want, missing))
-			}
+		if ctx.Err() != nil && last != nil {
+			return false, nil // cut short
 		}
-		if sleep.For(ctx, waitPoll) {
-			continue
+		if last = s; err != nil {
+			return false, err
 		}
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return last, &userError{
-				Msg:   fmt.Sprintf("this node is not %s after %s", want, output.Rounded(time.Since(begin))),
-				Cause: errors.New(missing), ID: idTimeout, Exit: exitUnknown,
-				Hints: []string{"it may still come: look with `amsagent status`, or wait longer with --timeout"},
-			}, nil
+		was, never := missing, false
+		switch missing, never = missingFor(want, s); {
+		case missing == "":
+			return true, nil
+		case never:
+			return false, &userError{Msg: fmt.Sprintf("this node does not become %s any more", want), Cause: errors.New(missing), Exit: exitFailed}
+		case ctx.Err() == nil:
+			r.show(cluster.Sessions{}, missing != was, fmt.Sprintf("waiting for %s: %s", want, missing))
 		}
-		return last, ctx.Err(), nil
+		return false, nil
+	})
+	if over, ok := errors.AsType[*timeOverError](err); ok {
+		err = &userError{
+			Msg:   fmt.Sprintf("this node is not %s after %s", want, output.Rounded(over.after)),
+			Cause: errors.New(missing), ID: idTimeout, Exit: exitUnknown,
+			Hints: []string{"it may still come: look with `amsagent status`, or wait longer with --timeout"},
+		}
 	}
+	return last, err
 }
 
-// missingFor tells what keeps the node from being in a state, "" where it is, and whether it cannot come to it any more.
+// missingFor is what keeps the node from being in a state, or "", and whether it cannot come to it any more.
 func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never bool) {
 	r := s.Row
 	switch {
+	case want == "":
+		return "", false
 	case !r.Looked:
 		return "the cluster could not be asked: " + r.Err, false
 	case r.Registry == nil && want == cluster.StateLeft && !s.Member:
-		return "", false // its tombstone is gone already
+		return "", false // its departure record is removed already
 	case r.Registry == nil:
 		return "the registry has no row of this node", false
 	}
 	is := r.Registry.State
-	said := "the row says " + string(is)
-	if r.Registry.Reason != "" {
-		said += ": " + r.Registry.Reason
-	}
 	if is != want {
-		// Who has failed or left may join again; that it is about to, only a join that is under way tells.
-		joining := s.Phase == bootstrap.PhaseJoining
-		return said, !joining && !slices.Contains(ahead(is), want)
+		missing = "its state is " + string(is)
+		if r.Registry.Reason != "" {
+			missing += ": " + r.Registry.Reason
+		}
+		// A node that has failed or left may join again.
+		return missing, s.Phase != bootstrap.PhaseJoining && !slices.Contains(ahead(is), want)
 	}
 	if want != cluster.StateActive {
 		return "", false
@@ -96,17 +88,16 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 	case r.EarlierBoot:
 		return "the agent has not registered since this machine booted", false
 	case r.Registry.Seq <= 0:
-		// A registration tells the interval, too; only a beat counts.
-		return "the agent has not beaten yet", false
+		return "the agent has not sent a heartbeat yet", false // a registration has the interval, too
 	case !r.Agent.Fresh:
-		return "the agent's last beat was " + output.Roughly(r.Agent.Age) + " ago", false
+		return "the agent's last heartbeat was " + output.Roughly(r.Agent.Age) + " ago", false
 	case !r.Server.Known:
 		return "Ant Media Server has no document as " + r.Address, false
 	case !r.Server.Fresh:
 		return "Ant Media Server wrote its document " + output.Roughly(r.Server.Age) + " ago", false
 	}
 	if sv := r.Registry.Serving; sv != nil && !sv.Up {
-		return "the row says that viewers are not served: " + sv.Why, false
+		return "viewers are not served: " + sv.Why, false
 	}
 	for _, d := range s.Disagree {
 		switch d.ID {
@@ -120,9 +111,7 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 
 // ahead are the states that a node can come to in this life.
 func ahead(s cluster.State) []cluster.State {
-	const (
-		active, draining, left = cluster.StateActive, cluster.StateDraining, cluster.StateLeft
-	)
+	const active, draining, left = cluster.StateActive, cluster.StateDraining, cluster.StateLeft
 	switch s {
 	case cluster.StateJoining:
 		return []cluster.State{active, draining, left, cluster.StateFailed}

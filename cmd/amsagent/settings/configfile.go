@@ -97,14 +97,14 @@ func readConfigFile(root, path string, o Origin) (*ConfigFile, error) {
 // parseConfigFile keeps the other lines if a line is wrong.
 func parseConfigFile(path string, b []byte) *ConfigFile {
 	c := &ConfigFile{path: path, bytes: b, values: map[string]fileValue{}}
-	fail := func(line int, hints []string, format string, args ...any) *Error {
+	fail := func(line int, hints []string, format string, args ...any) {
 		e := &Error{Source: path, Layer: FromFile, Line: line, Err: fmt.Errorf(format, args...), Hints: hints}
 		if line > 0 {
 			e.Source = fmt.Sprintf("%s:%d", path, line)
 		}
 		c.errs = append(c.errs, e)
-		return e
 	}
+	unknownKey := func() { c.errs[len(c.errs)-1].unknownKey = true } // the last error is about one
 	shape := []string{"the file is a list of `key: value` lines; `amsagent help config` lists the keys"}
 
 	dec := yaml.NewDecoder(bytes.NewReader(b))
@@ -149,9 +149,11 @@ func parseConfigFile(path string, b []byte) *ConfigFile {
 		case first > 0:
 			fail(k.Line, nil, "%s is set a second time, first in line %d", k.Value, first)
 		case !known:
-			fail(k.Line, unknownKeyHints(k.Value), "unknown key %q", k.Value).unknownKey = true
+			fail(k.Line, unknownKeyHints(k.Value), "unknown key %q", k.Value)
+			unknownKey()
 		case row.NoFile:
-			fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.Flag, row.Env())}, "%s cannot be set in this file", k.Value).unknownKey = true
+			fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.Flag, row.Env())}, "%s cannot be set in this file", k.Value)
+			unknownKey()
 		case !plain && row.list():
 			fail(v.Line, shape, "%s must be one plain value, or a list of such: %s", k.Value, row.Arg)
 		case !plain:
