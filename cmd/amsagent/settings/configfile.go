@@ -97,14 +97,14 @@ func readConfigFile(root, path string, o Origin) (*ConfigFile, error) {
 // parseConfigFile keeps the other lines if a line is wrong.
 func parseConfigFile(path string, b []byte) *ConfigFile {
 	c := &ConfigFile{path: path, bytes: b, values: map[string]fileValue{}}
+	var last *Error
 	fail := func(line int, hints []string, format string, args ...any) {
-		e := &Error{Source: path, Layer: FromFile, Line: line, Err: fmt.Errorf(format, args...), Hints: hints}
+		last = &Error{Source: path, Layer: FromFile, Line: line, Err: fmt.Errorf(format, args...), Hints: hints}
 		if line > 0 {
-			e.Source = fmt.Sprintf("%s:%d", path, line)
+			last.Source = fmt.Sprintf("%s:%d", path, line)
 		}
-		c.errs = append(c.errs, e)
+		c.errs = append(c.errs, last)
 	}
-	unknownKey := func() { c.errs[len(c.errs)-1].unknownKey = true } // the last error is about one
 	shape := []string{"the file is a list of `key: value` lines; `amsagent help config` lists the keys"}
 
 	dec := yaml.NewDecoder(bytes.NewReader(b))
@@ -150,10 +150,10 @@ func parseConfigFile(path string, b []byte) *ConfigFile {
 			fail(k.Line, nil, "%s is set a second time, first in line %d", k.Value, first)
 		case !known:
 			fail(k.Line, unknownKeyHints(k.Value), "unknown key %q", k.Value)
-			unknownKey()
+			last.unknownKey = true
 		case row.NoFile:
 			fail(k.Line, []string{fmt.Sprintf("use --%s or %s", row.Flag, row.Env())}, "%s cannot be set in this file", k.Value)
-			unknownKey()
+			last.unknownKey = true
 		case !plain && row.list():
 			fail(v.Line, shape, "%s must be one plain value, or a list of such: %s", k.Value, row.Arg)
 		case !plain:
@@ -162,7 +162,8 @@ func parseConfigFile(path string, b []byte) *ConfigFile {
 			// `role:` with nothing after it, or an empty list: not set
 		case k.Value == KeyMongo && hasPassword(text):
 			fail(v.Line, []string{"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo"},
-				"a password does not belong in this file: every user can read it").ID = IDSecret
+				"a password does not belong in this file: every user can read it")
+			last.ID = IDSecret
 		default:
 			c.values[k.Value] = fileValue{text: text, line: v.Line}
 		}
