@@ -22,6 +22,7 @@ require (
 	golang.org/x/net v0.56.0
 	golang.org/x/sync v0.21.0
 	golang.org/x/sys v0.49.0
+	maragu.dev/gomponents v1.2.0
 )
 
 require (

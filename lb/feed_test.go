@@ -310,9 +310,9 @@ func TestEmptyList(t *testing.T) {
 	if n := strings.Count(log.String(), "\n"); n != 1 {
 		t.Errorf("%d lines:\n%s", n, log.String())
 	}
-	for path, want := range map[string]string{"/nodes": `200 {"servers":[],"read":`, "/prometheus": "200 []", "/traefik": "503 no servers"} {
+	for path, want := range map[string]string{"/nodes": `200 {"servers":[],"read":`, "/traefik": "503 no servers"} {
 		rec := httptest.NewRecorder()
-		lb.Handler(f, 9770).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, path, nil))
+		lb.Handler(f).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, path, nil))
 		if got := fmt.Sprint(rec.Code, " ", rec.Body); !strings.HasPrefix(got, want) {
 			t.Errorf("%s: %s", path, got)
 		}
@@ -322,7 +322,7 @@ func TestEmptyList(t *testing.T) {
 func TestHandler(t *testing.T) {
 	w := &world{}
 	f := newFeed(t, w, nil)
-	h := lb.Handler(f, 9770)
+	h := lb.Handler(f)
 	get := func(path, tag string) *httptest.ResponseRecorder {
 		rec := httptest.NewRecorder()
 		r := httptest.NewRequest(http.MethodGet, path, nil)
@@ -336,8 +336,6 @@ func TestHandler(t *testing.T) {
 	w.set(member("e1", "edge", 40, func(m *cluster.Member) { m.Node.Group = "asg" }), member("e2", "edge", 100), member("o3", "origin", 100))
 	must.OK(t, f.Look(t.Context()))
 	for path, want := range map[string]string{
-		"/prometheus": `[{"targets":["10.0.0.1:9770"],"labels":{"group":"asg","node":"e1","role":"edge"}},` +
-			`{"targets":["10.0.0.2:9770"],"labels":{"node":"e2","role":"edge"}},{"targets":["10.0.0.3:9770"],"labels":{"node":"o3","role":"origin"}}]`,
 		"/traefik": `{"http":{"services":{"ams-edge":{"loadBalancer":{"servers":[{"url":"http://10.0.0.1:5080","weight":60},{"url":"http://10.0.0.2:5080","weight":10}]}},` +
 			`"ams-origin":{"loadBalancer":{"servers":[{"url":"http://10.0.0.3:5080","weight":10}]}}}}}`,
 		"/healthz": "ok",
@@ -361,7 +359,7 @@ func TestHandler(t *testing.T) {
 		t.Errorf("a node less: %d", rec.Code)
 	}
 	page := get("/metrics", "").Body.String()
-	for _, line := range []string{`amsagent_balance_servers{role="edge"} 1`, `amsagent_balance_servers{role="origin"} 1`, "# TYPE amsagent_balance_held_servers gauge"} {
+	for _, line := range []string{`amsagent_balance_servers{role="edge"} 1`, `amsagent_balance_servers{role="origin"} 1`, `amsagent_balance_held_servers{role="edge"} 0`} {
 		if !strings.Contains(page, "\n"+line+"\n") {
 			t.Errorf("%s is not in\n%s", line, page)
 		}

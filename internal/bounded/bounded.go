@@ -12,18 +12,20 @@ import (
 	"time"
 )
 
-// MaxConns bounds the connections of one listener. A balancer and Prometheus need one each, for milliseconds.
+// MaxConns is the usual bound of a listener's connections. A balancer and Prometheus need one each, for milliseconds.
 const MaxConns = 64
 
 // pause separates attempts to accept after one that failed, for example for a lack of memory.
 const pause = time.Second
 
-// Listener keeps at most MaxConns connections. It closes the oldest one: a balancer's is among the newest, a silent client's
+// Listener keeps at most Max connections. It closes the oldest one: a balancer's is among the newest, a silent client's
 // among the oldest. Accept fails only after Close.
 type Listener struct {
 	net.Listener
 	// Failed is called with the error of each failed accept, and with nil after the next successful one; may be nil.
 	Failed func(error)
+	// Max is set before the first Accept.
+	Max int
 
 	mu     sync.Mutex
 	conns  []*conn // oldest first
@@ -34,7 +36,7 @@ type Listener struct {
 
 // New limits l.
 func New(l net.Listener, failed func(error)) *Listener {
-	return &Listener{Listener: l, Failed: failed, closed: make(chan struct{})}
+	return &Listener{Listener: l, Failed: failed, Max: MaxConns, closed: make(chan struct{})}
 }
 
 type conn struct {
@@ -65,7 +67,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) admit(c net.Conn) net.Conn {
 	l.mu.Lock()
 	var oldest *conn
-	if len(l.conns) >= MaxConns {
+	if len(l.conns) >= l.Max {
 		oldest = l.conns[0]
 	}
 	b := &conn{Conn: c, l: l}

@@ -37,9 +37,11 @@ var arrows = map[string][]string{
 	"cmd/amsagent/daemon":   {"conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb"},
 	"cmd/amsagent/settings": {"metadata", "cluster", "bootstrap"},
 	"cmd/amsagent/output":   {},
-	"cmd/amsagent/cli":      {"cmd/amsagent/daemon", "cmd/amsagent/settings", "cmd/amsagent/output", "conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb", "docs/errors"},
+	"cmd/amsagent/cli":      {"cmd/amsagent/daemon", "cmd/amsagent/settings", "cmd/amsagent/output", "cmd/amsagent/board", "cmd/amsagent/web", "conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb", "docs/errors"},
 	"internal":              {},
 	"docs/errors":           {},
+	"cmd/amsagent/board":    {"cmd/amsagent/output", "cluster", "lb", "metadata"},
+	"cmd/amsagent/web":      {"cmd/amsagent/board", "cmd/amsagent/output", "cluster", "ams"},
 	"packaging":             {"cmd/amsagent/cli"}, // man pages of the commands
 }
 

@@ -40,7 +40,7 @@ var parts = []part{
 	{"metadata", finished(5242), []string{"metadata"}},
 	{"ams", finished(2689), []string{"ams"}},
 	{"lb", finished(1463), []string{"lb"}},
-	{"cli, settings, output", 10300, []string{"cmd/amsagent/cli", "cmd/amsagent/settings", "cmd/amsagent/output", "cmd/amsagent/main.go"}},
+	{"cli, settings, output, board", 10300, []string{"cmd/amsagent/cli", "cmd/amsagent/settings", "cmd/amsagent/output", "cmd/amsagent/board", "cmd/amsagent/main.go"}},
 	{"daemon", 3227, []string{"cmd/amsagent/daemon"}},
 	{"conf", 3300, []string{"conf"}},
 	{"files", 1150, []string{"files"}},

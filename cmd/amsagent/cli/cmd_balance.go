@@ -37,7 +37,6 @@ type balanceOptions struct {
 	listen                string
 	haproxy, haproxyState string
 	stateDir              string
-	metricsPort           int
 	once, dryRun, force   bool
 }
 
@@ -65,12 +64,11 @@ func newBalanceCommand(g *globals) *cobra.Command {
 	fs.StringSliceVar(&opts.groups, "group", nil, "only nodes of these scaling `GROUPS`")
 	fs.StringVar(&opts.dns, "dns", "", "answer DNS queries at `ADDRESS:PORT`, by UDP and TCP")
 	fs.StringVar(&opts.domain, "domain", "", "with --dns: the `DOMAIN` of the names, as in _http._tcp.edge.DOMAIN")
-	fs.StringVar(&opts.listen, "listen", "", "serve /nodes, /prometheus, /traefik, /metrics and /healthz at `ADDRESS:PORT`")
+	fs.StringVar(&opts.listen, "listen", "", "serve /nodes, /traefik, /metrics and /healthz at `ADDRESS:PORT`")
 	fs.StringVar(&opts.haproxy, "haproxy", "", "set the servers of the HAProxy with this stats `SOCKET` (level admin)")
 	fs.StringVar(&opts.haproxyState, "haproxy-state", "", "with --haproxy: store the state of the servers in `FILE` for its server-state-file")
 	fs.StringVar(&opts.name, "name", "", "with --haproxy: the `NAME` under which the nodes see that it has acted (default: the host name)")
 	fs.StringVar(&opts.stateDir, "state-dir", "", "keep the last list in `DIR` (default: $STATE_DIRECTORY, $XDG_STATE_HOME/amsagent, or ~/.local/state/amsagent)")
-	fs.IntVar(&opts.metricsPort, "metrics-port", 9771, "with --listen: the `PORT` of the nodes' metrics, for /prometheus")
 	fs.BoolVar(&opts.once, "once", false, "look once, act, and print the list")
 	fs.BoolVar(&opts.dryRun, "dry-run", false, "print the list and the commands for HAProxy, and send nothing")
 	fs.BoolVar(&opts.force, "force", false, "accept a list that lost more than half of a role, or all of it")
@@ -101,9 +99,6 @@ func (o *balanceOptions) check() error {
 	}
 	if o.dns != "" && lb.Selects(o.roles, lb.NodeLabel) && len(o.roles) > 0 {
 		return usageError([]string{"give these nodes another role"}, "--role: %s has no names in DNS, because the targets of SRV records are below that name", lb.NodeLabel)
-	}
-	if o.metricsPort < 1 || o.metricsPort > 65535 {
-		return usageError(nil, "--metrics-port: %d is no port", o.metricsPort)
 	}
 	return nil
 }
@@ -228,7 +223,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 		g.out.Log().Info("serving the list by HTTP", "address", l.Addr().String())
 		const limit = 5 * time.Second
 		server := &http.Server{
-			Handler: lb.Handler(feed, opts.metricsPort), ReadHeaderTimeout: limit, ReadTimeout: limit, WriteTimeout: 2 * limit, IdleTimeout: time.Minute,
+			Handler: lb.Handler(feed), ReadHeaderTimeout: limit, ReadTimeout: limit, WriteTimeout: 2 * limit, IdleTimeout: time.Minute,
 			MaxHeaderBytes: 4 << 10,
 		}
 		context.AfterFunc(ctx, func() { _ = server.Close() })

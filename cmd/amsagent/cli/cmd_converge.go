@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
@@ -178,11 +179,11 @@ func convergeText(w *output.Text, c *bootstrap.Convergence) {
 	case c.Phase != bootstrap.PhaseJoined:
 		w.Line("%s: %s was not finished; run the same command again", w.Color.Yellow("ignored"), c.Phase)
 	case c.Standalone:
-		w.Line("%s: %s was %s", w.Color.Yellow("ignored"), nodeText(&c.Node), madeStandalone)
+		w.Line("%s: %s was %s", w.Color.Yellow("ignored"), board.NodeText(&c.Node), madeStandalone)
 	case len(c.Repairs) == 0:
-		w.Line("%s: %s is as it joined", w.Color.Green("nothing to do"), nodeText(&c.Node))
+		w.Line("%s: %s is as it joined", w.Color.Green("nothing to do"), board.NodeText(&c.Node))
 	default:
-		w.Line("%s: %s", w.Color.Yellow("repaired"), nodeText(&c.Node))
+		w.Line("%s: %s", w.Color.Yellow("repaired"), board.NodeText(&c.Node))
 	}
 	for _, f := range slices.Concat(c.Repairs, c.Warnings) {
 		w.Line("  %s %s", w.Color.Yellow(f.ID+":"), output.Printable(f.Text))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
@@ -287,7 +288,7 @@ func (r *remoteDrain) lookLeft(ctx context.Context) (bool, error) {
 
 // progress is one line about the node.
 func (r *remoteDrain) progress() string {
-	return nodeText(&r.node) + " drains: " + sessionsIn(r.node.Sessions).Left()
+	return board.NodeText(&r.node) + " drains: " + sessionsIn(r.node.Sessions).Left()
 }
 
 func remoteResult(g *globals, n cluster.Node) error {
@@ -306,6 +307,6 @@ func remoteResult(g *globals, n cluster.Node) error {
 		if n.State == cluster.StateLeft {
 			next = "on that machine amsagent join, or a reboot, brings it back; amsagent leave makes it standalone"
 		}
-		w.Fields("node", nodeText(&n), "address", n.IP, "reason", n.Reason, "next", next)
+		w.Fields("node", board.NodeText(&n), "address", n.IP, "reason", n.Reason, "next", next)
 	})
 }

@@ -4,17 +4,13 @@
 package cli
 
 import (
-	"cmp"
 	"context"
-	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 )
@@ -60,13 +56,6 @@ func oneNode(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// eventsData is what `events` prints.
-type eventsData struct {
-	// Nodes are the ids that were asked for; none are all.
-	Nodes  []string            `json:"nodes,omitempty"`
-	Events []cluster.PastEvent `json:"events"`
-}
-
 // historian is the cluster as far as events reads it.
 type historian interface {
 	Nodes(ctx context.Context) ([]cluster.Node, error)
@@ -100,11 +89,11 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 	if len(args) > 0 {
 		q.Nodes = nodesNamed(rows, args[0])
 	}
-	data := eventsData{Nodes: q.Nodes}
+	data := board.Events{Nodes: q.Nodes}
 	if data.Events, err = c.Events(ctx, q); err != nil {
 		return cannot("read the history", err)
 	}
-	return g.result("events", data, func(w *output.Text) { eventsText(w, data, rows) })
+	return g.result("events", data, func(w *output.Text) { board.WriteEvents(w, data, rows) })
 }
 
 // nodesNamed returns the ids of nodes by id, address or host name. A removed node's id may still have events.
@@ -116,39 +105,4 @@ func nodesNamed(rows []cluster.Node, name string) []string {
 		}
 	}
 	return ids
-}
-
-func eventsText(w *output.Text, d eventsData, nodes []cluster.Node) {
-	if len(d.Events) == 0 {
-		w.Line("no events")
-		return
-	}
-	names := map[string]string{}
-	for _, n := range nodes {
-		names[n.ID] = nodeText(&n)
-	}
-	var rows [][]string
-	for _, e := range d.Events {
-		at := "-"
-		if !e.At.IsZero() {
-			at = output.Zoned(e.At.UTC())
-		}
-		rows = append(rows, []string{at, output.Dash(cmp.Or(names[e.Node], e.Node)), output.Dash(e.Kind), output.Dash(e.Who), eventText(e)})
-	}
-	w.Table(rows)
-}
-
-// eventText is the reason of an event and its details.
-func eventText(e cluster.PastEvent) string {
-	var parts []string
-	if e.Why != "" {
-		parts = append(parts, e.Why)
-	}
-	if e.Cut != nil {
-		parts = append(parts, output.Count(int(*e.Cut), "session")+" cut")
-	}
-	for _, key := range slices.Sorted(maps.Keys(e.Details)) {
-		parts = append(parts, fmt.Sprintf("%s %s", key, e.Details[key]))
-	}
-	return output.Dash(strings.Join(parts, "; "))
 }

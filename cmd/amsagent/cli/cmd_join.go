@@ -16,6 +16,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -159,7 +160,7 @@ func liveText(l *bootstrap.Live) string {
 
 func joinText(w *output.Text, res *bootstrap.JoinResult, service string, mongo cluster.Target) {
 	n := bootstrap.CountChanged(res.Files)
-	node := output.Printable(cmp.Or(res.Role, "node")) + " " + nodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname})
+	node := output.Printable(cmp.Or(res.Role, "node")) + " " + board.NodeText(&cluster.Node{ID: res.Instance.ID, Hostname: res.Instance.Hostname})
 	isIn := func(word string) string {
 		return fmt.Sprintf("%s: %s is in the cluster as %s", w.Color.Green(word), node, res.Address.Addr)
 	}

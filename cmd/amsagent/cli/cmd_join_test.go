@@ -23,7 +23,7 @@ func TestJoinNext(t *testing.T) {
 	}
 }
 
-// The headline of a dry run reports a refusal, with and without files to write.
+// The board.Headline of a dry run reports a refusal, with and without files to write.
 func TestRefusedDryRun(t *testing.T) {
 	for _, files := range [][]bootstrap.FileResult{nil, {{Path: "/x", Changed: true}}} {
 		for _, refused := range []bool{false, true} {

@@ -17,17 +17,16 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/sleep"
-	"github.com/amsagent/amsagent/lb"
 )
 
 type nodesOptions struct {
-	roles, groups, states []string
-	sort                  string
-	all, watch            bool
-	interval              time.Duration
+	board.Query
+	watch    bool
+	interval time.Duration
 }
 
 func newNodesCommand(g *globals) *cobra.Command {
@@ -66,16 +65,16 @@ func newNodesCommand(g *globals) *cobra.Command {
 	exits(cmd, exitOK, exitFailed, exitUsage, exitPreflight, exitInterrupted)
 	readsOnly(cmd)
 	fs := cmd.Flags()
-	fs.StringSliceVar(&opts.roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
-	fs.StringSliceVar(&opts.groups, "group", nil, "only nodes of these scaling `GROUPS`")
-	fs.StringSliceVar(&opts.states, "state", nil, "only nodes in these `STATES` (joining, active, draining, left, failed)")
-	fs.StringVar(&opts.sort, "sort", "address", "order by `KEY` ("+strings.Join(sortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
+	fs.StringSliceVar(&opts.Roles, "role", nil, "only nodes of these `ROLES`: a comma list, or several times")
+	fs.StringSliceVar(&opts.Groups, "group", nil, "only nodes of these scaling `GROUPS`")
+	fs.StringSliceVar(&opts.States, "state", nil, "only nodes in these `STATES` (joining, active, draining, left, failed)")
+	fs.StringVar(&opts.Sort, "sort", "address", "order by `KEY` ("+strings.Join(board.SortKeys(), ", ")+"); -KEY reverses the order; unknown values come last (default address)")
 	fs.Lookup("sort").DefValue = "" // pflag would print it in quotes
-	fs.BoolVar(&opts.all, "all", false, "show nodes that have left, too")
+	fs.BoolVar(&opts.All, "all", false, "show nodes that have left, too")
 	fs.BoolVar(&opts.watch, "watch", false, "repeat: print again on a terminal, elsewhere print a line for each change")
 	fs.DurationVar(&opts.interval, "interval", 0, "with --watch: `DURATION` from one look to the next (default: half of the shortest heartbeat interval, 500ms to 1s)")
 	completes(cmd, "state", states)
-	completes(cmd, "sort", sortKeys)
+	completes(cmd, "sort", board.SortKeys)
 	g.addSettings(cmd, settings.KeyMongo)
 	cmd.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Commands"})
 	addCommands(cmd, groupEveryday, newNodesPruneCommand(g))
@@ -83,13 +82,13 @@ func newNodesCommand(g *globals) *cobra.Command {
 }
 
 func (o *nodesOptions) check() error {
-	for _, s := range o.states {
+	for _, s := range o.States {
 		if !cluster.State(s).Valid() {
 			return usageError(nil, "--state: %q is not one of %s", s, strings.Join(states(), ", "))
 		}
 	}
-	if key := strings.TrimPrefix(o.sort, "-"); !slices.Contains(sortKeys(), key) {
-		return usageError([]string{"for another order sort the members of -o json"}, "--sort: %q is not one of %s", o.sort, strings.Join(sortKeys(), ", "))
+	if key := strings.TrimPrefix(o.Sort, "-"); !slices.Contains(board.SortKeys(), key) {
+		return usageError([]string{"for another order sort the members of -o json"}, "--sort: %q is not one of %s", o.Sort, strings.Join(board.SortKeys(), ", "))
 	}
 	const least, most = 100 * time.Millisecond, time.Hour
 	if o.interval != 0 && (o.interval < least || o.interval > most) {
@@ -124,8 +123,8 @@ func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) err
 		return cannot("look at the cluster", err)
 	}
 	var o cluster.Observer
-	data := viewNodes(opts, l, o.Observe(l))
-	return g.result("nodes", data, func(w *output.Text) { nodesText(w, data, tableStyleOf(g)) })
+	data := board.New(opts.Query, l, o.Observe(l))
+	return g.result("nodes", data, func(w *output.Text) { board.WriteNodes(w, data, tableStyleOf(g)) })
 }
 
 // inCluster is for commands that need the cluster's MongoDB and nothing of this machine.
@@ -143,95 +142,14 @@ func (g *globals) inCluster(ctx context.Context, app string, log *slog.Logger, d
 	return do(c)
 }
 
-// viewNodes returns the part of a look that the options select.
-func viewNodes(opts nodesOptions, l cluster.Look, members []cluster.Member) nodesData {
-	data := nodesData{ServerTime: l.ServerTime, Members: []nodeView{}}
-	for _, r := range l.Bad {
-		data.BadRecords = append(data.BadRecords, badRecord{r.ID, r.Err.Error()})
-	}
-	for _, m := range members {
-		v := nodeView{Member: m}
-		switch {
-		case !lb.Selects(opts.roles, v.row().Role), !lb.Selects(opts.groups, v.row().Group), !lb.Selects(opts.states, string(v.State())):
-		case v.State() == cluster.StateLeft && !v.Reimaging && !opts.all && len(opts.states) == 0:
-			data.LeftHidden++
-		default:
-			data.Members = append(data.Members, v)
-		}
-	}
-	data.Summary = summarize(data.Members)
-	sortNodes(data.Members, opts.sort)
-	return data
-}
-
 // tableStyleOf is what stdout can show.
-func tableStyleOf(g *globals) tableStyle {
-	t := tableStyle{color: g.out.Palette(g.env.Stdout)}
+func tableStyleOf(g *globals) board.Style {
+	t := board.Style{Color: g.out.Palette(g.env.Stdout)}
 	if g.env.IsTerminal(g.env.Stdout) {
-		t.width, t.height = g.env.Size(g.env.Stdout)
+		t.Width, t.Height = g.env.Size(g.env.Stdout)
 	}
 	return t
 }
-
-func nodesText(w *output.Text, data nodesData, t tableStyle) {
-	w.Line("%s", headline(data, t.color))
-	if len(data.Members) > 0 {
-		w.Line("\n%s", strings.Join(nodeTable(data.Members, t), "\n"))
-	}
-	if after := afterword(data); len(after) > 0 {
-		w.Line("\n%s", strings.Join(after, "\n"))
-	}
-}
-
-func headline(data nodesData, p output.Palette) string {
-	switch {
-	case len(data.Members) > 0:
-		return data.Summary.line(p)
-	case data.LeftHidden > 0:
-		return "no nodes"
-	}
-	return "no nodes: nothing is registered, or nothing matches"
-}
-
-// longGone is the age from which a dead node's record may be removed.
-const longGone = 10 * time.Minute
-
-func afterword(data nodesData) []string {
-	var lines []string
-	for _, r := range data.BadRecords {
-		lines = append(lines, output.Printable("the record of "+r.ID+" cannot be read: "+r.Why))
-	}
-	if data.LeftHidden > 0 {
-		lines = append(lines, fmt.Sprintf("%d left: shown with --all", data.LeftHidden))
-	}
-	notServing, old := data.Summary.Health[cluster.NotServing], 0
-	if notServing > 1 {
-		lines = append(lines, fmt.Sprintf("%d do not serve viewers: -o json has the reasons", notServing))
-	}
-	for _, v := range data.Members {
-		if v.Health == cluster.NotServing && notServing == 1 {
-			lines = append(lines, output.Printable(v.Address()+" does not serve viewers: "+v.whyNotServing()))
-		}
-		if v.State() == cluster.StateDraining {
-			if text := balancersText(*v.Node, data.ServerTime); text != "" {
-				lines = append(lines, output.Printable(v.Address())+" drains: "+text)
-			}
-		}
-		if v.Health == cluster.Gone && time.Duration(v.Agent.Age) > longGone {
-			old++
-		}
-	}
-	if data.Summary.Health[cluster.Unknown] > 0 {
-		lines = append(lines, allSilent+"; --watch shows which come back")
-	}
-	if old > 0 {
-		lines = append(lines, fmt.Sprintf("%d gone for more than %s: amsagent nodes prune lists the records to remove", old, output.Roughly(longGone)))
-	}
-	return lines
-}
-
-// allSilent describes [cluster.Unknown].
-const allSilent = "no node has a fresh heartbeat: MongoDB accepts no writes, or was away until now"
 
 // Bounds of the poll of --watch without --interval.
 const (
@@ -247,11 +165,11 @@ type watcher struct {
 	// terminal prints the table again with each look; elsewhere each change is a line.
 	terminal bool
 
-	data   nodesData
+	data   board.Nodes
 	seen   time.Time     // when data was read; zero before that
 	every  time.Duration // between two looks
 	failed error         // of the last look
-	known  map[string]nodeView
+	known  map[string]board.Node
 }
 
 func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
@@ -287,7 +205,7 @@ func (w *watcher) take(l cluster.Look, failed error) error {
 		if before != nil && !w.terminal {
 			w.g.out.Log().Info("MongoDB is back", "after", output.Rounded(time.Since(w.seen)))
 		}
-		w.data, w.seen = viewNodes(w.opts, l, w.o.Observe(l)), l.At
+		w.data, w.seen = board.New(w.opts.Query, l, w.o.Observe(l)), l.At
 		w.every = cmp.Or(w.opts.interval, pollFor(w.data.Members))
 	}
 	switch {
@@ -300,7 +218,7 @@ func (w *watcher) take(l cluster.Look, failed error) error {
 }
 
 // pollFor looks twice as often as the fastest agent beats.
-func pollFor(members []nodeView) time.Duration {
+func pollFor(members []board.Node) time.Duration {
 	poll := pollMost
 	for _, v := range members {
 		if v.Node != nil && v.Agent.Fresh && v.Node.Interval > 0 {
@@ -313,25 +231,25 @@ func pollFor(members []nodeView) time.Duration {
 // show prints the table on an empty terminal.
 func (w *watcher) show() error {
 	t := tableStyleOf(w.g)
-	text := &output.Text{Color: t.color, Now: w.g.env.Now()}
+	text := &output.Text{Color: t.Color, Now: w.g.env.Now()}
 	if w.failed == nil {
-		text.Line("%s", t.color.Dim(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), output.Rounded(w.every))))
+		text.Line("%s", t.Color.Dim(fmt.Sprintf("%s, every %s; Ctrl-C ends", w.g.env.Now().Format(time.TimeOnly+" MST"), output.Rounded(w.every))))
 	} else {
 		what := "MongoDB is away"
 		var ce *cluster.Error
 		if errors.As(w.failed, &ce) {
 			what = ce.Summary()
 		}
-		text.Line("%s", t.color.Red(output.Printable(what)+"; this is from "+output.Roughly(time.Since(w.seen))+" ago"))
+		text.Line("%s", t.Color.Red(output.Printable(what)+"; this is from "+output.Roughly(time.Since(w.seen))+" ago"))
 	}
 	// Six lines are no rows: the time, the summary, a blank one, the header, the count of what is cut, the cursor's.
-	if t.height > 0 && len(w.data.Members) > t.height-6 {
-		slices.SortStableFunc(w.data.Members, func(a, b nodeView) int { return cmp.Compare(a.rank(), b.rank()) })
+	if t.Height > 0 && len(w.data.Members) > t.Height-6 {
+		slices.SortStableFunc(w.data.Members, func(a, b board.Node) int { return cmp.Compare(a.Rank(), b.Rank()) })
 	}
-	nodesText(text, w.data, t)
+	board.WriteNodes(text, w.data, t)
 	lines := strings.Split(strings.TrimRight(w.g.out.Redact(text.String()), "\n"), "\n")
-	if room := t.height - 1; room > 1 && len(lines) > room {
-		lines = append(lines[:room-1], t.color.Dim(fmt.Sprintf("... %d more lines", len(lines)-room+1)))
+	if room := t.Height - 1; room > 1 && len(lines) > room {
+		lines = append(lines[:room-1], t.Color.Dim(fmt.Sprintf("... %d more lines", len(lines)-room+1)))
 	}
 	return w.g.out.Redraw(strings.Join(lines, "\n") + "\n")
 }
@@ -346,18 +264,18 @@ type nodeChange struct {
 	// Health and State before; only with "changed".
 	HealthBefore cluster.Health `json:"health_before,omitempty"`
 	StateBefore  cluster.State  `json:"state_before,omitempty"`
-	Node         nodeView       `json:"member"`
+	Node         board.Node     `json:"member"`
 }
 
 // changes prints one line for each node whose health or state changed; the first time for all.
 func (w *watcher) changes() error {
 	first := w.known == nil
 	if first && !w.g.out.IsJSON() {
-		if err := w.print(headline(w.data, output.Palette{})); err != nil {
+		if err := w.print(board.Headline(w.data, output.Palette{})); err != nil {
 			return err
 		}
 	}
-	known := make(map[string]nodeView, len(w.data.Members))
+	known := make(map[string]board.Node, len(w.data.Members))
 	for _, v := range w.data.Members {
 		key := v.ID() + " " + v.Address()
 		known[key] = v
@@ -388,7 +306,7 @@ func (w *watcher) changes() error {
 	return nil
 }
 
-func (w *watcher) printChange(change string, before, v nodeView) error {
+func (w *watcher) printChange(change string, before, v board.Node) error {
 	if w.g.out.IsJSON() {
 		c := nodeChange{SchemaVersion: output.SchemaVersion, Kind: "node", At: w.g.env.Now(), Change: change, Node: v}
 		if change == "changed" {
@@ -400,7 +318,7 @@ func (w *watcher) printChange(change string, before, v nodeView) error {
 		}
 		return w.g.out.Print(w.g.out.RedactJSON(b))
 	}
-	words := []string{nodeText(v.Node), output.Dash(v.Address())}
+	words := []string{board.NodeText(v.Node), output.Dash(v.Address())}
 	state, health := output.Dash(string(v.State())), string(v.Health)
 	switch change {
 	case "changed":
@@ -417,7 +335,7 @@ func (w *watcher) printChange(change string, before, v nodeView) error {
 	default:
 		words = append(words, state, health)
 	}
-	if why := v.whyNotServing(); why != "" {
+	if why := v.WhyNotServing(); why != "" {
 		words = append(words, "("+why+")")
 	}
 	return w.print(output.Printable(strings.Join(words, " ")))

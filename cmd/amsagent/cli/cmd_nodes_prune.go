@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/seconds"
@@ -116,7 +117,7 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 		}
 		members = o.Observe(l)
 		if slices.ContainsFunc(members, func(m cluster.Member) bool { return m.Health == cluster.Unknown }) {
-			return errors.New(allSilent + "; run it again once a node has one")
+			return errors.New(board.AllSilent + "; run it again once a node has one")
 		}
 		data.judge(opts, members)
 		return nil
@@ -342,7 +343,7 @@ func pruneText(w *output.Text, d pruneData) {
 			}
 			id := "(no record)"
 			if n := item.member.Node; n != nil {
-				id = nodeText(n)
+				id = board.NodeText(n)
 			}
 			table = append(table, []string{id, output.Dash(item.Address), output.Dash(string(item.State)), why})
 		}

@@ -19,11 +19,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
+	"github.com/amsagent/amsagent/metadata"
 )
 
 const clearScreen = "\x1b[H\x1b[2J"
@@ -152,7 +155,7 @@ func TestWatchLines(t *testing.T) {
 		p := &play{live: true}
 		p.node("i-1", "10.0.0.1")
 		p.node("i-2", "10.0.0.2")
-		err := p.watch(t, nodesOptions{roles: []string{"origin"}}, func() {
+		err := p.watch(t, nodesOptions{Query: board.Query{Roles: []string{"origin"}}}, func() {
 			passes(4 * time.Second)
 			p.node("i-1", "10.0.0.1")
 			p.node("i-3", "10.0.0.3", func(n *cluster.Node) { n.State = cluster.StateJoining })
@@ -216,7 +219,8 @@ func TestWatchServing(t *testing.T) {
 // A killed node is reported after two heartbeat intervals and a second, and hardly later.
 func TestWatchIsInTime(t *testing.T) {
 	for _, interval := range []time.Duration{time.Second, 5 * time.Second} {
-		for _, opts := range []nodesOptions{{roles: []string{"origin"}}, {roles: []string{"origin"}, interval: 500 * time.Millisecond}} {
+		for _, opts := range []nodesOptions{{}, {interval: 500 * time.Millisecond}} {
+			opts.Roles = []string{"origin"}
 			synctest.Test(t, func(t *testing.T) {
 				p := &play{live: true}
 				beat := func() {
@@ -251,7 +255,7 @@ func TestWatchJSON(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &play{json: true, terminal: true, live: true}
 		p.node("i-1", "10.0.0.1")
-		_ = p.watch(t, nodesOptions{roles: []string{"origin"}}, func() { passes(15 * time.Second) })
+		_ = p.watch(t, nodesOptions{Query: board.Query{Roles: []string{"origin"}}}, func() { passes(15 * time.Second) })
 		var got []string
 		for line := range strings.Lines(p.out.String()) {
 			var c struct {
@@ -387,42 +391,6 @@ func TestWatchTerminalGone(t *testing.T) {
 	})
 }
 
-func TestViewNodes(t *testing.T) {
-	var members []cluster.Member
-	for _, v := range aCluster() {
-		members = append(members, v.Member)
-	}
-	left := aNode(9, func(v *nodeView) {
-		v.Node.State, v.Health, v.Agent.Fresh = cluster.StateLeft, cluster.Gone, false
-	})
-	members = append(members, left.Member)
-	for _, tt := range []struct {
-		name   string
-		opts   nodesOptions
-		want   string
-		hidden int
-	}{
-		{"all but those that left", nodesOptions{}, "6 7 8 9 10 99 12", 1},
-		{"those that left, too", nodesOptions{all: true}, "6 7 8 9 10 99 12 14", 0},
-		{"only those that left", nodesOptions{states: []string{"left"}}, "14", 0},
-		{"a role", nodesOptions{roles: []string{"edge"}}, "8 9 10", 0},
-		{"a role in capitals", nodesOptions{roles: []string{"Edge"}}, "8 9 10", 0},
-		{"several", nodesOptions{roles: []string{"edge", "origin"}, states: []string{"draining", "active"}}, "6 7 8 9 10", 0},
-		{"a group", nodesOptions{groups: []string{"生产"}}, "12", 0},
-		{"none", nodesOptions{roles: []string{"x"}}, "", 0},
-	} {
-		tt.opts.sort = "address"
-		data := viewNodes(tt.opts, cluster.Look{}, members)
-		var got []string
-		for _, v := range data.Members {
-			got = append(got, v.Address()[len("10.0.0."):])
-		}
-		if s := strings.Join(got, " "); s != tt.want || data.LeftHidden != tt.hidden || data.Summary.Nodes != len(got) || data.Members == nil {
-			t.Errorf("%s: %s, %d hidden", tt.name, s, data.LeftHidden)
-		}
-	}
-}
-
 // If no node has a fresh heartbeat, MongoDB may have been away until now: no node is gone.
 func TestNodesAfterFailover(t *testing.T) {
 	for _, tt := range []struct {
@@ -439,12 +407,12 @@ func TestNodesAfterFailover(t *testing.T) {
 			p.live = tt.live
 			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = tt.state })
 			passes(12200 * time.Millisecond)
-			must.OK(t, showNodes(t.Context(), nodesOptions{all: true, sort: "address"}, p.globals(), p))
+			must.OK(t, showNodes(t.Context(), nodesOptions{Query: board.Query{All: true, Sort: "address"}}, p.globals(), p))
 			got := p.out.String()
 			if first, _, _ := strings.Cut(got, "\n"); first != tt.want {
 				t.Errorf("%q, want %q", first, tt.want)
 			}
-			if strings.Contains(got, allSilent) != strings.Contains(tt.want, "unknown") {
+			if strings.Contains(got, board.AllSilent) != strings.Contains(tt.want, "unknown") {
 				t.Error(got)
 			}
 		})
@@ -621,7 +589,7 @@ func TestPrune(t *testing.T) {
 		p.node("i-2", "10.0.0.2")
 		passes(time.Hour)
 		code := p.prune(t, pruneOptions{yes: true})
-		if code != exitFailed || len(p.removed) > 0 || !strings.Contains(p.env.stderr.String(), allSilent) {
+		if code != exitFailed || len(p.removed) > 0 || !strings.Contains(p.env.stderr.String(), board.AllSilent) {
 			t.Errorf("exit %d, removed %v: %s", code, p.removed, p.env.stderr.String())
 		}
 	})
@@ -644,10 +612,8 @@ func TestPruneKeepsWhoListens(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	port := l.Addr().(*net.TCPAddr).Port
 	gone := func(i int, ip string) pruneItem {
-		v := aNode(i, func(v *nodeView) {
-			v.Node.IP, v.Node.Port, v.Health, v.Agent.Fresh = ip, port, cluster.Gone, false
-		})
-		return pruneItem{ID: v.ID(), Address: ip, member: v.Member}
+		id := fmt.Sprint("i-", i)
+		return pruneItem{ID: id, Address: ip, member: cluster.Member{Node: &cluster.Node{ID: id, IP: ip, Port: port, State: cluster.StateActive}, Health: cluster.Gone}}
 	}
 	d := pruneData{Remove: []pruneItem{gone(1, "127.0.0.1"), gone(2, "127.0.0.2")}}
 	d.probe(t.Context(), nil)
@@ -656,7 +622,7 @@ func TestPruneKeepsWhoListens(t *testing.T) {
 	}
 	// Another machine that has the address now may listen.
 	d = pruneData{Remove: []pruneItem{gone(1, "127.0.0.1")}}
-	d.probe(t.Context(), []cluster.Member{aNode(7, func(v *nodeView) { v.Node.IP = "127.0.0.1" }).Member})
+	d.probe(t.Context(), []cluster.Member{{Node: &cluster.Node{ID: "i-7", IP: "127.0.0.1", State: cluster.StateActive}, Agent: cluster.Signal{Known: true, Fresh: true}, Health: cluster.Healthy}})
 	if len(d.Remove) != 1 || len(d.Kept) != 0 {
 		t.Errorf("%+v", d)
 	}
@@ -664,3 +630,39 @@ func TestPruneKeepsWhoListens(t *testing.T) {
 
 // passes lets time pass in a bubble of synctest.
 func passes(d time.Duration) { <-time.After(d) }
+
+func ptr[T any](v T) *T { return &v }
+
+// Outside a cloud a node's id is made of the machine id: texts have the host name, too.
+func TestTextsHaveTheHostName(t *testing.T) {
+	const id = "m-bce15aa9449b48d5a7ee27d83cc6dd98"
+	e, v := &testEnv{}, board.Node{Member: cluster.Member{Node: &cluster.Node{ID: id, Hostname: "edge-7\x1b[2J"}}}
+	must.OK(t, (&watcher{g: plainGlobals(e)}).printChange("first", v, v))
+	pruned, joined := &output.Text{}, &output.Text{}
+	pruneText(pruned, pruneData{Remove: []pruneItem{{member: v.Member}}})
+	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: v.Node.Hostname}}, "", cluster.Target{})
+	drain := remoteDrain{node: *v.Node}
+	lines := []string{e.stdout.String(), pruned.String(), joined.String(), drain.progress()}
+	for _, c := range []bootstrap.Convergence{{}, {Standalone: true}, {Repairs: []bootstrap.Finding{{ID: bootstrap.IDDrift}}}} {
+		w := &output.Text{}
+		c.Phase, c.Node = bootstrap.PhaseJoined, *v.Node
+		convergeText(w, &c)
+		lines = append(lines, w.String())
+	}
+	for _, line := range lines {
+		if want := `edge-7\u001b[2J (` + id + ")"; !strings.Contains(line, want) {
+			t.Errorf("lacks %s:\n%s", want, line)
+		}
+	}
+}
+
+func withoutColor(s string) string {
+	for {
+		before, rest, ok := strings.Cut(s, "\x1b[")
+		if !ok {
+			return s
+		}
+		_, after, _ := strings.Cut(rest, "m")
+		s = before + after
+	}
+}

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +18,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/conf"
@@ -214,7 +214,7 @@ func registryText(w *output.Text, r bootstrap.RowView) string {
 	case r.Registry == nil:
 		return "no row of this node"
 	}
-	text := fmt.Sprintf("%s is %s", nodeText(r.Registry), r.Registry.State)
+	text := fmt.Sprintf("%s is %s", board.NodeText(r.Registry), r.Registry.State)
 	if !r.Registry.StateSince.IsZero() {
 		text += ", since " + w.Ago(r.Registry.StateSince)
 	}
@@ -257,26 +257,12 @@ func statusBalancers(r bootstrap.RowView) string {
 	if r.Registry == nil {
 		return ""
 	}
-	return balancersText(*r.Registry, r.Registry.UpdatedAt.Add(time.Duration(r.Age)))
-}
-
-// balancersText names the load balancers that know a node, and whether they send new sessions to it.
-func balancersText(n cluster.Node, serverNow time.Time) string {
-	var words []string
-	recent := n.BalancersAt(serverNow)
-	for _, name := range slices.Sorted(maps.Keys(recent)) {
-		word := " took it out"
-		if recent[name].Uses {
-			word = " uses it"
-		}
-		words = append(words, output.Printable(name)+word)
-	}
-	return strings.Join(words, ", ")
+	return board.BalancersText(*r.Registry, r.Registry.UpdatedAt.Add(time.Duration(r.Age)))
 }
 
 func statusSessions(r bootstrap.RowView) string {
-	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
-	s := v.sessions()
+	v := board.Node{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
+	s := v.Sessions()
 	if s == nil || s.Publishers == nil && s.Viewers == nil {
 		return ""
 	}
@@ -295,9 +281,9 @@ func statusSessions(r bootstrap.RowView) string {
 
 // loadText shows the load of the last heartbeat.
 func loadText(w *output.Text, r bootstrap.RowView) {
-	v := nodeView{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
-	load := v.load()
-	gpu, index, devices := v.gpu()
+	v := board.Node{Member: cluster.Member{Node: r.Registry, Agent: r.Agent}}
+	load := v.Load()
+	gpu, index, devices := v.GPU()
 	gpuName := "GPU"
 	if devices > 1 && gpu != nil {
 		gpuName = fmt.Sprintf("GPU #%d of %d", index, devices)
@@ -309,7 +295,7 @@ func loadText(w *output.Text, r bootstrap.RowView) {
 	}{{"CPU", load.CPU}, {"memory", load.Mem}, {"disk", load.Disk}, {gpuName, gpu}, {"score", load.Score}} {
 		if row.percent != nil {
 			heading()
-			w.Line("  %-13s%s", row.name, paintLoad(w.Color, row.percent, fmt.Sprintf("%4s", percentText(row.percent))))
+			w.Line("  %-13s%s", row.name, board.PaintLoad(w.Color, row.percent, fmt.Sprintf("%4s", board.Percent(row.percent))))
 		}
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
@@ -36,11 +37,11 @@ func resultsOf() []result {
 		{"leave", "leave", bootstrap.LeaveResult{}},
 		{"converge", "converge", bootstrap.Convergence{}},
 		{"status", "status", statusView{}},
-		{"nodes", "nodes", nodesData{}},
+		{"nodes", "nodes", board.Nodes{}},
 		{"node", "nodes --watch", nodeChange{}},
 		{"prune", "nodes prune", pruneData{}},
 		{"balance", "balance --once", balanceData{}},
-		{"events", "events", eventsData{}},
+		{"events", "events", board.Events{}},
 		{"drain", "drain", drainData{}},
 		{"undrain", "undrain", drainData{}},
 		{"event", "event", drainData{}},

@@ -99,7 +99,7 @@ func newRootCommand(g *globals) *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: groupEveryday, Title: "Everyday"}, &cobra.Group{ID: groupAdvanced, Title: "Advanced"})
 	addCommands(root, groupEveryday, newJoinCommand(g), newLeaveCommand(g), newStatusCommand(g), newDoctorCommand(g), newNodesCommand(g),
 		newEventsCommand(g), newDrainCommand(g), newUndrainCommand(g), newMetadataCommand(g))
-	addCommands(root, groupAdvanced, newSealCommand(g), newBalanceCommand(g), newRunCommand(g), newEventCommand(g), newConvergeCommand(g),
+	addCommands(root, groupAdvanced, newSealCommand(g), newBalanceCommand(g), newWebCommand(g), newRunCommand(g), newEventCommand(g), newConvergeCommand(g),
 		newDeregisterCommand(g), newConfigCommand(g), newSupportCommand(g), newVersionCommand(g))
 	addCobraCommands(root)
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { g.helpErr = g.out.Print([]byte(helpText(cmd))) })

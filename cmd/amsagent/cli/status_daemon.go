@@ -203,7 +203,7 @@ func (s *statusView) lifeText(w *output.Text) {
 	}
 }
 
-// nodeText is what this node is for, and its address, with the origins.
+// board.NodeText is what this node is for, and its address, with the origins.
 func (s *statusView) nodeText() string {
 	var parts []string
 	for _, row := range []struct {

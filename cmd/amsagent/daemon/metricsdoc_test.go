@@ -87,7 +87,7 @@ func balanceMetrics(t *testing.T) string {
 	feed := lb.NewFeed(lb.Options{Looker: emptyCluster{}, Store: lastList{}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
 	must.OK(t, feed.Look(t.Context()))
 	w := httptest.NewRecorder()
-	lb.Handler(feed, 9771).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	lb.Handler(feed).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	return w.Body.String()
 }
 

@@ -51,18 +51,18 @@ func TestRounded(t *testing.T) {
 }
 
 func TestEnvelope(t *testing.T) {
-	b, err := envelope("x", struct{}{})
+	b, err := Envelope("x", struct{}{})
 	if err != nil || string(b) != "{\n  \"schema_version\": 1,\n  \"kind\": \"x\"\n}\n" {
 		t.Errorf("%s, %v", b, err)
 	}
-	b, err = envelope("x", map[string]any{"a": "<&>"})
+	b, err = Envelope("x", map[string]any{"a": "<&>"})
 	if err != nil || string(b) != "{\n  \"schema_version\": 1,\n  \"kind\": \"x\",\n  \"a\": \"<&>\"\n}\n" {
 		t.Errorf("%s, %v", b, err)
 	}
-	if _, err = envelope("x", []int{1}); err == nil {
+	if _, err = Envelope("x", []int{1}); err == nil {
 		t.Error("a list is no object")
 	}
-	if _, err = envelope("x", func() {}); err == nil {
+	if _, err = Envelope("x", func() {}); err == nil {
 		t.Error("a function cannot be encoded")
 	}
 }

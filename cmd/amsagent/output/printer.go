@@ -96,7 +96,7 @@ func (p *Printer) Once(what string) bool {
 // Result prints data as one JSON object, after schema_version and kind, or the lines of text.
 func (p *Printer) Result(kind string, data any, text func(*Text)) error {
 	if p.IsJSON() {
-		b, err := envelope(kind, data)
+		b, err := Envelope(kind, data)
 		if err != nil {
 			return err
 		}
@@ -133,7 +133,8 @@ func (p *Printer) Write(b []byte) (int, error) {
 // PrintError writes bytes to standard error. Its own failure has no reader.
 func (p *Printer) PrintError(b []byte) { _, _ = p.to.Stderr.Write(plain.Output(b)) }
 
-func envelope(kind string, data any) ([]byte, error) {
+// Envelope is data as one JSON object, after schema_version and kind.
+func Envelope(kind string, data any) ([]byte, error) {
 	b, err := JSONLine(data)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the result: %w", err)

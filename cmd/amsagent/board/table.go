@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cli
+package board
 
 import (
 	"cmp"
@@ -19,23 +19,23 @@ import (
 	"github.com/amsagent/amsagent/metadata/generic"
 )
 
-// nodeView is one machine of the cluster as `nodes` shows it.
-type nodeView struct {
+// Node is one machine of the cluster as `nodes` shows it.
+type Node struct {
 	cluster.Member
 }
 
-// nodesData is what `nodes` prints.
-type nodesData struct {
-	ServerTime time.Time    `json:"server_time"`
-	Summary    nodesSummary `json:"summary"`
-	Members    []nodeView   `json:"members"`
+// Nodes is what `nodes` prints.
+type Nodes struct {
+	ServerTime time.Time `json:"server_time"`
+	Summary    Summary   `json:"summary"`
+	Members    []Node    `json:"members"`
 	// LeftHidden counts the nodes that have left and are not among Members.
 	LeftHidden int `json:"left_hidden"`
 	// BadRecords are records of the registry that hold what no agent writes, and are no members.
-	BadRecords []badRecord `json:"bad_records,omitempty"`
+	BadRecords []BadRecord `json:"bad_records,omitempty"`
 }
 
-type badRecord struct {
+type BadRecord struct {
 	ID  string `json:"id"`
 	Why string `json:"reason"`
 }
@@ -43,8 +43,8 @@ type badRecord struct {
 // noRole counts the nodes without a role: an empty name in JSON looks like a mistake.
 const noRole = "none"
 
-// nodesSummary counts the members shown.
-type nodesSummary struct {
+// Summary counts the members shown.
+type Summary struct {
 	Nodes  int                    `json:"nodes"`
 	Health map[cluster.Health]int `json:"health"`
 	States map[cluster.State]int  `json:"states"`
@@ -59,8 +59,8 @@ type nodesSummary struct {
 	NotCounted int `json:"not_counted"`
 }
 
-func summarize(members []nodeView) nodesSummary {
-	s := nodesSummary{
+func summarize(members []Node) Summary {
+	s := Summary{
 		Nodes: len(members), Health: map[cluster.Health]int{}, States: map[cluster.State]int{}, Roles: map[string]int{},
 	}
 	add := func(sum **int, n *int) {
@@ -78,7 +78,7 @@ func summarize(members []nodeView) nodesSummary {
 			s.States[m.State()]++
 			s.Roles[cmp.Or(m.Node.Role, noRole)]++
 		}
-		sessions := m.sessions()
+		sessions := m.Sessions()
 		if sessions == nil || sessions.Publishers == nil || sessions.Viewers == nil {
 			if m.Health != cluster.Gone && m.Health != cluster.Unknown && m.Health != cluster.Left {
 				s.NotCounted++
@@ -93,37 +93,30 @@ func summarize(members []nodeView) nodesSummary {
 	return s
 }
 
-// line is the summary in one line.
-func (s nodesSummary) line(p output.Palette) string {
-	var health, states, sessions []string
-	for _, h := range cluster.Healths() {
-		if n := s.Health[h]; n > 0 && h != cluster.Left { // left is also a state
-			health = append(health, paintHealth(p, h, fmt.Sprintf("%d %s", n, h)))
-		}
-	}
-	for _, st := range slices.Sorted(maps.Keys(s.States)) {
-		if st != cluster.StateActive && st != "" {
-			states = append(states, fmt.Sprintf("%d %s", s.States[st], output.Printable(string(st))))
-		}
-	}
-	if s.Publishers != nil {
-		sessions = append(sessions, output.Count(*s.Publishers, "publisher"))
-	}
-	if s.Viewers != nil {
-		about := ""
-		if s.Estimated {
-			about = "about "
-		}
-		sessions = append(sessions, about+output.Count(*s.Viewers, "viewer"))
-	}
-	if s.NotCounted > 0 && len(sessions) > 0 {
-		sessions = append(sessions, output.Count(s.NotCounted, "node")+" not counted")
-	}
+// line is the first line of `nodes`.
+func (s Summary) line(p output.Palette) string {
 	line := output.Count(s.Nodes, "node")
-	if len(health) > 0 {
+	if health := s.health(p, cluster.Healths()); len(health) > 0 {
 		line += ": " + strings.Join(health, ", ")
 	}
-	for _, words := range [][]string{states, s.roles(), sessions} {
+	return joinParts(line, s.states(cluster.StateActive), s.roles(), s.sessions())
+}
+
+// Problems is the first line in two parts: what is not right, the worst first, and the rest.
+func (s Summary) Problems() (wrong, rest string) {
+	healths := cluster.Healths()[1:]
+	slices.Reverse(healths)
+	rest = output.Count(s.Nodes, "node")
+	if n := s.Health[cluster.Healthy]; n > 0 && n == s.Nodes {
+		rest += " healthy"
+	} else if s.Nodes > 0 {
+		rest = fmt.Sprintf("%d of %s healthy", n, rest)
+	}
+	return strings.Join(append(s.health(output.Palette{}, healths), s.states(cluster.StateLeft)...), ", "), joinParts(rest, s.roles(), s.sessions())
+}
+
+func joinParts(line string, parts ...[]string) string {
+	for _, words := range parts {
 		if len(words) > 0 {
 			line += "; " + strings.Join(words, ", ")
 		}
@@ -131,8 +124,44 @@ func (s nodesSummary) line(p output.Palette) string {
 	return line
 }
 
+func (s Summary) health(p output.Palette, order []cluster.Health) (words []string) {
+	for _, h := range order {
+		if n := s.Health[h]; n > 0 && h != cluster.Left { // that is a state, too
+			words = append(words, paintHealth(p, h, fmt.Sprintf("%d %s", n, h)))
+		}
+	}
+	return words
+}
+
+// states counts the nodes of each state but the active ones and those of another.
+func (s Summary) states(without cluster.State) (words []string) {
+	for _, st := range slices.Sorted(maps.Keys(s.States)) {
+		if st != cluster.StateActive && st != without && st != "" {
+			words = append(words, fmt.Sprintf("%d %s", s.States[st], output.Printable(string(st))))
+		}
+	}
+	return words
+}
+
+func (s Summary) sessions() (words []string) {
+	if s.Publishers != nil {
+		words = append(words, output.Count(*s.Publishers, "publisher"))
+	}
+	if s.Viewers != nil {
+		about := ""
+		if s.Estimated {
+			about = "about "
+		}
+		words = append(words, about+output.Count(*s.Viewers, "viewer"))
+	}
+	if s.NotCounted > 0 && len(words) > 0 {
+		words = append(words, output.Count(s.NotCounted, "node")+" not counted")
+	}
+	return words
+}
+
 // roles counts the nodes of each role, the origins first.
-func (s nodesSummary) roles() []string {
+func (s Summary) roles() []string {
 	var words []string
 	for _, role := range slices.SortedFunc(maps.Keys(s.Roles), func(a, b string) int {
 		known := []string{"edge", "origin"}
@@ -149,22 +178,22 @@ func (s nodesSummary) roles() []string {
 }
 
 // row is the node's record; empty without an agent.
-func (v nodeView) row() cluster.Node {
+func (v Node) Record() cluster.Node {
 	if v.Node == nil {
 		return cluster.Node{}
 	}
 	return *v.Node
 }
 
-// hasHeartbeat reports whether the agent's last heartbeat counts.
-func (v nodeView) hasHeartbeat() bool {
+// HasHeartbeat reports whether the agent's last heartbeat counts.
+func (v Node) HasHeartbeat() bool {
 	return v.Node != nil && v.Agent.Fresh && v.Health != cluster.Left
 }
 
 // load is what the agent read, or Ant Media Server if there is no agent.
-func (v nodeView) load() cluster.Load {
+func (v Node) Load() cluster.Load {
 	switch {
-	case v.hasHeartbeat() && v.Node.Load != nil:
+	case v.HasHeartbeat() && v.Node.Load != nil:
 		return *v.Node.Load
 	case v.Node == nil && v.Server.Fresh:
 		return cluster.Load{CPU: amsCPU(v.AMS[0]), Mem: amsMemory(v.AMS[0])}
@@ -188,23 +217,23 @@ func amsMemory(n cluster.AMSNode) *int {
 }
 
 // whyNotServing names what does not serve; "" if the node serves, or if that is unknown.
-func (v nodeView) whyNotServing() string {
+func (v Node) WhyNotServing() string {
 	if v.Health != cluster.NotServing {
 		return ""
 	}
 	return cmp.Or(v.Node.Serving.Why, "the agent gives no reason")
 }
 
-func (v nodeView) sessions() *cluster.Sessions {
-	if !v.hasHeartbeat() {
+func (v Node) Sessions() *cluster.Sessions {
+	if !v.HasHeartbeat() {
 		return nil
 	}
 	return v.Node.Sessions
 }
 
 // gpu finds the busiest device by its busiest part: the cores, the encoder or the decoder.
-func (v nodeView) gpu() (busiest *int, index, devices int) {
-	gpus := v.load().GPUs
+func (v Node) GPU() (busiest *int, index, devices int) {
+	gpus := v.Load().GPUs
 	for i, d := range gpus {
 		for _, part := range []*int{d.Util, d.Enc, d.Dec} {
 			if part != nil && (busiest == nil || *part > *busiest) {
@@ -215,7 +244,7 @@ func (v nodeView) gpu() (busiest *int, index, devices int) {
 	return busiest, index, len(gpus)
 }
 
-func percentText(n *int) string { return numberText(n, "%") }
+func Percent(n *int) string { return numberText(n, "%") }
 
 func numberText(n *int, unit string) string {
 	if n == nil {
@@ -235,21 +264,21 @@ func ageText(s cluster.Signal) string {
 	return output.Roughly(s.Age)
 }
 
-func gpuText(v nodeView) string {
-	busiest, index, devices := v.gpu()
+func gpuText(v Node) string {
+	busiest, index, devices := v.GPU()
 	switch {
 	case devices == 0:
 		return "-"
 	case devices == 1:
-		return percentText(busiest)
+		return Percent(busiest)
 	case busiest == nil:
 		return fmt.Sprintf("- of %d", devices)
 	}
 	return fmt.Sprintf("%d%% #%d of %d", *busiest, index, devices)
 }
 
-func sessionsText(v nodeView) string {
-	s := v.sessions()
+func sessionsText(v Node) string {
+	s := v.Sessions()
 	if s == nil || s.Publishers == nil && s.Viewers == nil {
 		return "-"
 	}
@@ -267,55 +296,55 @@ func versionText(n cluster.Node) string {
 	return strings.TrimPrefix(n.Agent+", AMS "+n.AMS, ", ")
 }
 
-// nodeColumn is one column of the table.
-type nodeColumn struct {
-	title string
-	text  func(nodeView) string
-	right bool
+// Column is one column of the table.
+type Column struct {
+	Title string
+	Text  func(Node) string
+	Right bool
 	// spare: a terminal does not show the column if all its cells are empty.
 	spare bool
-	paint func(output.Palette, nodeView, string) string
+	paint func(output.Palette, Node, string) string
 }
 
-func nodeColumns() []nodeColumn {
-	field := func(title string, value func(cluster.Node) string) nodeColumn {
-		return nodeColumn{title: title, spare: true, text: func(v nodeView) string { return output.Dash(output.Printable(value(v.row()))) }}
+func Columns() []Column {
+	field := func(title string, value func(cluster.Node) string) Column {
+		return Column{Title: title, spare: true, Text: func(v Node) string { return output.Dash(output.Printable(value(v.Record()))) }}
 	}
-	signal := func(title string, of func(nodeView) cluster.Signal) nodeColumn {
-		return nodeColumn{title: title, right: true, text: func(v nodeView) string { return ageText(of(v)) }, paint: func(p output.Palette, v nodeView, s string) string {
+	signal := func(title string, of func(Node) cluster.Signal) Column {
+		return Column{Title: title, Right: true, Text: func(v Node) string { return ageText(of(v)) }, paint: func(p output.Palette, v Node, s string) string {
 			if of(v).Known && !of(v).Fresh {
 				return p.Yellow(s)
 			}
 			return s
 		}}
 	}
-	load := func(title string, percent func(nodeView) *int) nodeColumn {
-		return nodeColumn{
-			title: title, right: true, text: func(v nodeView) string { return percentText(percent(v)) },
-			paint: func(p output.Palette, v nodeView, s string) string { return paintLoad(p, percent(v), s) },
+	load := func(title string, percent func(Node) *int) Column {
+		return Column{
+			Title: title, Right: true, Text: func(v Node) string { return Percent(percent(v)) },
+			paint: func(p output.Palette, v Node, s string) string { return PaintLoad(p, percent(v), s) },
 		}
 	}
-	score := load("SCORE", func(v nodeView) *int { return v.load().Score })
-	gpu := load("GPU", func(v nodeView) *int { n, _, _ := v.gpu(); return n })
-	score.spare, gpu.spare, gpu.text = true, true, gpuText
-	return []nodeColumn{
-		{title: "NODE", text: func(v nodeView) string { return nodeName(v.Node) }},
+	score := load("SCORE", func(v Node) *int { return v.Load().Score })
+	gpu := load("GPU", func(v Node) *int { n, _, _ := v.GPU(); return n })
+	score.spare, gpu.spare, gpu.Text = true, true, gpuText
+	return []Column{
+		{Title: "NODE", Text: func(v Node) string { return nodeName(v.Node) }},
 		field("ROLE", func(n cluster.Node) string { return n.Role }),
 		field("GROUP", func(n cluster.Node) string { return n.Group }),
 		field("ZONE", func(n cluster.Node) string { return cmp.Or(n.Zone, n.Region) }),
-		{title: "ADDRESS", text: func(v nodeView) string { return output.Dash(output.Printable(v.Address())) }},
-		{title: "STATE", text: stateText, paint: paintState},
+		{Title: "ADDRESS", Text: func(v Node) string { return output.Dash(output.Printable(v.Address())) }},
+		{Title: "STATE", Text: stateText, paint: paintState},
 		{
-			title: "HEALTH", text: func(v nodeView) string { return string(v.Health) },
-			paint: func(p output.Palette, v nodeView, s string) string { return paintHealth(p, v.Health, s) },
+			Title: "HEALTH", Text: func(v Node) string { return string(v.Health) },
+			paint: func(p output.Palette, v Node, s string) string { return paintHealth(p, v.Health, s) },
 		},
-		signal("AGENT", func(v nodeView) cluster.Signal { return v.Agent }),
-		signal("AMS", func(v nodeView) cluster.Signal { return v.Server }),
-		load("CPU", func(v nodeView) *int { return v.load().CPU }),
+		signal("AGENT", func(v Node) cluster.Signal { return v.Agent }),
+		signal("AMS", func(v Node) cluster.Signal { return v.Server }),
+		load("CPU", func(v Node) *int { return v.Load().CPU }),
 		gpu,
-		load("MEM", func(v nodeView) *int { return v.load().Mem }),
+		load("MEM", func(v Node) *int { return v.Load().Mem }),
 		score,
-		{title: "PUB/VIEW", right: true, text: sessionsText},
+		{Title: "PUB/VIEW", Right: true, Text: sessionsText},
 		field("VERSION", versionText),
 	}
 }
@@ -331,8 +360,8 @@ func nodeName(n *cluster.Node) string {
 	return output.Dash(output.Printable(n.ID))
 }
 
-// nodeText returns the id, too, if the name is the host's.
-func nodeText(n *cluster.Node) string {
+// NodeText returns the id, too, if the name is the host's.
+func NodeText(n *cluster.Node) string {
 	name := nodeName(n)
 	if n == nil || name == output.Dash(output.Printable(n.ID)) {
 		return name
@@ -340,14 +369,14 @@ func nodeText(n *cluster.Node) string {
 	return name + " (" + output.Printable(n.ID) + ")"
 }
 
-func stateText(v nodeView) string {
+func stateText(v Node) string {
 	if v.Reimaging {
 		return "reimaging"
 	}
 	return output.Dash(output.Printable(string(v.State())))
 }
 
-func paintState(p output.Palette, v nodeView, s string) string {
+func paintState(p output.Palette, v Node, s string) string {
 	switch v.State() {
 	case cluster.StateJoining, cluster.StateDraining:
 		return p.Yellow(s)
@@ -372,11 +401,11 @@ func paintHealth(p output.Palette, h cluster.Health, s string) string {
 	return s
 }
 
-// tableStyle is what the table is printed on.
-type tableStyle struct {
-	color output.Palette
+// Style is what the table is printed on.
+type Style struct {
+	Color output.Palette
 	// width and height are those of the terminal; 0 without one: then all columns are printed.
-	width, height int
+	Width, Height int
 }
 
 // narrower are the columns that a narrow terminal does not show, the first one first.
@@ -384,20 +413,20 @@ func narrower() []string {
 	return []string{"VERSION", "ZONE", "SCORE", "GROUP", "GPU", "MEM", "AMS", "AGENT", "ROLE", "CPU", "PUB/VIEW", "STATE", "ADDRESS"}
 }
 
-// nodeTable renders the members, a header first.
-func nodeTable(members []nodeView, t tableStyle) []string {
+// Table renders the members, a header first.
+func Table(members []Node, t Style) []string {
 	const gap = "  "
-	columns := nodeColumns()
-	drop := func(which func(nodeColumn) bool) { columns = slices.DeleteFunc(columns, which) }
-	if t.width > 0 {
-		drop(func(c nodeColumn) bool {
-			return c.spare && !slices.ContainsFunc(members, func(v nodeView) bool { return c.text(v) != "-" })
+	columns := Columns()
+	drop := func(which func(Column) bool) { columns = slices.DeleteFunc(columns, which) }
+	if t.Width > 0 {
+		drop(func(c Column) bool {
+			return c.spare && !slices.ContainsFunc(members, func(v Node) bool { return c.Text(v) != "-" })
 		})
 	}
-	width := func(c nodeColumn) int {
-		n := len(c.title)
+	width := func(c Column) int {
+		n := len(c.Title)
 		for _, v := range members {
-			n = max(n, utf8.RuneCountInString(c.text(v)))
+			n = max(n, utf8.RuneCountInString(c.Text(v)))
 		}
 		return n
 	}
@@ -408,17 +437,17 @@ func nodeTable(members []nodeView, t tableStyle) []string {
 		return n - len(gap)
 	}
 	for _, title := range narrower() {
-		if t.width == 0 || total() <= t.width {
+		if t.Width == 0 || total() <= t.Width {
 			break
 		}
-		drop(func(c nodeColumn) bool { return c.title == title })
+		drop(func(c Column) bool { return c.Title == title })
 	}
 	lines := make([]string, len(members)+1)
 	for i, c := range columns {
 		n := width(c)
 		cell := func(row int, text, shown string) {
 			padding := strings.Repeat(" ", n-utf8.RuneCountInString(text))
-			if c.right {
+			if c.Right {
 				shown = padding + shown
 			} else if i < len(columns)-1 {
 				shown += padding
@@ -428,26 +457,26 @@ func nodeTable(members []nodeView, t tableStyle) []string {
 			}
 			lines[row] += shown
 		}
-		cell(0, c.title, t.color.Bold(c.title))
+		cell(0, c.Title, t.Color.Bold(c.Title))
 		for row, v := range members {
-			text := c.text(v)
+			text := c.Text(v)
 			shown := text
 			if c.paint != nil && v.State() != cluster.StateLeft {
-				shown = c.paint(t.color, v, text)
+				shown = c.paint(t.Color, v, text)
 			}
 			cell(row+1, text, shown)
 		}
 	}
 	for row, v := range members {
 		if v.State() == cluster.StateLeft {
-			lines[row+1] = t.color.Dim(lines[row+1])
+			lines[row+1] = t.Color.Dim(lines[row+1])
 		}
 	}
 	return lines
 }
 
 // rank is 0 for a node that needs attention, 1 for one that is alive and active, 2 for one that has left.
-func (v nodeView) rank() int {
+func (v Node) Rank() int {
 	switch {
 	case v.Health == cluster.Left:
 		return 2
@@ -457,22 +486,22 @@ func (v nodeView) rank() int {
 	return 0
 }
 
-// sortKeys are the values of --sort.
-func sortKeys() []string { return []string{"address", "state", "cpu", "sessions"} }
+// SortKeys are the values of --sort.
+func SortKeys() []string { return []string{"address", "state", "cpu", "sessions"} }
 
 // sortNodes orders members, which come in the order of their addresses. Unknown values come last, in both directions.
-func sortNodes(members []nodeView, key string) {
+func sortNodes(members []Node, key string) {
 	key, reverse := strings.CutPrefix(key, "-")
-	value := map[string]func(nodeView) *int{
-		"cpu": func(v nodeView) *int { return v.load().CPU },
-		"state": func(v nodeView) *int {
+	value := map[string]func(Node) *int{
+		"cpu": func(v Node) *int { return v.Load().CPU },
+		"state": func(v Node) *int {
 			if v.Node == nil {
 				return nil
 			}
 			return new(slices.Index(cluster.States(), v.State()))
 		},
-		"sessions": func(v nodeView) *int {
-			if s := v.sessions(); s != nil {
+		"sessions": func(v Node) *int {
+			if s := v.Sessions(); s != nil {
 				if n, known := s.Total(); known {
 					return &n
 				}
@@ -486,7 +515,7 @@ func sortNodes(members []nodeView, key string) {
 		}
 		return
 	}
-	order := func(v nodeView) int {
+	order := func(v Node) int {
 		switch n := value(v); {
 		case n == nil:
 			return math.MaxInt
@@ -496,7 +525,7 @@ func sortNodes(members []nodeView, key string) {
 			return *n
 		}
 	}
-	slices.SortStableFunc(members, func(a, b nodeView) int { return cmp.Compare(order(a), order(b)) })
+	slices.SortStableFunc(members, func(a, b Node) int { return cmp.Compare(order(a), order(b)) })
 }
 
 const (
@@ -504,8 +533,8 @@ const (
 	loadFull     = 90
 )
 
-// paintLoad colors a load in percent.
-func paintLoad(p output.Palette, percent *int, s string) string {
+// PaintLoad colors a load in percent.
+func PaintLoad(p output.Palette, percent *int, s string) string {
 	switch {
 	case percent == nil || *percent < loadAlarming:
 		return s

@@ -1,0 +1,351 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+// Package web shows the cluster in a browser, as JSON and as text, and feeds Prometheus. It only reads.
+package web
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	_ "embed" // the assets
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
+	"github.com/amsagent/amsagent/cmd/amsagent/output"
+	"github.com/amsagent/amsagent/internal/bounded"
+)
+
+//go:embed page.css
+var pageCSS string
+
+//go:embed page.js
+var pageJS string
+
+const (
+	maxStreams = 1000
+	// maxPages bounds the pages in memory: each URL that was asked for is one.
+	maxPages = 256
+	// writeLimit bounds each write to a client.
+	writeLimit = 10 * time.Second
+	eventRows  = 100
+)
+
+// Options are the settings of [Serve].
+type Options struct {
+	Reader Reader
+	// Hosts are the names, beside addresses and localhost, under which clients may ask.
+	Hosts []string
+	// MetricsPort is the port of the nodes' metrics, for /targets.
+	MetricsPort int
+	Log         *slog.Logger
+	Now         func() time.Time
+}
+
+// Serve answers on l until ctx ends.
+func Serve(ctx context.Context, l net.Listener, o Options) error {
+	w := newServer(o)
+	var work sync.WaitGroup
+	work.Go(func() { w.feed.run(ctx) })
+	s := &http.Server{
+		Handler: w.handler(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: writeLimit, WriteTimeout: writeLimit, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 16 << 10, BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	context.AfterFunc(ctx, func() { _ = s.Close() })
+	limited := bounded.New(l, func(err error) { o.Log.Error("accepting a connection failed", "error", err) })
+	limited.Max = maxStreams + bounded.MaxConns
+	err := s.Serve(limited)
+	work.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+type server struct {
+	o    Options
+	feed *feed
+
+	mu      sync.Mutex
+	streams int
+	pages   map[string]*page
+}
+
+// page is what one URL shows, made once for each look.
+type page struct {
+	mu     sync.Mutex
+	looked time.Time
+	failed string
+	events board.Events // the last that could be read
+	answer
+}
+
+type answer struct {
+	found       bool
+	tag         string // of the content
+	asOf        string
+	plain, gzip []byte
+}
+
+func newServer(o Options) *server {
+	return &server{o: o, feed: &feed{reader: o.Reader, now: o.Now, changed: make(chan struct{})}, pages: map[string]*page{}}
+}
+
+func (w *server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", w.show)
+	mux.HandleFunc("GET /node/{id}", w.show)
+	mux.HandleFunc("GET /events", w.show)
+	mux.HandleFunc("GET /live", w.live)
+	mux.HandleFunc("GET /targets", w.serveTargets)
+	mux.HandleFunc("GET /metrics", w.serveMetrics)
+	mux.HandleFunc("GET /icon.svg", serveIcon)
+	mux.HandleFunc("GET /page.css", asset("text/css", pageCSS))
+	mux.HandleFunc("GET /page.js", asset("text/javascript", pageJS))
+	mux.HandleFunc("GET /healthz", asset("text/plain", "ok\n"))
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		head := rw.Header()
+		head.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+		head.Set("X-Content-Type-Options", "nosniff")
+		head.Set("Referrer-Policy", "no-referrer")
+		head.Set("Cross-Origin-Resource-Policy", "same-origin")
+		head.Set("Cache-Control", "no-store")
+		if !w.knows(r.Host) {
+			http.Error(rw, "this host name is not served here: use the address, or start amsagent web with --host", http.StatusMisdirectedRequest)
+			return
+		}
+		mux.ServeHTTP(rw, r)
+	})
+}
+
+// knows refuses names that another site may have pointed at this address.
+func (w *server) knows(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || strings.EqualFold(host, "localhost") || slices.ContainsFunc(w.o.Hosts, func(name string) bool { return strings.EqualFold(name, host) })
+}
+
+// show answers in HTML, or as the commands do: with JSON, or text for curl.
+func (w *server) show(rw http.ResponseWriter, r *http.Request) {
+	rw.Header().Set("Vary", "Accept, Accept-Encoding")
+	accept := r.Header.Get("Accept")
+	if strings.Contains(accept, "text/html") {
+		w.html(rw, r)
+		return
+	}
+	s, _ := w.feed.state()
+	if s.read.IsZero() {
+		http.Error(rw, "the cluster was not read yet: "+s.failed, http.StatusServiceUnavailable)
+		return
+	}
+	kind, data, text, err := w.result(r, s)
+	switch {
+	case err != nil:
+		http.Error(rw, err.Error(), http.StatusServiceUnavailable)
+	case data == nil:
+		http.Error(rw, noNode, http.StatusNotFound)
+	case strings.Contains(accept, "application/json"):
+		rw.Header().Set("Content-Type", "application/json")
+		b, _ := output.Envelope(kind, data) // its types can be encoded
+		_, _ = rw.Write(b)
+	default:
+		rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		t := &output.Text{Now: w.o.Now()}
+		if s.failed != "" {
+			t.Line("MongoDB cannot be read; this is the last look. %s", output.OneLine(s.failed))
+		}
+		text(t)
+		_, _ = io.WriteString(rw, t.String())
+	}
+}
+
+const noNode = "there is no such node"
+
+// result is what a command prints about a URL's nodes or events; without data there is no such node.
+func (w *server) result(r *http.Request, s state) (kind string, data any, text func(*output.Text), err error) {
+	if r.URL.Path == "/events" {
+		events, err := w.events(r.Context(), "")
+		return "events", events, func(t *output.Text) { board.WriteEvents(t, events, s.look.Nodes) }, err
+	}
+	members, query := s.members, queryOf(r.URL.Query())
+	if id := r.PathValue("id"); id != "" {
+		members, query = slices.DeleteFunc(slices.Clone(members), func(m cluster.Member) bool { return m.ID() != id }), board.Query{All: true}
+		if len(members) == 0 {
+			return "", nil, nil, nil
+		}
+	}
+	nodes := board.New(query, s.look, members)
+	return "nodes", nodes, func(t *output.Text) { board.WriteNodes(t, nodes, board.Style{}) }, nil
+}
+
+func (w *server) html(rw http.ResponseWriter, r *http.Request) {
+	is := w.page(r.Context(), r.URL.Path, r.URL.Query().Encode())
+	if !is.found {
+		http.Error(rw, noNode, http.StatusNotFound)
+		return
+	}
+	rw.Header().Set("Content-Type", "text/html; charset=utf-8")
+	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		rw.Header().Set("Content-Encoding", "gzip")
+		_, _ = rw.Write(is.gzip)
+		return
+	}
+	_, _ = rw.Write(is.plain)
+}
+
+// page renders a URL once for each look.
+func (w *server) page(ctx context.Context, path, query string) answer {
+	key := path + "?" + query
+	w.mu.Lock()
+	p := w.pages[key]
+	if p == nil {
+		if len(w.pages) >= maxPages {
+			clear(w.pages)
+		}
+		p = &page{}
+		w.pages[key] = p
+	}
+	w.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s, _ := w.feed.state()
+	if p.tag != "" && p.looked.Equal(s.read) && p.failed == s.failed {
+		return p.answer
+	}
+	p.looked, p.failed = s.read, s.failed
+	p.answer = w.render(ctx, p, s, path, query)
+	return p.answer
+}
+
+func (w *server) render(ctx context.Context, p *page, s state, path, query string) answer {
+	v := viewOf(s)
+	q, _ := url.ParseQuery(query)
+	content := v.nodesPage(q)
+	id, isNode := strings.CutPrefix(path, "/node/")
+	switch {
+	case isNode && !slices.ContainsFunc(s.members, func(m cluster.Member) bool { return m.ID() == id }):
+		return answer{}
+	case isNode:
+		w.readEvents(ctx, p, id)
+		content = v.nodePage(id, p.events)
+	case path == "/events":
+		w.readEvents(ctx, p, "")
+		content = v.eventsPage(p.events)
+	}
+	var b, packed bytes.Buffer
+	_ = content.Render(&b) // a buffer takes all
+	sum := sha256.Sum256(b.Bytes())
+	is := answer{found: true, tag: hex.EncodeToString(sum[:8]), asOf: asOf(s)}
+	html := b.String()
+	b.Reset()
+	_ = v.document(is.tag, html).Render(&b)
+	z, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
+	_, _ = z.Write(b.Bytes())
+	_ = z.Close()
+	is.plain, is.gzip = b.Bytes(), packed.Bytes()
+	return is
+}
+
+// readEvents keeps the last events if they cannot be read.
+func (w *server) readEvents(ctx context.Context, p *page, id string) {
+	if p.failed != "" {
+		return
+	}
+	if events, err := w.events(ctx, id); err == nil {
+		p.events = events
+	}
+}
+
+func (w *server) events(ctx context.Context, id string) (board.Events, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	q := cluster.EventQuery{Limit: eventRows}
+	if id != "" {
+		q.Nodes = []string{id}
+	}
+	events, err := w.o.Reader.Events(ctx, q)
+	return board.Events{Nodes: q.Nodes, Events: events}, err
+}
+
+// live sends, after each look, its time and the tag of what a page shows. The page asks for itself again if the tag is new.
+func (w *server) live(rw http.ResponseWriter, r *http.Request) {
+	of, err := url.Parse(r.URL.Query().Get("page"))
+	if err != nil {
+		http.Error(rw, "page: no URL", http.StatusBadRequest)
+		return
+	}
+	w.mu.Lock()
+	full := w.streams >= maxStreams
+	if !full {
+		w.streams++
+	}
+	w.mu.Unlock()
+	if full {
+		http.Error(rw, "too many open pages", http.StatusServiceUnavailable)
+		return
+	}
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.streams--
+	}()
+	rw.Header().Set("Content-Type", "text/event-stream")
+	rw.Header().Set("X-Accel-Buffering", "no") // nginx would keep it
+	control := http.NewResponseController(rw)
+	_ = control.SetReadDeadline(time.Time{})
+	for {
+		_, changed := w.feed.state()
+		is := w.page(r.Context(), of.Path, of.Query().Encode())
+		_ = control.SetWriteDeadline(time.Now().Add(writeLimit))
+		if _, err := fmt.Fprintf(rw, "data: %s %s\n\n", is.tag, is.asOf); err != nil || control.Flush() != nil {
+			return
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// serveIcon draws a shape and a color for each tone.
+func serveIcon(rw http.ResponseWriter, r *http.Request) {
+	shape := map[string]string{
+		"ok":   `<circle cx="8" cy="8" r="7" fill="#1a7f37"/>`,
+		"warn": `<path d="M8 1 15 15H1Z" fill="#bf8700"/>`,
+		"bad":  `<path d="M1 1h14v14H1Z" fill="#cf222e"/>`,
+	}[r.URL.Query().Get("tone")]
+	if shape == "" {
+		shape = `<circle cx="8" cy="8" r="6" fill="none" stroke="#808080" stroke-width="3"/>`
+	}
+	rw.Header().Set("Content-Type", "image/svg+xml")
+	_, _ = io.WriteString(rw, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">`+shape+`</svg>`)
+}
+
+func asset(kind, content string) http.HandlerFunc {
+	return func(rw http.ResponseWriter, _ *http.Request) {
+		rw.Header().Set("Content-Type", kind+"; charset=utf-8")
+		_, _ = io.WriteString(rw, content)
+	}
+}
+
+func writeJSON(rw http.ResponseWriter, v any) {
+	rw.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(rw).Encode(v)
+}
