@@ -44,6 +44,7 @@ func New(opts Query, l cluster.Look, members []cluster.Member) Nodes {
 	return data
 }
 
+// WriteNodes prints what `amsagent nodes` does.
 func WriteNodes(w *output.Text, data Nodes, t Style) {
 	w.Line("%s", Headline(data, t.Color))
 	if len(data.Members) > 0 {
@@ -60,6 +61,7 @@ func WriteNodes(w *output.Text, data Nodes, t Style) {
 	}
 }
 
+// Headline is the first line of `amsagent nodes`.
 func Headline(data Nodes, p output.Palette) string {
 	switch {
 	case len(data.Members) > 0:
@@ -76,6 +78,7 @@ const AllSilent = "no node has a fresh heartbeat: MongoDB accepts no writes, or 
 // longGone is the age from which a dead node's record may be removed.
 const longGone = 10 * time.Minute
 
+// Afterword has what the table does not show: records that cannot be read, and what to do.
 func Afterword(data Nodes) []string {
 	var lines []string
 	for _, r := range data.BadRecords {

@@ -35,6 +35,7 @@ type Nodes struct {
 	BadRecords []BadRecord `json:"bad_records,omitempty"`
 }
 
+// BadRecord is a record that cannot be read.
 type BadRecord struct {
 	ID  string `json:"id"`
 	Why string `json:"reason"`
@@ -177,7 +178,7 @@ func (s Summary) roles() []string {
 	return words
 }
 
-// row is the node's record; empty without an agent.
+// Record is the node's record; empty without an agent.
 func (v Node) Record() cluster.Node {
 	if v.Node == nil {
 		return cluster.Node{}
@@ -190,7 +191,7 @@ func (v Node) HasHeartbeat() bool {
 	return v.Node != nil && v.Agent.Fresh && v.Health != cluster.Left
 }
 
-// load is what the agent read, or Ant Media Server if there is no agent.
+// Load is what the agent read, or Ant Media Server if there is no agent.
 func (v Node) Load() cluster.Load {
 	switch {
 	case v.HasHeartbeat() && v.Node.Load != nil:
@@ -216,7 +217,7 @@ func amsMemory(n cluster.AMSNode) *int {
 	return new(100 * used / total)
 }
 
-// whyNotServing names what does not serve; "" if the node serves, or if that is unknown.
+// WhyNotServing names what does not serve; "" if the node serves, or if that is unknown.
 func (v Node) WhyNotServing() string {
 	if v.Health != cluster.NotServing {
 		return ""
@@ -224,6 +225,7 @@ func (v Node) WhyNotServing() string {
 	return cmp.Or(v.Node.Serving.Why, "the agent gives no reason")
 }
 
+// Sessions are those of the last heartbeat, if it counts.
 func (v Node) Sessions() *cluster.Sessions {
 	if !v.HasHeartbeat() {
 		return nil
@@ -231,7 +233,7 @@ func (v Node) Sessions() *cluster.Sessions {
 	return v.Node.Sessions
 }
 
-// gpu finds the busiest device by its busiest part: the cores, the encoder or the decoder.
+// GPU finds the busiest device by its busiest part: the cores, the encoder or the decoder.
 func (v Node) GPU() (busiest *int, index, devices int) {
 	gpus := v.Load().GPUs
 	for i, d := range gpus {
@@ -244,6 +246,7 @@ func (v Node) GPU() (busiest *int, index, devices int) {
 	return busiest, index, len(gpus)
 }
 
+// Percent is a share, or - if it is unknown.
 func Percent(n *int) string { return numberText(n, "%") }
 
 func numberText(n *int, unit string) string {
@@ -306,6 +309,7 @@ type Column struct {
 	paint func(output.Palette, Node, string) string
 }
 
+// Columns are those of the table.
 func Columns() []Column {
 	field := func(title string, value func(cluster.Node) string) Column {
 		return Column{Title: title, spare: true, Text: func(v Node) string { return output.Dash(output.Printable(value(v.Record()))) }}
@@ -475,7 +479,7 @@ func Table(members []Node, t Style) []string {
 	return lines
 }
 
-// rank is 0 for a node that needs attention, 1 for one that is alive and active, 2 for one that has left.
+// Rank is 0 for a node that needs attention, 1 for one that is alive and active, 2 for one that has left.
 func (v Node) Rank() int {
 	switch {
 	case v.Health == cluster.Left:
