@@ -47,8 +47,8 @@ put 0644 "$data/completions/bash" "$prefix/share/bash-completion/completions/ams
 put 0644 "$data/completions/zsh" "$prefix/share/zsh/site-functions/_amsagent"
 put 0644 "$data/completions/fish" "$prefix/share/fish/vendor_completions.d/amsagent.fish"
 put 0644 packaging/examples/config.yaml "$prefix/share/doc/amsagent/examples/config.yaml"
-for example in packaging/examples/balancers/*; do
-  put 0644 "$example" "$prefix/share/doc/amsagent/examples/balancers/${example##*/}"
+for example in packaging/examples/{ansible,balancers}/*; do
+  put 0644 "$example" "$prefix/share/doc/amsagent/${example#packaging/}"
 done
 put 0644 LICENSE "$prefix/share/doc/amsagent/LICENSE"
 put 0644 "$data/THIRD-PARTY-NOTICES" "$prefix/share/doc/amsagent/THIRD-PARTY-NOTICES"
