@@ -98,8 +98,17 @@ func parts(t testing.TB, release string) (tree, jar string) {
 	return tree, jar
 }
 
-// Backup is where Replace moves the former installation.
+// Backup is where Replace moves the former installation; with a number, if one is there already.
 const Backup = Home + "-backup"
+
+// replace puts a release in the place of an installation: BACKUP HOME TREE BEANS-JAR INSTALL. A mount point cannot be renamed.
+const replace = `set -e
+i=
+while [ -e "/mnt/new$i" ]; do i=$((i + 1)); done
+mkdir "$1$i" "/mnt/new$i" "/mnt/new$i.work"
+mount --move "$2" "$1$i"
+mount -t overlay -o "lowerdir=$3,upperdir=/mnt/new$i,workdir=/mnt/new$i.work,metacopy=on" overlay "$2"
+bash -c "$5" bash "" "$4"`
 
 // Replace puts another release in the place of the installation, as the vendor's
 // installer does: the former one is moved to Backup, whether a server runs or not, and
@@ -107,14 +116,23 @@ const Backup = Home + "-backup"
 func (n *Node) Replace(t testing.TB, release string) {
 	t.Helper()
 	tree, jar := parts(t, release)
-	// A mount point cannot be renamed.
-	const script = `set -e
-mkdir "$1" "/mnt/new" "/mnt/new.work"
-mount --move "$2" "$1"
-mount -t overlay -o "lowerdir=$3,upperdir=/mnt/new,workdir=/mnt/new.work,metacopy=on" overlay "$2"
-exec bash -c "$5" bash "" "$4"`
-	n.MustRun(t, "sh", "-c", script, "sh", Backup, Home, tree, jar, install)
+	n.MustRun(t, "sh", "-c", replace, "sh", Backup, Home, tree, jar, install)
 	n.Release = release
+}
+
+// Installer writes a program onto the node that installs a release each time it runs, as the vendor's installer does: it stops the
+// server, replaces the installation, runs the script restore with Home and the backup, and starts the server. It returns its path.
+func (n *Node) Installer(t testing.TB, release, restore string) string {
+	t.Helper()
+	tree, jar := parts(t, release)
+	const folder = "/usr/local/lib/ams-installer"
+	for name, text := range map[string]string{"replace": replace + "\n" + `bash -ec "$6" bash "$2" "$1$i"`, "install": install, "restore": restore} {
+		n.MustRun(t, "sh", "-c", `mkdir -p "$1"; printf '%s' "$3" >"$1/$2"`, "sh", folder, name, text)
+	}
+	const program = folder + "/run"
+	n.MustRun(t, "sh", "-c", `printf '%s' "$2" >"$1"; chmod 755 "$1"`, "sh", program, "#!/bin/sh\nset -e\ncd "+folder+"\n"+Service+" stop\nsh replace "+
+		strings.Join([]string{Backup, Home, tree, jar}, " ")+" \"$(cat install)\" \"$(cat restore)\"\nexec "+Service+" start\n")
+	return program
 }
 
 // plug runs a script in the network of the box alone, so that process ids are ours.

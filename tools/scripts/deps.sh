@@ -75,6 +75,8 @@ want real libvdpau1 "the same" has_library libvdpau.so.1
 want real libapr1 "the same" has_library libapr-1.so.0
 want real openssl "the tests over TLS" has openssl
 want real ffmpeg "the tests with a publisher and viewers" has ffmpeg
+want real haproxy "the tests in which it sends publishers and viewers to real servers" has haproxy
+want real ansible-core "the test that upgrades real servers by a play" has ansible-playbook
 want real iproute2 "the tests with network namespaces" has ip
 
 want heavy gcc "the race detector" has gcc
