@@ -88,10 +88,16 @@ func BenchmarkHeartbeatRatio(b *testing.B) {
 	b.ReportMetric(float64(len(size)), "B-record")
 }
 
-// BenchmarkTenThousandNodes writes the heartbeats of 10,000 nodes at 5 s to one mongod: how long each takes, how many of those
+// BenchmarkNodes writes the heartbeats of 200, 1,000 and 10,000 nodes at 5 s to one mongod: how long each takes, how many of those
 // are late, and how many cores mongod uses. The clients are on this machine, too.
-func BenchmarkTenThousandNodes(b *testing.B) {
-	const nodes, seconds, writers = 10_000, 15, 64
+func BenchmarkNodes(b *testing.B) {
+	for _, nodes := range []int{200, 1000, 10_000} {
+		b.Run(fmt.Sprint(nodes), func(b *testing.B) { benchmarkNodes(b, nodes) })
+	}
+}
+
+func benchmarkNodes(b *testing.B, nodes int) {
+	const seconds, writers = 15, 64
 	c, raw := connect(b, writers)
 	var documents []any
 	for i := range nodes {
@@ -115,7 +121,7 @@ func BenchmarkTenThousandNodes(b *testing.B) {
 				}
 			})
 		}
-		const tick = 10 * time.Millisecond
+		tick := max(10*time.Millisecond, cluster.DefaultInterval/time.Duration(nodes))
 		perTick := nodes * int(tick) / int(cluster.DefaultInterval)
 		every := time.NewTicker(tick)
 		began, used := time.Now(), processTime(b, raw)

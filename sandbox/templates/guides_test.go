@@ -42,9 +42,13 @@ func guideCommands(t *testing.T) []guideCommand {
 		b, err := os.ReadFile(file)
 		must.OK(t, err)
 		lines := strings.Split(string(b), "\n")
+		fenced := false // files and scripts
 		for i := 0; i < len(lines); i++ {
+			if strings.HasPrefix(lines[i], "```") {
+				fenced = !fenced
+			}
 			text, ok := strings.CutPrefix(lines[i], "    ")
-			if !ok || strings.HasPrefix(text, " ") {
+			if !ok || fenced || strings.HasPrefix(text, " ") {
 				continue
 			}
 			c := guideCommand{file: file, line: i + 1, text: text}
@@ -102,6 +106,10 @@ func TestGuideCommands(t *testing.T) {
 			checkAgentCommand(t, agent, words, fail)
 		case "./install.sh", "amsagent-mongodb":
 			checkInstall(t, words, fail)
+		case "ansible-playbook":
+			if !slices.Contains(words, strings.TrimPrefix(rollingPlay, "../../")) {
+				fail("another play")
+			}
 		case "make":
 			b, err := os.ReadFile("../../Makefile")
 			if err != nil || !strings.Contains(string(b), "\n"+words[1]+":") {
@@ -147,7 +155,7 @@ func TestGuideCommands(t *testing.T) {
 		}
 	}
 	awsTakes(t, aws)
-	for _, name := range []string{"aliyun", "aws", "az", "packer", "tofu", "amsagent", "make", "./install.sh"} {
+	for _, name := range []string{"aliyun", "ansible-playbook", "aws", "az", "packer", "tofu", "amsagent", "make", "./install.sh"} {
 		if seen[name] == 0 {
 			t.Errorf("no command %s was found: is the page read at all?", name)
 		}
