@@ -55,7 +55,7 @@ if 'MOTO' in os.environ:
     getattr(client, xform_name(name))(**params)
 `
 
-// TestFleetInMoto: a pretended AWS takes the guides' policy, and the guide's script protects a machine there while it has sessions.
+// TestFleetInMoto: moto takes the policy of the guide, and the guide's script protects a machine there while it has sessions.
 // botocore takes the parameters of the other commands of the two guides, which moto does not know.
 func TestFleetInMoto(t *testing.T) {
 	t.Parallel()
