@@ -8,6 +8,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -67,14 +68,12 @@ func TestRealRollingUpgrade(t *testing.T) {
 	defer work.Wait()
 	defer stop()
 	b.prefix = nil
-	feed := filepath.Join(b.dir, "feed")
-	must.OK(t, os.Mkdir(feed, 0o755))
+	stream := filepath.Join(b.dir, "stream")
+	must.OK(t, os.Mkdir(stream, 0o755))
 	b.command("ffmpeg", "-nostdin", "-loglevel", "error", "-re", "-f", "lavfi", "-i", fmt.Sprintf("testsrc=size=160x120:rate=%d", frameRate), "-c:v", "libx264",
-		"-preset", "ultrafast", "-tune", "zerolatency", "-g", "10", "-threads", "1", "-pix_fmt", "yuv420p", "-f", "hls", "-hls_time", "2", "-hls_flags",
-		"delete_segments+temp_file", feed+"/show.m3u8")
-	for _, n := range nodes {
-		work.Go(func() { n.feed(ctx, feed) })
-	}
+		"-preset", "ultrafast", "-tune", "zerolatency", "-g", "10", "-threads", "1", "-pix_fmt", "yuv420p", "-f", "hls", "-hls_time", "2", "-hls_list_size", "10",
+		"-hls_flags", "delete_segments+temp_file", stream+"/show.m3u8")
+	work.Go(func() { feed(ctx, stream, nodes) })
 	playlist := "http://" + fronts[bySocket] + "/LiveApp/streams/show.m3u8"
 	until(t, "HAProxy serves the playlist", func() string {
 		if code := realams.Status(w.HTTP(5*time.Second), playlist); code != http.StatusOK {
@@ -204,36 +203,56 @@ func published(nodes []*realNode, want int) string {
 	return ""
 }
 
-// feed copies a stream into the server's folder, also if an installer has replaced it, until ctx ends. The server writes
-// its own streams there, as another user.
-func (n *realNode) feed(ctx context.Context, from string) {
+// feed copies a stream into the folders of the servers, also if an installer has replaced one, until ctx ends. Each server has a
+// segment before any playlist names it: a viewer may get them from two of them.
+func feed(ctx context.Context, from string, nodes []*realNode) {
+	segment := regexp.MustCompile(`(?m)^show\d+\.ts$`)
 	for ; ctx.Err() == nil; sleep(ctx, 100*time.Millisecond) {
-		to := n.Path(realams.Home + "/webapps/LiveApp/streams")
-		if _, err := os.Stat(filepath.Dir(to)); err != nil {
-			continue // between the former tree and the new one
-		}
-		if os.MkdirAll(to, 0o755) != nil || os.Chmod(to, 0o777) != nil {
-			continue
-		}
 		list, err := os.ReadFile(filepath.Join(from, "show.m3u8"))
 		if err != nil {
 			continue // ffmpeg has just begun
 		}
-		for _, name := range append(regexp.MustCompile(`(?m)^show\d+\.ts$`).FindAllString(string(list), -1), "show.m3u8") {
-			if _, err := os.Stat(filepath.Join(to, name)); err == nil && name != "show.m3u8" {
-				continue
-			}
-			content := list
-			if name != "show.m3u8" {
-				if content, err = os.ReadFile(filepath.Join(from, name)); err != nil {
-					break // the next playlist is without it
-				}
-			}
-			if os.WriteFile(filepath.Join(to, name+".new"), content, 0o644) != nil || os.Rename(filepath.Join(to, name+".new"), filepath.Join(to, name)) != nil {
-				break
+		var ready []string
+		for _, n := range nodes {
+			to := n.Path(realams.Home + "/webapps/LiveApp/streams")
+			if copySegments(from, to, segment.FindAllString(string(list), -1)) == nil {
+				ready = append(ready, to)
 			}
 		}
+		for _, to := range ready {
+			_ = replaceFile(filepath.Join(to, "show.m3u8"), list) // else by the next round
+		}
 	}
+}
+
+// copySegments copies what is not there. It fails while an installer has moved the former tree and not made the new one.
+func copySegments(from, to string, names []string) error {
+	if _, err := os.Stat(to); err != nil {
+		// The server writes its own streams there, as another user.
+		if err := errors.Join(os.Mkdir(to, 0o755), os.Chmod(to, 0o777)); err != nil {
+			return err
+		}
+	}
+	for _, name := range names {
+		if _, err := os.Stat(filepath.Join(to, name)); err == nil {
+			continue
+		}
+		content, err := os.ReadFile(filepath.Join(from, name))
+		if err == nil {
+			err = replaceFile(filepath.Join(to, name), content)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func replaceFile(name string, content []byte) error {
+	if err := os.WriteFile(name+".new", content, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
 }
 
 // hlsViewers are viewers whose output is ffmpeg's framehash, with the stream's own times.
