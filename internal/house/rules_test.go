@@ -34,7 +34,7 @@ var arrows = map[string][]string{
 	"heartbeat":             {"conf", "metadata", "ams", "cluster"},
 	"lifecycle":             {"conf", "metadata", "ams", "cluster"},
 	"lb":                    {"conf", "metadata", "ams", "cluster"},
-	"cmd/amsagent/daemon":   {"conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb"},
+	"cmd/amsagent/daemon":   {"conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb", "cmd/amsagent/web"}, // web for the list of metrics
 	"cmd/amsagent/settings": {"metadata", "cluster", "bootstrap"},
 	"cmd/amsagent/output":   {},
 	"cmd/amsagent/cli":      {"cmd/amsagent/daemon", "cmd/amsagent/settings", "cmd/amsagent/output", "cmd/amsagent/board", "cmd/amsagent/web", "conf", "files", "metadata", "ams", "cluster", "bootstrap", "heartbeat", "lifecycle", "lb", "docs/errors"},

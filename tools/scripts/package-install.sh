@@ -50,6 +50,9 @@ put 0644 packaging/examples/config.yaml "$prefix/share/doc/amsagent/examples/con
 for example in packaging/examples/{ansible,balancers}/*; do
   put 0644 "$example" "$prefix/share/doc/amsagent/${example#packaging/}"
 done
+for example in packaging/monitoring/*; do
+  put 0644 "$example" "$prefix/share/doc/amsagent/examples/monitoring/${example##*/}"
+done
 put 0644 LICENSE "$prefix/share/doc/amsagent/LICENSE"
 put 0644 "$data/THIRD-PARTY-NOTICES" "$prefix/share/doc/amsagent/THIRD-PARTY-NOTICES"
 if [ "$what" = uninstall ] && [ -d "$dest$prefix/share/doc/amsagent" ]; then

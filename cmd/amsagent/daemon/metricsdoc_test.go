@@ -8,7 +8,9 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -21,6 +23,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/web"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lb"
@@ -34,7 +37,8 @@ var (
 	metricName = regexp.MustCompile(`[{,]([a-z_]+)="`)
 )
 
-// TestMetricsDoc compares docs/metrics.md with the metrics of a daemon to which everything is known, and with those of balance.
+// TestMetricsDoc compares docs/metrics.md, up to its first section, with the metrics of a daemon to which everything is known, and
+// with those of balance and web.
 func TestMetricsDoc(t *testing.T) {
 	t.Parallel()
 	var v View
@@ -55,12 +59,16 @@ disks and network are metrics of node_exporter, and the other figures of GPUs th
 	metricsTable(&doc, page.String())
 	doc.WriteString("\n`amsagent balance --listen` serves these:\n\n")
 	metricsTable(&doc, balanceMetrics(t))
+	doc.WriteString("\n`amsagent web` serves these, of the whole cluster:\n\n")
+	metricsTable(&doc, webMetrics(t))
 	const file = "../../../docs/metrics.md"
+	have, err := os.ReadFile(file)
+	must.OK(t, err)
+	tables, sections, _ := strings.Cut(string(have), "\n## ")
 	if *update {
-		must.OK(t, os.WriteFile(file, []byte(doc.String()), 0o600))
-	}
-	if have, err := os.ReadFile(file); err != nil || string(have) != doc.String() {
-		t.Errorf("docs/metrics.md does not have these tables (-update rewrites it): %v", err)
+		must.OK(t, os.WriteFile(file, []byte(doc.String()+"\n## "+sections), 0o600))
+	} else if tables != doc.String() {
+		t.Error("docs/metrics.md does not have these tables (-update rewrites it)")
 	}
 	if n := strings.Count(doc.String(), "\n| `"); n < 15 {
 		t.Errorf("only %d metrics:\n%s", n, page.String())
@@ -89,6 +97,45 @@ func balanceMetrics(t *testing.T) string {
 	w := httptest.NewRecorder()
 	lb.Handler(feed).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	return w.Body.String()
+}
+
+// webMetrics are those of a cluster with one node.
+func webMetrics(t *testing.T) (page string) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	must.OK(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- web.Serve(ctx, l, web.Options{Reader: oneNode{}, MetricsPort: 9771, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	}()
+	must.Until(t, "web has read the cluster", func() bool {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+l.Addr().String()+"/metrics", nil)
+		must.OK(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		must.OK(t, err)
+		body, err := io.ReadAll(resp.Body)
+		must.OK(t, err)
+		must.OK(t, resp.Body.Close())
+		page = string(body)
+		return page != ""
+	})
+	cancel()
+	must.OK(t, <-served)
+	return page
+}
+
+type oneNode struct{}
+
+func (oneNode) Look(context.Context) (cluster.Look, error) {
+	now, n := time.Now(), 1
+	beat := cluster.Heartbeat{Seq: 1, Load: &cluster.Load{Score: &n}, Sessions: &cluster.Sessions{Publishers: &n, Viewers: &n}}
+	node := cluster.Node{ID: "e1", IP: "10.0.0.1", Role: "edge", State: cluster.StateActive, UpdatedAt: now, Heartbeat: beat}
+	return cluster.Look{At: now, ServerTime: now, Nodes: []cluster.Node{node}, AMS: []cluster.AMSNode{{ID: "a", IP: node.IP, LastUpdate: now}}}, nil
+}
+
+func (oneNode) Events(context.Context, cluster.EventQuery) ([]cluster.PastEvent, error) {
+	return nil, nil
 }
 
 type emptyCluster struct{}
