@@ -163,7 +163,7 @@ bench: size ## speeds as ratios of one run, what a daemon takes after BENCH_MINU
 .PHONY: e2e
 e2e: build build-sandbox $(RUNNER) ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
 	@tools/scripts/deps.sh heavy $(DEPS)
-	@tools/scripts/real.sh mongod aws
+	@tools/scripts/real.sh mongod aws prometheus
 	@CRASH_EVERY='$(CRASH_EVERY)' RUN='$(RUN)' SKIP='$(or $(SKIP),^TestReal)' tools/scripts/e2e.sh
 
 .PHONY: real-test

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Fetches what the tests named TestReal run on: Ant Media Server Community Edition and a real mongod. Everything is
-# checked by SHA-256 (but for aws) and unpacked once, below ${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real, outside the tree.
-# usage: real.sh [mongod|aws|RELEASE...]   (default mongod 2.16.2 2.17.1; 2.10.0 is known, too, and 2.4.3 with its Java 11)
-# aws is what reads our template for AWS: cfn-lint, and moto, a pretended AWS.
+# checked by SHA-256 (but for aws and prometheus) and unpacked once, below ${XDG_CACHE_HOME:-$HOME/.cache}/amsagent/real, outside the tree.
+# usage: real.sh [mongod|aws|prometheus|RELEASE...]   (default mongod 2.16.2 2.17.1; 2.10.0 is known, too, and 2.4.3 with its Java 11)
+# aws is what reads our template for AWS: cfn-lint, and moto, a pretended AWS. prometheus is Debian's, checked by apt.
 #
 # What cannot be fetched is named, and the tests that need it are skipped; with REQUIRE_REAL=1, as in `make real`, that is a
 # failure.
@@ -100,6 +100,20 @@ aws() {
   mv "$tmp/aws" "$to"
 }
 
+# Unpacked and not installed: the package starts a service.
+prometheus() {
+  local to=$cache/prometheus
+  { [ ! -x "$to/usr/bin/promtool" ] && ! { command -v prometheus && command -v promtool; } >/dev/null; } || return 0
+  echo "real: fetching Prometheus (19 MB, 95 MB unpacked)"
+  mkdir -p "$tmp/deb"
+  # The lists may be missing or old.
+  if ! (cd "$tmp/deb" && { apt-get download prometheus || { apt-get update && "$try" Prometheus apt-get download prometheus; }; }) >"$tmp/log" 2>&1; then
+    tail -n 3 "$tmp/log" >&2
+    return 1
+  fi
+  dpkg-deb -x "$tmp"/deb/*.deb "$tmp/prometheus" && mv "$tmp/prometheus" "$to"
+}
+
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
@@ -112,6 +126,7 @@ for part; do
   case $part in
   mongod) "$mongod" >/dev/null || missing+=(mongod) ;;
   aws) aws || missing+=("cfn-lint and moto") ;;
+  prometheus) prometheus || missing+=(Prometheus) ;;
   2.4.3) { java11 && server "$part"; } || missing+=("Ant Media Server $part") ;;
   *) server "$part" || missing+=("Ant Media Server $part") ;;
   esac

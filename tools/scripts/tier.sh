@@ -84,7 +84,7 @@ heavy)
   # More than the tests take on two cores, and less than their step has, so that Go itself ends what hangs and shows where.
   export RERUN=1 REQUIRE_REAL=1 REQUIRE_SYSTEMD=1 GOTEST_FORMAT=testname E2E_TIMEOUT=60m
   step deps 15 tools/scripts/deps.sh heavy require
-  step fetch 15 tools/scripts/real.sh mongod aws
+  step fetch 15 tools/scripts/real.sh mongod aws prometheus
   step lint-all 30 make lint-all
   step release 25 make release-check
   for cloud in azure alibaba gcp; do
