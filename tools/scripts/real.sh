@@ -101,7 +101,7 @@ aws() {
 }
 
 # Unpacked and not installed: the package starts a service.
-prometheus() {
+monitor() {
   local to=$cache/prometheus
   { [ ! -x "$to/usr/bin/promtool" ] && ! { command -v prometheus && command -v promtool; } >/dev/null; } || return 0
   echo "real: fetching Prometheus (19 MB, 95 MB unpacked)"
@@ -126,7 +126,7 @@ for part; do
   case $part in
   mongod) "$mongod" >/dev/null || missing+=(mongod) ;;
   aws) aws || missing+=("cfn-lint and moto") ;;
-  prometheus) prometheus || missing+=(Prometheus) ;;
+  prometheus) monitor || missing+=(Prometheus) ;;
   2.4.3) { java11 && server "$part"; } || missing+=("Ant Media Server $part") ;;
   *) server "$part" || missing+=("Ant Media Server $part") ;;
   esac
