@@ -76,6 +76,9 @@ func metrics(s state) []byte {
 	}
 	count := map[key]float64{}
 	for _, m := range s.members {
+		if m.Replaced {
+			continue // the machine that has the address now counts
+		}
 		role := "none"
 		if m.Node != nil {
 			role = roleOf(*m.Node)

@@ -412,7 +412,8 @@ func TestTargets(t *testing.T) {
 // TestMetrics: the cluster's figures. A figure that is not known has no line; cut sessions are counted once.
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := begin(t, append(hostile()[:4], node(7), node(9, func(n *cluster.Node) { n.Load.Score = nil }))...)
+		w := begin(t, append(hostile()[:4], node(7), node(9, func(n *cluster.Node) { n.Load.Score = nil }), node(0, func(n *cluster.Node) { n.IP = "10.0.0.9" }))...)
+		w.silent["i-0"] = true // a former machine at the address of another
 		w.set(func() {
 			for i := range w.nodes {
 				if w.nodes[i].ID == "i-7" {
@@ -432,8 +433,8 @@ func TestMetrics(t *testing.T) {
 				t.Errorf("lacks %s", line)
 			}
 		}
-		if strings.Contains(got, `score_ratio{role="edge"}`) {
-			t.Errorf("no serving edge has a known score:\n%s", got)
+		if strings.Contains(got, `score_ratio{role="edge"}`) || strings.Contains(got, `health="gone"`) {
+			t.Errorf("no serving edge has a known score, and no machine is gone:\n%s", got)
 		}
 	})
 }
