@@ -421,7 +421,7 @@ func TestMetrics(t *testing.T) {
 				}
 			}
 		})
-		w.set(func() {})
+		sleep.For(w.t.Context(), time.Minute)
 		got := w.get("/metrics", curl)
 		for _, line := range []string{
 			`amsagent_cluster_nodes{role="edge",state="active",health="healthy"} 2`, `amsagent_cluster_nodes{role="edge",state="active",health="not-serving"} 1`,
