@@ -39,7 +39,7 @@ check() {
 }
 
 # restart restarts what runs, and starts a daemon that gave up, for example on settings that are right by now. It does not start
-# what an operator stopped or disabled. amsagent-balance.service is off until an operator enables it.
+# what an operator stopped or disabled. The units for balancers and for the page are off until an operator enables them.
 restart() {
 	if ! live; then return; fi
 	daemon=try-restart
@@ -49,6 +49,7 @@ restart() {
 	fi
 	invoke "$daemon" amsagent.service
 	invoke try-restart amsagent-balance.service
+	invoke try-restart amsagent-web.service
 }
 
 reload() {

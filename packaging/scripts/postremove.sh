@@ -11,7 +11,7 @@
 set -eu
 
 root=${DPKG_ROOT:-}
-units="amsagent.service amsagent-node.service amsagent-balance.service"
+units="amsagent.service amsagent-node.service amsagent-balance.service amsagent-web.service"
 
 say() { echo "amsagent: $*" >&2; }
 

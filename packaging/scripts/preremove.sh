@@ -26,7 +26,7 @@ node() {
 stop() {
 	if live; then
 		if node && systemctl --quiet is-active amsagent.service; then : >/var/lib/amsagent/resume; fi
-		for unit in amsagent.service amsagent-node.service amsagent-balance.service; do
+		for unit in amsagent.service amsagent-node.service amsagent-balance.service amsagent-web.service; do
 			if command -v deb-systemd-invoke >/dev/null 2>&1; then
 				deb-systemd-invoke stop "$unit" >/dev/null || say "could not stop $unit"
 			else
@@ -48,7 +48,7 @@ remove)
 0)
 	stop
 	if command -v systemctl >/dev/null 2>&1; then
-		systemctl --no-reload --quiet disable amsagent.service amsagent-node.service amsagent-balance.service || true
+		systemctl --no-reload --quiet disable amsagent.service amsagent-node.service amsagent-balance.service amsagent-web.service || true
 	fi
 	;;
 upgrade | deconfigure | failed-upgrade | [1-9]*) ;;

@@ -194,7 +194,7 @@ func (m *machine) installAll(t *testing.T) {
 		nodeCopy(t, from, m.disk+to)
 	}
 	units, err := filepath.Glob("../../packaging/systemd/*.service")
-	if err != nil || len(units) != 3 {
+	if err != nil || len(units) != 4 {
 		t.Fatalf("units: %v, %v", units, err)
 	}
 	for _, u := range units {

@@ -275,7 +275,7 @@ func TestPackageManPages(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if len(units) != 3 {
+	if len(units) != 4 {
 		t.Errorf("units %v", units)
 	}
 }
@@ -286,7 +286,7 @@ func TestPackageUnits(t *testing.T) {
 	dir := t.TempDir()
 	must.OK(t, packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir))
 	units, err := filepath.Glob(dir + "/usr/lib/systemd/system/amsagent*")
-	if err != nil || len(units) != 3 {
+	if err != nil || len(units) != 4 {
 		t.Fatalf("units %v, %v", units, err)
 	}
 	// It exits 0 where it does not know a key. The only thing that may be missing here is the program.
@@ -299,7 +299,7 @@ func TestPackageUnits(t *testing.T) {
 	must.OK(t, err)
 	level := regexp.MustCompile(`Overall exposure level for (\S+): ([0-9.]+)`)
 	open := regexp.MustCompile(`(?m)^✗ ([A-Za-z]+=)`)
-	for name, threshold := range map[string]string{"amsagent": "30", "amsagent-node": "28", "amsagent-balance": "12"} {
+	for name, threshold := range map[string]string{"amsagent": "30", "amsagent-node": "28", "amsagent-balance": "12", "amsagent-web": "12"} {
 		u := dir + "/usr/lib/systemd/system/" + name + ".service"
 		out, err := exec.Command(analyze, "security", "--no-pager", "--offline=true", "--threshold="+threshold, u).CombinedOutput()
 		m := level.FindSubmatch(out)

@@ -37,7 +37,7 @@ if [ "$what" = install ]; then
     name=${page##*/} section=${page%.gz}
     put 0644 "$page" "$prefix/share/man/man${section##*.}/$name"
   done
-  for unit in node balance; do
+  for unit in node balance web; do
     ln -sf amsagent.service.8.gz "$dest$prefix/share/man/man8/amsagent-$unit.service.8.gz"
   done
 else
