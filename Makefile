@@ -164,7 +164,12 @@ bench: size ## speeds as ratios of one run, what a daemon takes after BENCH_MINU
 e2e: build build-sandbox $(RUNNER) ## the heavy tests with real components: crashes at every system call, booted machines, soak; RUN and SKIP choose
 	@tools/scripts/deps.sh heavy $(DEPS)
 	@tools/scripts/real.sh mongod aws prometheus
+	@tools/scripts/axe.sh
 	@CRASH_EVERY='$(CRASH_EVERY)' RUN='$(RUN)' SKIP='$(or $(SKIP),^TestReal)' tools/scripts/e2e.sh
+
+.PHONY: screenshots
+screenshots: ## pictures of the pages of `amsagent web` in Chromium, from TestWeb: docs/pictures (about 8 minutes)
+	@PICTURES='$(CURDIR)/docs/pictures' PICTURES_HISTORY=6m $(MAKE) --no-print-directory e2e RUN='^TestWeb$$'
 
 .PHONY: real-test
 real-test: build build-sandbox $(RUNNER) ## the tests on a real Ant Media Server with a real mongod, as root; RUN=TestRealJoin for one of them

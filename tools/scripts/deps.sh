@@ -62,6 +62,7 @@ want heavy cloud-init "the tests in which its own code reads user data" has clou
 want heavy xfsprogs "the test that formats a disk for MongoDB" has mkfs.xfs
 want gate jq "the tests that run the user data of Azure's template" has jq
 want gate python3 "the tests of the program that reads the secret on Alibaba Cloud" has python3
+want heavy chromium "the test of the pages in a browser" has chromium
 want heavy nodejs "the tests that run the recipe of MongoDB's users" has node
 
 # What the tests named TestReal need besides: docs/reality.md.
