@@ -95,6 +95,7 @@ type demo struct {
 	viewer viewer
 	// balancer is nil without HAProxy.
 	balancer *balancer
+	page     *page // nil before it is served
 	checks   int
 	// untouched are the files of the origin before anything happened to them.
 	untouched []string
@@ -110,6 +111,10 @@ func (d *demo) close() error {
 	if d.balancer != nil {
 		_ = d.balancer.cmd.Process.Kill() // it may have ended
 		<-d.balancer.ended
+	}
+	if d.page != nil {
+		_ = d.page.cmd.Process.Kill() // it may have ended
+		<-d.page.ended
 	}
 	for _, n := range d.nodes {
 		errs = append(errs, n.stopAgent(ctx), n.stop(ctx), n.meta.Close())
@@ -215,7 +220,7 @@ func (d *demo) setUp() error {
 			return err
 		}
 	}
-	return nil
+	return d.openPage()
 }
 
 // show indents the output of a command, at most so many lines of it. It folds lines that are wider than the screen.

@@ -76,8 +76,8 @@ func (d *demo) audience() error {
 	err = d.check(err == nil, "the cluster is not as it should be: %v", err)
 	d.print("   AGENT, AMS: time since the last heartbeat of each; HEALTH follows from both. CPU and MEM are")
 	d.print("   those of your own computer. PUB/VIEW: publishers and viewers; the agent asks AMS for them, if its")
-	d.print("   settings allow that (server.jwtServerControlEnabled=true)")
-	if err = errors.Join(err, d.places()); err != nil {
+	d.print("   settings allow that (server.jwtServerControlEnabled=true). In a browser: %s", d.page.url)
+	if err = errors.Join(err, d.shown(origin.address, edge.address), d.places()); err != nil {
 		return err
 	}
 	return d.balance()
