@@ -7,10 +7,16 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"image"
+	"image/color"
+	"image/draw"
+	"image/png"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -57,7 +63,7 @@ func openBrowser(t *testing.T) *browser {
 	must.OK(t, err)
 	var log locked.Buffer
 	cmd := exec.Command(program, "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--user-data-dir="+shortDir(t), "about:blank")
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-lcd-text", "--user-data-dir="+shortDir(t), "about:blank")
 	cmd.ExtraFiles = []*os.File{inRead, outWrite} // 3, 4
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -225,7 +231,7 @@ func (b *browser) size(width int, scheme string) {
 	b.call("Emulation.setEmulatedMedia", map[string]any{"features": []map[string]string{{"name": "prefers-color-scheme", "value": scheme}}}, nil)
 }
 
-// picture returns the whole page as PNG.
+// picture returns the whole page as PNG, in 256 colors: that is half as large.
 func (b *browser) picture() []byte {
 	b.t.Helper()
 	var page struct {
@@ -237,9 +243,20 @@ func (b *browser) picture() []byte {
 		"format": "png", "captureBeyondViewport": true,
 		"clip": map[string]any{"x": 0, "y": 0, "width": page.Size.Width, "height": page.Size.Height, "scale": 1},
 	}, &is)
-	png, err := base64.StdEncoding.DecodeString(is.Data)
+	full, err := png.Decode(base64.NewDecoder(base64.StdEncoding, strings.NewReader(is.Data)))
 	must.OK(b.t, err)
-	return png
+	often := map[color.Color]int{}
+	for x := range full.Bounds().Dx() {
+		for y := range full.Bounds().Dy() {
+			often[full.At(x, y)]++
+		}
+	}
+	colors := slices.SortedFunc(maps.Keys(often), func(a, b color.Color) int { return often[b] - often[a] })
+	small := image.NewPaletted(full.Bounds(), colors[:min(256, len(colors))])
+	draw.Draw(small, small.Bounds(), full, image.Point{}, draw.Src)
+	var out bytes.Buffer
+	must.OK(b.t, (&png.Encoder{CompressionLevel: png.BestCompression}).Encode(&out, small))
+	return out.Bytes()
 }
 
 // quiet holds the page to have asked no host but its own, and to have nothing in its console.

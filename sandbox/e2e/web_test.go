@@ -49,7 +49,7 @@ func TestWeb(t *testing.T) {
 	first := newScaled(t, m, "10.0.9.1", fakeaws.AutoScalingOptions{})
 	first.serving()
 	c := first.client
-	registerFleet(t, m, c)
+	registerFleet(t, m, first.host)
 	own := startWeb(t, m)
 	b := openBrowser(t)
 	w := &webStory{t: t, b: b, c: c}
@@ -87,7 +87,9 @@ func TestWeb(t *testing.T) {
 	d.end(syscall.SIGKILL)
 	w.shows("is silent", second.host, cluster.StateActive, cluster.AgentStale)
 	w.shows("is dead", second.host, cluster.StateActive, cluster.Gone)
-	if out, err := exec.Command(second.wrapper, "start").CombinedOutput(); err != nil {
+	start := exec.Command(second.wrapper, "start")
+	start.Env = append(os.Environ(), "AMS_HOST_ADDRESS="+second.ip) // as the drop-in of its unit has it
+	if out, err := start.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	second.daemon()
@@ -108,7 +110,7 @@ func TestWeb(t *testing.T) {
 		b.size(360, "light")
 		b.open(own + page)
 		var wide []string
-		b.eval("document.documentElement.scrollWidth <= 360 ? [] : [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > 360).map(e => e.outerHTML.slice(0, 120))", &wide)
+		b.eval("document.documentElement.scrollWidth <= document.documentElement.clientWidth ? [] : [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > document.documentElement.clientWidth).map(e => e.outerHTML.slice(0, 120))", &wide)
 		if len(wide) > 0 {
 			t.Errorf("%s is wider than a window of 360 px: %q", page, wide)
 		}
@@ -211,7 +213,7 @@ func webFleet(began time.Time) []cluster.Node {
 		score := 35 + 7*i%30 + int(15*math.Sin(float64(i)+at/40))
 		n := cluster.Node{
 			ID: fmt.Sprintf("i-0a1b2c3d4e5f6%04d", i+1), IP: fmt.Sprintf("10.0.%d.%d", 1+i%2, 20+i), BootID: "b", Role: "edge", Group: "edge-asg",
-			Provider: "aws", Region: "eu-west-1", Zone: "eu-west-1" + string(rune('a'+i%2)), Type: "c7i.2xlarge", Agent: "0.9.0", AMS: "2.17.1",
+			Provider: "aws", Region: "eu-west-1", Zone: "eu-west-1" + string(rune('a'+i%2)), Type: "c7i.2xlarge",
 			State: cluster.StateActive, Interval: seconds.Duration(time.Second), Heartbeat: cluster.Heartbeat{
 				Seq: int64(at) + 1, Load: &cluster.Load{CPU: new(score), Mem: new(20 + 3*i), Score: new(score)},
 				Sessions: &cluster.Sessions{Publishers: new(0), Viewers: new(90 + 31*i), By: cluster.CountedByAMS}, Serving: &cluster.Serving{Up: true},
@@ -219,10 +221,10 @@ func webFleet(began time.Time) []cluster.Node {
 		}
 		switch i {
 		case 0:
-			n.Role, n.Group, n.Type, n.Sessions.Publishers, n.Sessions.Viewers = "origin", "origin-asg", "g5.xlarge", new(12), new(0)
-			n.Load.GPUs = []cluster.GPULoad{{Name: "NVIDIA A10G", Util: new(41), Enc: new(63), Dec: new(12), Mem: new(27)}}
+			n.Role, n.Group, n.Sessions.Publishers, n.Sessions.Viewers = "origin", "origin-asg", new(12), new(0)
 		case 1:
-			n.State, n.Reason = cluster.StateDraining, "scale-in"
+			n.State, n.Reason, n.Type = cluster.StateDraining, "scale-in", "g5.xlarge"
+			n.Load.GPUs = []cluster.GPULoad{{Name: "NVIDIA A10G", Util: new(41), Enc: new(63), Dec: new(12), Mem: new(27)}}
 			n.Drain = &cluster.DrainLimit{Until: began.Add(41 * time.Minute), By: "hook amsagent-terminate"}
 		case 2:
 			n.Serving = &cluster.Serving{Why: "LiveApp answers 503"}
@@ -235,8 +237,9 @@ func webFleet(began time.Time) []cluster.Node {
 }
 
 // registerFleet keeps these nodes alive, but for the last, which dies at once.
-func registerFleet(t *testing.T, m *mongod.Server, c *cluster.Client) {
+func registerFleet(t *testing.T, m *mongod.Server, like *host) {
 	t.Helper()
+	c, version := like.client, like.row()
 	raw, err := mongo.Connect(options.Client().ApplyURI(mongoURI(m, daemonPassword)))
 	must.OK(t, err)
 	docs := raw.Database("clusterdb").Collection("clusternode")
@@ -252,6 +255,7 @@ func registerFleet(t *testing.T, m *mongod.Server, c *cluster.Client) {
 		return err
 	}
 	for _, n := range nodes {
+		n.Agent, n.AMS = version.Agent, version.AMS
 		_, err := c.Register(t.Context(), n, cluster.RegisterOptions{})
 		must.OK(t, err)
 		must.OK(t, c.AddEvent(t.Context(), cluster.Event{Node: n.ID, Kind: "join", Who: "amsagent"}))
@@ -364,6 +368,7 @@ func (w *webStory) pictures(own, dir string) {
 	must.OK(w.t, err)
 	wait(history)
 	must.OK(w.t, os.MkdirAll(dir, 0o755))
+	w.b.call("Emulation.setScrollbarsHidden", map[string]any{"hidden": true}, nil)
 	for name, page := range map[string]string{"nodes": "/", "node": webPages()[2]} {
 		for _, width := range []int{360, 1280, 2560} {
 			for _, scheme := range []string{"light", "dark"} {
