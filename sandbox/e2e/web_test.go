@@ -224,6 +224,7 @@ func webFleet(began time.Time) []cluster.Node {
 			n.Role, n.Group, n.Sessions.Publishers, n.Sessions.Viewers = "origin", "origin-asg", new(12), new(0)
 		case 1:
 			n.State, n.Reason, n.Type = cluster.StateDraining, "scale-in", "g5.xlarge"
+			n.Load.Score = new(63)
 			n.Load.GPUs = []cluster.GPULoad{{Name: "NVIDIA A10G", Util: new(41), Enc: new(63), Dec: new(12), Mem: new(27)}}
 			n.Drain = &cluster.DrainLimit{Until: began.Add(41 * time.Minute), By: "hook amsagent-terminate"}
 		case 2:
