@@ -126,6 +126,8 @@ func notes(lines []string) g.Node {
 	return el("div", at("id", "notes"), g.Map(lines, func(line string) g.Node { return el("p", text(line)) }))
 }
 
+func queryNames() []string { return []string{"role", "group", "state", "sort", "all"} }
+
 // queryOf accepts what `amsagent nodes` does, and ignores the rest.
 func queryOf(q url.Values) board.Query {
 	list := func(name string) []string {
@@ -148,7 +150,7 @@ func headroomItem(r headroom) g.Node {
 		of += fmt.Sprintf(", %d unknown", r.unknown)
 	}
 	return el("li",
-		el("h2", text(r.kind+" "+output.Printable(r.name))), free, el("span", text(of)), el("br"), el("small", text(sessionsLine(r.sessions))),
+		el("h2", text(r.kind+" "+output.Printable(r.name))), free, el("span", text(of)), el("br"), el("small", text(sessionsLine(r.sessions)+"; free in the last 15 minutes:")),
 		el("svg", at("class", "spark"), at("viewBox", "0 0 180 40"), at("preserveAspectRatio", "none"), at("role", "img"),
 			at("aria-label", "Free capacity in the last 15 minutes"),
 			g.Map(polylines(r.history), func(points string) g.Node { return el("polyline", at("points", points)) })),
@@ -273,7 +275,7 @@ func leftLink(q url.Values, left int) g.Node {
 
 func meter(c board.Column, n board.Node) g.Node {
 	if score := n.Load().Score; c.Title == "SCORE" && score != nil {
-		return el("meter", at("max", "100"), at("value", strconv.Itoa(*score)), at("aria-hidden", "true"))
+		return el("meter", at("max", "100"), at("high", "80"), at("optimum", "0"), at("value", strconv.Itoa(*score)), at("aria-hidden", "true"))
 	}
 	return nil
 }
@@ -409,8 +411,12 @@ func advice(n board.Node) g.Node {
 		panel := "http://" + net.JoinHostPort(addr.Unmap().String(), strconv.Itoa(cmp.Or(n.Record().Port, ams.DefaultHTTPPort)))
 		lines = append(lines, el("p", el("a", at("href", panel), at("rel", "noreferrer"), text("Panel of this server"))))
 	}
-	if n.HasHeartbeat() && n.State() == cluster.StateActive {
+	switch {
+	case !n.HasHeartbeat():
+	case n.State() == cluster.StateActive:
 		lines = append(lines, el("p", text("To drain it: "), el("code", text("amsagent drain "+n.ID()+` --reason "..."`))))
+	case n.State() == cluster.StateDraining:
+		lines = append(lines, el("p", text("To cancel the drain, on that machine: "), el("code", text("amsagent undrain"))))
 	}
 	return g.Group(lines)
 }
@@ -450,7 +456,11 @@ func simpleTable(caption string, heads []string, rows [][]string) g.Node {
 	if len(rows) == 0 {
 		return nil
 	}
-	return el("table", el("caption", text(caption)), tableHead(heads), el("tbody", g.Map(rows, func(row []string) g.Node {
-		return el("tr", g.Map(row, func(cell string) g.Node { return el("td", text(cell)) }))
+	return el("table", at("class", "cards"), el("caption", text(caption)), tableHead(heads), el("tbody", g.Map(rows, func(row []string) g.Node {
+		cells := []g.Node{el("th", at("scope", "row"), text(row[0]))}
+		for i := 1; i < len(row); i++ {
+			cells = append(cells, el("td", at("data-name", heads[i]), text(row[i])))
+		}
+		return el("tr", cells...)
 	})))
 }

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -88,6 +89,7 @@ type server struct {
 // page is what one URL shows, made once for each look.
 type page struct {
 	mu     sync.Mutex
+	made   bool
 	looked time.Time
 	failed string
 	events board.Events // the last that could be read
@@ -95,10 +97,10 @@ type page struct {
 }
 
 type answer struct {
-	found       bool
-	tag         string // of the content
-	asOf        string
-	plain, gzip []byte
+	found bool
+	tag   string // of the content
+	asOf  string
+	gzip  []byte
 }
 
 func newServer(o Options) *server {
@@ -195,7 +197,7 @@ func (w *server) result(r *http.Request, s state) (kind string, data any, text f
 }
 
 func (w *server) html(rw http.ResponseWriter, r *http.Request) {
-	is := w.page(r.Context(), r.URL.Path, r.URL.Query().Encode())
+	is := w.page(r.Context(), r.URL)
 	if !is.found {
 		http.Error(rw, noNode, http.StatusNotFound)
 		return
@@ -206,12 +208,16 @@ func (w *server) html(rw http.ResponseWriter, r *http.Request) {
 		_, _ = rw.Write(is.gzip)
 		return
 	}
-	_, _ = rw.Write(is.plain)
+	if z, err := gzip.NewReader(bytes.NewReader(is.gzip)); err == nil {
+		_, _ = io.Copy(rw, z)
+	}
 }
 
 // page renders a URL once for each look.
-func (w *server) page(ctx context.Context, path, query string) answer {
-	key := path + "?" + query
+func (w *server) page(ctx context.Context, of *url.URL) answer {
+	q := of.Query()
+	maps.DeleteFunc(q, func(name string, _ []string) bool { return of.Path != "/" || !slices.Contains(queryNames(), name) })
+	key := of.Path + "?" + q.Encode()
 	w.mu.Lock()
 	p := w.pages[key]
 	if p == nil {
@@ -225,17 +231,16 @@ func (w *server) page(ctx context.Context, path, query string) answer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, _ := w.feed.state()
-	if p.tag != "" && p.looked.Equal(s.read) && p.failed == s.failed {
+	if p.made && p.looked.Equal(s.read) && p.failed == s.failed {
 		return p.answer
 	}
-	p.looked, p.failed = s.read, s.failed
-	p.answer = w.render(ctx, p, s, path, query)
+	p.made, p.looked, p.failed = true, s.read, s.failed
+	p.answer = w.render(ctx, p, s, of.Path, q)
 	return p.answer
 }
 
-func (w *server) render(ctx context.Context, p *page, s state, path, query string) answer {
+func (w *server) render(ctx context.Context, p *page, s state, path string, q url.Values) answer {
 	v := viewOf(s)
-	q, _ := url.ParseQuery(query)
 	content := v.nodesPage(q)
 	id, isNode := strings.CutPrefix(path, "/node/")
 	switch {
@@ -258,7 +263,7 @@ func (w *server) render(ctx context.Context, p *page, s state, path, query strin
 	z, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
 	_, _ = z.Write(b.Bytes())
 	_ = z.Close()
-	is.plain, is.gzip = b.Bytes(), packed.Bytes()
+	is.gzip = packed.Bytes()
 	return is
 }
 
@@ -311,7 +316,7 @@ func (w *server) live(rw http.ResponseWriter, r *http.Request) {
 	_ = control.SetReadDeadline(time.Time{})
 	for {
 		_, changed := w.feed.state()
-		is := w.page(r.Context(), of.Path, of.Query().Encode())
+		is := w.page(r.Context(), of)
 		_ = control.SetWriteDeadline(time.Now().Add(writeLimit))
 		if _, err := fmt.Fprintf(rw, "data: %s %s\n\n", is.tag, is.asOf); err != nil || control.Flush() != nil {
 			return
