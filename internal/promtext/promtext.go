@@ -36,7 +36,7 @@ func Of(value *float64, labels ...string) Series {
 		if i > 0 {
 			b.WriteByte(',')
 		}
-		b.WriteString(labels[i] + `="` + labelValue.Replace(labels[i+1]) + `"`)
+		b.WriteString(labels[i] + `="` + labelValue.Replace(strings.ToValidUTF8(labels[i+1], "?")) + `"`)
 	}
 	return Series{b.String(), value}
 }

@@ -46,7 +46,11 @@ func writeMetrics(w io.Writer, v View) {
 	e.Gauge("amsagent_ready", "1 if /readyz answers 200: new sessions may come.", promtext.Bool(v.Ready))
 	if l := v.Lifecycle; l != nil && l.State == lifecycle.StateDraining {
 		e.Gauge("amsagent_drain_started_timestamp_seconds", "When the drain of this node began, in seconds since 1970; only during a drain.", promtext.Timestamp(l.Begun))
-		e.Gauge("amsagent_drain_deadline_timestamp_seconds", "When the drain cuts the sessions that are left, in seconds since 1970; only during a drain with a deadline.", promtext.Timestamp(l.Deadline))
+		deadline := l.Deadline
+		if l.Step == lifecycle.StepDone {
+			deadline = time.Time{} // it waits for the machine's restart
+		}
+		e.Gauge("amsagent_drain_deadline_timestamp_seconds", "When the drain cuts the sessions that are left, in seconds since 1970; only during a drain with a deadline.", promtext.Timestamp(deadline))
 	}
 	if !v.Server.Since.IsZero() {
 		e.Gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", promtext.Bool(v.Server.Up))
@@ -63,7 +67,7 @@ func writeMetrics(w io.Writer, v View) {
 	e.Family("counter", "amsagent_heartbeats_total", "Heartbeats by result.",
 		promtext.Of(divided(&v.sent, 1), "result", "sent"), promtext.Of(divided(&v.failed, 1), "result", "failed"))
 	e.Gauge("amsagent_last_heartbeat_timestamp_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", promtext.Timestamp(v.Beat.Last))
-	if !v.Beat.Round.IsZero() && v.Phase == bootstrap.PhaseJoined {
+	if v.Phase == bootstrap.PhaseJoined && (!v.Beat.Last.IsZero() || v.Beat.Error != "") {
 		e.Gauge("amsagent_mongodb_reachable", "1 if MongoDB took the last heartbeat, else 0.", promtext.Bool(v.Beat.Error == ""))
 	}
 	e.Gauge("amsagent_clock_offset_seconds", "How far this machine's clock is ahead of MongoDB's.", divided(v.clock, float64(time.Second)))

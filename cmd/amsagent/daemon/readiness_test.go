@@ -925,15 +925,17 @@ func TestMetricsOfADrain(t *testing.T) {
 		view View
 		want []string
 	}{
-		"a drain":              {View{Lifecycle: draining}, []string{"drain_started_timestamp_seconds 1900000000", "drain_deadline_timestamp_seconds 1900003600"}},
-		"a drain without end":  {View{Lifecycle: &lifecycle.View{State: lifecycle.StateDraining, Begun: begun}}, []string{"drain_started_timestamp_seconds 1900000000"}},
-		"no drain any more":    {View{Lifecycle: &lifecycle.View{State: lifecycle.StateActive, Begun: begun, Deadline: begun}}, nil},
-		"MongoDB takes it":     {View{Phase: bootstrap.PhaseJoined, Beat: beat}, []string{"mongodb_reachable 1"}},
-		"MongoDB is away":      {View{Phase: bootstrap.PhaseJoined, Beat: BeatView{Round: begun, Error: "no primary"}}, []string{"mongodb_reachable 0"}},
-		"no heartbeat yet":     {View{Phase: bootstrap.PhaseJoined}, nil},
-		"a machine that left":  {View{Beat: beat, node: cluster.Node{ID: "i-1"}}, nil},
-		"a node":               {View{Phase: bootstrap.PhaseJoined, node: cluster.Node{ID: "i-1", Zone: "b"}}, []string{`node_info{node="i-1",role="",group="",zone="b",provider="",ams_version=""} 1`}},
-		"the clocks are known": {View{clock: new(seconds.Duration(-time.Second))}, []string{"clock_offset_seconds -1"}},
+		"a drain":                          {View{Lifecycle: draining}, []string{"drain_started_timestamp_seconds 1900000000", "drain_deadline_timestamp_seconds 1900003600"}},
+		"a drain without end":              {View{Lifecycle: &lifecycle.View{State: lifecycle.StateDraining, Begun: begun}}, []string{"drain_started_timestamp_seconds 1900000000"}},
+		"no drain any more":                {View{Lifecycle: &lifecycle.View{State: lifecycle.StateActive, Begun: begun, Deadline: begun}}, nil},
+		"MongoDB takes it":                 {View{Phase: bootstrap.PhaseJoined, Beat: BeatView{Last: begun}}, []string{"mongodb_reachable 1"}},
+		"MongoDB is away":                  {View{Phase: bootstrap.PhaseJoined, Beat: BeatView{Round: begun, Error: "no primary"}}, []string{"mongodb_reachable 0"}},
+		"no heartbeat tried":               {View{Phase: bootstrap.PhaseJoined, Beat: beat}, nil},
+		"a drain that waits for a restart": {View{Lifecycle: &lifecycle.View{State: lifecycle.StateDraining, Step: lifecycle.StepDone, Begun: begun, Deadline: begun}}, []string{"drain_started_timestamp_seconds 1900000000"}},
+		"no heartbeat yet":                 {View{Phase: bootstrap.PhaseJoined}, nil},
+		"a machine that left":              {View{Beat: beat, node: cluster.Node{ID: "i-1"}}, nil},
+		"a node":                           {View{Phase: bootstrap.PhaseJoined, node: cluster.Node{ID: "i-1", Zone: "b"}}, []string{`node_info{node="i-1",role="",group="",zone="b",provider="",ams_version=""} 1`}},
+		"the clocks are known":             {View{clock: new(seconds.Duration(-time.Second))}, []string{"clock_offset_seconds -1"}},
 	} {
 		var page bytes.Buffer
 		writeMetrics(&page, tt.view)

@@ -347,7 +347,7 @@ func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 
 // drainLimit is a drain's deadline by MongoDB's clock, of which this machine's is ahead by skew, if that is known.
 func drainLimit(v *lifecycle.View, skew *seconds.Duration) *cluster.DrainLimit {
-	if v == nil || v.State != lifecycle.StateDraining || v.Deadline.IsZero() {
+	if v == nil || v.State != lifecycle.StateDraining || v.Step == lifecycle.StepDone || v.Deadline.IsZero() {
 		return nil
 	}
 	l := &cluster.DrainLimit{Until: v.Deadline, By: v.DeadlineBy}

@@ -6,6 +6,7 @@ package web
 import (
 	"cmp"
 	"context"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -48,6 +49,7 @@ type headroom struct {
 	score      int              // sum of the known ones, in percent
 	free       int              // sum of what they leave of 100 %
 	sessions   cluster.Sessions // their sums over all nodes with a fresh heartbeat; nil if no node counts
+	uncounted  int              // nodes whose sessions are not known, although they are not gone
 	history    []*int           // free percents, the latest last; nil where none was known
 }
 
@@ -59,9 +61,19 @@ func (h headroom) freePercent() *int {
 	return new(h.free / (h.nodes - h.unknown))
 }
 
+// find returns the machine with this id, or nil.
+func (s state) find(id string) *cluster.Member {
+	i := slices.IndexFunc(s.members, func(m cluster.Member) bool { return m.ID() == id })
+	if i < 0 {
+		return nil
+	}
+	return &s.members[i]
+}
+
 // feed looks at the cluster once a second, for all readers.
 type feed struct {
 	reader   Reader
+	log      *slog.Logger
 	now      func() time.Time
 	observer cluster.Observer
 	sampled  time.Time
@@ -101,8 +113,14 @@ func (f *feed) look(ctx context.Context) {
 	is, _ := f.state()
 	if err != nil {
 		f.observer.Failed()
+		if is.failed == "" {
+			f.log.Warn("MongoDB cannot be read", "error", err)
+		}
 		is.failed = err.Error()
 	} else {
+		if is.failed != "" {
+			f.log.Info("MongoDB can be read again")
+		}
 		members := f.observer.Observe(look)
 		if is.read.IsZero() {
 			is.cut = map[string]int{}
@@ -112,7 +130,7 @@ func (f *feed) look(ctx context.Context) {
 		is.look, is.members, is.read, is.failed = look, members, look.At, ""
 	}
 	groups := headrooms(is.members)
-	samples := f.now().Sub(f.sampled) >= step
+	samples := f.now().Sub(f.sampled) >= step-lookEvery/2
 	if samples {
 		f.sampled = f.now()
 	}
@@ -174,6 +192,9 @@ func headrooms(members []cluster.Member) []headroom {
 			} else {
 				h.unknown++
 			}
+		}
+		if s := v.Sessions(); (s == nil || s.Publishers == nil || s.Viewers == nil) && v.Health != cluster.Gone {
+			h.uncounted++
 		}
 		if s := v.Sessions(); s != nil {
 			h.sessions.Publishers, h.sessions.Viewers = sum(h.sessions.Publishers, s.Publishers), sum(h.sessions.Viewers, s.Viewers)

@@ -83,7 +83,11 @@ func metrics(s state) []byte {
 		if m.Node != nil {
 			role = roleOf(*m.Node)
 		}
-		count[key{role, m.State(), m.Health}]++
+		state := m.State()
+		if state != "" && !state.Valid() {
+			state = "other" // any client can write a record
+		}
+		count[key{role, state, m.Health}]++
 	}
 	var nodes, score, free, sessions []promtext.Series
 	for k, n := range count {
@@ -106,6 +110,6 @@ func metrics(s state) []byte {
 	page.Family("gauge", "amsagent_cluster_nodes", "Nodes by role, state in the registry, and health.", nodes...)
 	page.Family("gauge", "amsagent_cluster_score_ratio", "Mean score of the role's serving nodes whose score is known.", score...)
 	page.Family("gauge", "amsagent_cluster_free_nodes", "Sum of 1 - score of the role's serving nodes whose score is known: how many nodes are free.", free...)
-	page.Family("gauge", "amsagent_cluster_sessions", "Sessions of the role's nodes, of fresh heartbeats.", sessions...)
+	page.Family("gauge", "amsagent_cluster_sessions", "Sessions of the role's nodes that could count them.", sessions...)
 	return page.Bytes()
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,16 +37,18 @@ func text(s string) g.Node { return g.Text(s) }
 // view is what all pages show of the cluster, and how well it is.
 type view struct {
 	state
-	nodes       board.Nodes // all
+	nodes       board.Nodes // but those that have left
 	wrong, rest string      // the first line
 	tone        string      // ok, warn, bad or unknown
 }
 
 func viewOf(s state) view {
-	v := view{state: s, nodes: board.New(board.Query{All: true}, s.look, s.members)}
+	v := view{state: s, nodes: board.New(board.Query{}, s.look, s.members)}
 	v.wrong, v.rest = v.nodes.Summary.Problems()
 	health := v.nodes.Summary.Health
 	switch {
+	case s.read.IsZero():
+		v.tone, v.wrong, v.rest = "unknown", "", "The cluster was not read yet"
 	case s.failed != "" || len(v.nodes.Members) == 0:
 		v.tone = "unknown"
 	case health[cluster.Gone]+health[cluster.NotServing] > 0:
@@ -63,6 +66,10 @@ func (v view) content(path string, main ...g.Node) g.Node {
 	link := func(to, name string) g.Node {
 		return el("a", at("href", to), g.If(path == to, at("aria-current", "page")), text(name))
 	}
+	notice := "MongoDB cannot be read; this is the last look. "
+	if v.read.IsZero() {
+		notice = "MongoDB cannot be read. "
+	}
 	failed := []g.Node{at("id", "failed"), at("role", "status")}
 	if v.failed == "" {
 		failed = append(failed, at("hidden", ""))
@@ -70,8 +77,8 @@ func (v view) content(path string, main ...g.Node) g.Node {
 	return el("div",
 		at("id", "page"), at("class", v.tone),
 		el("header",
-			el("h1", at("id", "headline"), at("aria-live", "polite"), text(cmp.Or(v.wrong, v.rest)), g.If(v.wrong != "", el("span", text(v.rest)))),
-			el("p", append(failed, text("MongoDB cannot be read; this is the last look. "+output.OneLine(v.failed)))...),
+			el("h1", at("id", "headline"), el("strong", at("aria-live", "polite"), text(cmp.Or(v.wrong, v.rest))), g.If(v.wrong != "", el("span", text(v.rest)))),
+			el("p", append(failed, text(notice+output.OneLine(v.failed)))...),
 		),
 		el("nav", at("aria-label", "Pages"), link("/", "Nodes"), text(" "), link("/events", "Events")),
 		el("main", main...),
@@ -150,18 +157,22 @@ func headroomItem(r headroom) g.Node {
 		of += fmt.Sprintf(", %d unknown", r.unknown)
 	}
 	return el("li",
-		el("h2", text(r.kind+" "+output.Printable(r.name))), free, el("span", text(of)), el("br"), el("small", text(sessionsLine(r.sessions)+"; free in the last 15 minutes:")),
+		el("h2", text(r.kind+" "+output.Printable(r.name))), free, el("span", text(of)), el("br"), el("small", text(r.sessionsText()+"; free in the last 15 minutes:")),
 		el("svg", at("class", "spark"), at("viewBox", "0 0 180 40"), at("preserveAspectRatio", "none"), at("role", "img"),
 			at("aria-label", "Free capacity in the last 15 minutes"),
 			g.Map(polylines(r.history), func(points string) g.Node { return el("polyline", at("points", points)) })),
 	)
 }
 
-func sessionsLine(s cluster.Sessions) string {
-	if s.Publishers == nil && s.Viewers == nil {
-		return "sessions not known"
+func (h headroom) sessionsText() string {
+	text := "sessions not known"
+	if s := h.sessions; s.Publishers != nil || s.Viewers != nil {
+		text = strings.ReplaceAll(s.Left(), " left", "")
 	}
-	return strings.TrimSuffix(s.Left(), " left")
+	if h.uncounted > 0 {
+		text += fmt.Sprintf(", %s not counted", output.Count(h.uncounted, "node"))
+	}
+	return text
 }
 
 // polylines draws percents into a box of 180 × 40. An unknown value is a gap, never zero.
@@ -182,8 +193,8 @@ func polylines(points []*int) []string {
 func (v view) filters(q url.Values) g.Node {
 	field := func(name string, of func(board.Node) string) g.Node {
 		values := map[string]bool{}
-		for _, n := range v.nodes.Members {
-			values[of(n)] = true
+		for _, m := range v.members {
+			values[of(board.Node{Member: m})] = true
 		}
 		delete(values, "")
 		return el("label", text(name), el("select", at("name", name), el("option", at("value", ""), text("all")),
@@ -225,7 +236,7 @@ func cell(c board.Column, n board.Node) (text string, late bool) {
 }
 
 func nodesTable(data board.Nodes, sort string, q url.Values, all, left int) g.Node {
-	caption := fmt.Sprintf("%d of %s", len(data.Members), output.Count(all, "node"))
+	caption := fmt.Sprintf("%d of %s", len(data.Members), output.Count(max(all, len(data.Members)), "node"))
 	var shown []board.Column
 	for _, c := range columns() {
 		same := len(data.Members) > 1
@@ -330,9 +341,7 @@ func (v view) drain(n board.Node, named bool) g.Node {
 	return el("p", at("class", "wait"), text("Drains: "+why))
 }
 
-// nodePage shows the node with this id, which is known.
-func (v view) nodePage(id string, events board.Events) g.Node {
-	n := v.nodes.Members[slices.IndexFunc(v.nodes.Members, func(n board.Node) bool { return n.ID() == id })]
+func (v view) nodePage(n board.Node, events past) g.Node {
 	var list []g.Node
 	for _, f := range facts(n, v.look.ServerTime) {
 		list = append(list, el("dt", text(f[0])), el("dd", text(f[1])))
@@ -344,15 +353,15 @@ func (v view) nodePage(id string, events board.Events) g.Node {
 	for _, d := range n.AMS {
 		docs = append(docs, []string{output.Printable(d.ID), output.Printable(d.IP), output.Zoned(d.LastUpdate.UTC()), output.Printable(d.Memory)})
 	}
-	return v.content("/node/"+id,
+	return v.content("/node/"+n.ID(),
 		el("section", at("id", "facts"),
 			el("h2", text(board.NodeText(n.Node))),
 			v.drain(n, false),
 			el("dl", list...),
 			simpleTable("GPUs", []string{"#", "name", "use", "encoder", "decoder", "memory"}, gpus),
 			simpleTable("Ant Media Server's own documents", []string{"id", "address", "written", "memory"}, docs),
-			advice(n),
 		),
+		el("section", at("id", "advice"), advice(n)),
 		eventsTable(events, v.look.Nodes),
 	)
 }
@@ -404,6 +413,9 @@ func since(t time.Time) string {
 	return "since " + output.Zoned(t.UTC())
 }
 
+// plainID: the line is pasted into a shell, and any client of MongoDB can write a record.
+var plainID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+
 // advice is what to do with a node: on a terminal, because the page only reads.
 func advice(n board.Node) g.Node {
 	var lines []g.Node
@@ -413,7 +425,7 @@ func advice(n board.Node) g.Node {
 	}
 	switch {
 	case !n.HasHeartbeat():
-	case n.State() == cluster.StateActive:
+	case n.State() == cluster.StateActive && plainID.MatchString(n.ID()):
 		lines = append(lines, el("p", text("To drain it: "), el("code", text("amsagent drain "+n.ID()+` --reason "..."`))))
 	case n.State() == cluster.StateDraining:
 		lines = append(lines, el("p", text("To cancel the drain, on that machine: "), el("code", text("amsagent undrain"))))
@@ -421,12 +433,12 @@ func advice(n board.Node) g.Node {
 	return g.Group(lines)
 }
 
-func (v view) eventsPage(events board.Events) g.Node {
-	return v.content("/events", eventsTable(events, v.look.Nodes))
-}
-
 // eventsTable has the latest event first.
-func eventsTable(events board.Events, nodes []cluster.Node) g.Node {
+func eventsTable(events past, nodes []cluster.Node) g.Node {
+	caption := "Events, the latest first"
+	if events.err != nil {
+		caption = "The events cannot be read: " + output.OneLine(events.err.Error())
+	}
 	rows := events.Rows(nodes)
 	slices.Reverse(rows)
 	heads := []string{"time", "node", "event", "by", "reason"}
@@ -436,7 +448,7 @@ func eventsTable(events board.Events, nodes []cluster.Node) g.Node {
 		for j := 1; j < len(heads); j++ {
 			value := text(row[j])
 			if j == 1 {
-				value = el("a", at("href", "/node/"+url.PathEscape(events.Events[len(rows)-1-i].Node)), value)
+				value = el("a", at("href", "/node/"+url.PathEscape(events.Events.Events[len(rows)-1-i].Node)), value)
 			}
 			cells = append(cells, el("td", at("data-name", heads[j]), g.If(j == len(heads)-1, at("class", "wrap")), value))
 		}
@@ -444,7 +456,7 @@ func eventsTable(events board.Events, nodes []cluster.Node) g.Node {
 	}
 	return el("div",
 		at("class", "scroll"), at("role", "region"), at("aria-label", "Events"), at("tabindex", "0"),
-		el("table", at("class", "cards"), el("caption", at("id", "caption"), text("Events, the latest first")), tableHead(heads), el("tbody", body...)),
+		el("table", at("class", "cards"), el("caption", at("id", "caption"), text(caption)), tableHead(heads), el("tbody", body...)),
 	)
 }
 

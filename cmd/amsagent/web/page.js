@@ -28,18 +28,24 @@ function rows(next) {
 	old.forEach(row => row.remove());
 }
 
-async function refresh() {
+function fresh(asof) {
+	answered = Date.now();
+	document.getElementById('asof').textContent = asof;
+}
+
+async function refresh(asof) {
 	if (busy) return;
 	busy = true;
 	try {
-		const r = await fetch(location.href, { headers: { Accept: 'text/html' } });
-		if (!r.ok) throw new Error(r.status);
+		const r = await fetch(location.href, { headers: { Accept: 'text/html' }, signal: AbortSignal.timeout(10000) });
+		if (!r.ok && r.status !== 404) throw new Error(r.status);
 		const next = new DOMParser().parseFromString(await r.text(), 'text/html');
 		document.title = next.title;
 		document.getElementById('page').className = next.getElementById('page').className;
-		for (const id of ['icon', 'headline', 'failed', 'notes', 'drains', 'groups', 'caption', 'head', 'facts']) replace(id, next);
+		for (const id of ['icon', 'headline', 'failed', 'notes', 'drains', 'groups', 'caption', 'head', 'facts', 'advice']) replace(id, next);
 		rows(next);
 		tag = next.body.dataset.tag;
+		fresh(asof);
 	} catch { /* the next event, or the timer, shows it */ }
 	busy = false;
 }
@@ -47,13 +53,15 @@ async function refresh() {
 // A page that nobody sees holds no stream: a browser opens six connections to a host.
 function follow() {
 	stream?.close();
-	if (document.hidden) return;
+	if (document.hidden) {
+		document.getElementById('icon').href = '/icon.svg'; // nothing follows now
+		return;
+	}
 	stream = new EventSource('/live?page=' + encodeURIComponent(location.pathname + location.search));
 	stream.onmessage = e => {
-		answered = Date.now();
 		const [is, ...asof] = e.data.split(' ');
-		document.getElementById('asof').textContent = asof.join(' ');
-		if (is !== tag) refresh();
+		if (is === tag) fresh(asof.join(' '));
+		else refresh(asof.join(' '));
 	};
 }
 
@@ -64,4 +72,5 @@ setInterval(() => {
 	const gone = !document.hidden && Date.now() - answered > 10000;
 	lost.hidden = !gone;
 	document.body.classList.toggle('lost', gone);
-}, 1000);
+	if (stream?.readyState === EventSource.CLOSED) follow(); // a proxy answered in place of the server
+}, 2000);

@@ -25,6 +25,8 @@ import (
 	"sync"
 	"time"
 
+	g "maragu.dev/gomponents"
+
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
@@ -44,6 +46,8 @@ const (
 	// writeLimit bounds each write to a client.
 	writeLimit = 10 * time.Second
 	eventRows  = 100
+	// eventsFor is how long events are kept: a read of them may take long.
+	eventsFor = 5 * time.Second
 )
 
 // Options are the settings of [Serve].
@@ -59,7 +63,7 @@ type Options struct {
 
 // Serve answers on l until ctx ends.
 func Serve(ctx context.Context, l net.Listener, o Options) error {
-	w := newServer(o)
+	w := newServer(ctx, o)
 	var work sync.WaitGroup
 	work.Go(func() { w.feed.run(ctx) })
 	s := &http.Server{
@@ -67,8 +71,12 @@ func Serve(ctx context.Context, l net.Listener, o Options) error {
 		MaxHeaderBytes: 16 << 10, BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	context.AfterFunc(ctx, func() { _ = s.Close() })
-	limited := bounded.New(l, func(err error) { o.Log.Error("accepting a connection failed", "error", err) })
-	limited.Max = maxStreams + bounded.MaxConns
+	limited := bounded.New(l, func(err error) {
+		if err != nil {
+			o.Log.Error("accepting a connection failed", "error", err)
+		}
+	})
+	limited.Max = 2*maxStreams + bounded.MaxConns // a page has a stream, and a connection to fetch itself
 	err := s.Serve(limited)
 	work.Wait()
 	if ctx.Err() != nil {
@@ -78,33 +86,42 @@ func Serve(ctx context.Context, l net.Listener, o Options) error {
 }
 
 type server struct {
+	ctx  context.Context
 	o    Options
 	feed *feed
 
 	mu      sync.Mutex
 	streams int
 	pages   map[string]*page
+
+	reading sync.Mutex // one read of events at a time
+	past    map[string]past
+}
+
+// past are the last events of a node, or of all for "".
+type past struct {
+	board.Events
+	at  time.Time
+	err error // of the last read; the events are older then
 }
 
 // page is what one URL shows, made once for each look.
 type page struct {
 	mu     sync.Mutex
-	made   bool
 	looked time.Time
 	failed string
-	events board.Events // the last that could be read
 	answer
 }
 
 type answer struct {
-	found bool
-	tag   string // of the content
-	asOf  string
-	gzip  []byte
+	code int
+	tag  string // of the content
+	gzip []byte
 }
 
-func newServer(o Options) *server {
-	return &server{o: o, feed: &feed{reader: o.Reader, now: o.Now, changed: make(chan struct{})}, pages: map[string]*page{}}
+func newServer(ctx context.Context, o Options) *server {
+	f := &feed{reader: o.Reader, log: o.Log, now: o.Now, changed: make(chan struct{})}
+	return &server{ctx: ctx, o: o, feed: f, pages: map[string]*page{}, past: map[string]past{}}
 }
 
 func (w *server) handler() http.Handler {
@@ -152,8 +169,9 @@ func (w *server) show(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s, _ := w.feed.state()
-	if s.read.IsZero() {
-		http.Error(rw, "the cluster was not read yet: "+s.failed, http.StatusServiceUnavailable)
+	isJSON := strings.Contains(accept, "application/json")
+	if s.read.IsZero() || s.failed != "" && isJSON { // a program takes the last look for that of now
+		http.Error(rw, "MongoDB cannot be read: "+s.failed, http.StatusServiceUnavailable)
 		return
 	}
 	kind, data, text, err := w.result(r, s)
@@ -162,7 +180,7 @@ func (w *server) show(rw http.ResponseWriter, r *http.Request) {
 		http.Error(rw, err.Error(), http.StatusServiceUnavailable)
 	case data == nil:
 		http.Error(rw, noNode, http.StatusNotFound)
-	case strings.Contains(accept, "application/json"):
+	case isJSON:
 		rw.Header().Set("Content-Type", "application/json")
 		b, _ := output.Envelope(kind, data) // its types can be encoded
 		_, _ = rw.Write(b)
@@ -182,8 +200,8 @@ const noNode = "there is no such node"
 // result is what a command prints about a URL's nodes or events; without data there is no such node.
 func (w *server) result(r *http.Request, s state) (kind string, data any, text func(*output.Text), err error) {
 	if r.URL.Path == "/events" {
-		events, err := w.events(r.Context(), "")
-		return "events", events, func(t *output.Text) { board.WriteEvents(t, events, s.look.Nodes) }, err
+		p := w.events("")
+		return "events", p.Events, func(t *output.Text) { board.WriteEvents(t, p.Events, s.look.Nodes) }, p.err
 	}
 	members, query := s.members, queryOf(r.URL.Query())
 	if id := r.PathValue("id"); id != "" {
@@ -197,26 +215,28 @@ func (w *server) result(r *http.Request, s state) (kind string, data any, text f
 }
 
 func (w *server) html(rw http.ResponseWriter, r *http.Request) {
-	is := w.page(r.Context(), r.URL)
-	if !is.found {
-		http.Error(rw, noNode, http.StatusNotFound)
-		return
-	}
+	is := w.page(r.URL)
 	rw.Header().Set("Content-Type", "text/html; charset=utf-8")
-	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+	packed := strings.Contains(r.Header.Get("Accept-Encoding"), "gzip")
+	if packed {
 		rw.Header().Set("Content-Encoding", "gzip")
-		_, _ = rw.Write(is.gzip)
-		return
 	}
-	if z, err := gzip.NewReader(bytes.NewReader(is.gzip)); err == nil {
+	rw.WriteHeader(is.code)
+	if packed {
+		_, _ = rw.Write(is.gzip)
+	} else if z, err := gzip.NewReader(bytes.NewReader(is.gzip)); err == nil {
 		_, _ = io.Copy(rw, z)
 	}
 }
 
 // page renders a URL once for each look.
-func (w *server) page(ctx context.Context, of *url.URL) answer {
+func (w *server) page(of *url.URL) answer {
 	q := of.Query()
 	maps.DeleteFunc(q, func(name string, _ []string) bool { return of.Path != "/" || !slices.Contains(queryNames(), name) })
+	s, _ := w.feed.state()
+	if id, isNode := strings.CutPrefix(of.Path, "/node/"); s.read.IsZero() || isNode && s.find(id) == nil {
+		return w.render(s, of.Path, q) // it is short, and not kept
+	}
 	key := of.Path + "?" + q.Encode()
 	w.mu.Lock()
 	p := w.pages[key]
@@ -230,33 +250,35 @@ func (w *server) page(ctx context.Context, of *url.URL) answer {
 	w.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s, _ := w.feed.state()
-	if p.made && p.looked.Equal(s.read) && p.failed == s.failed {
+	if p.code != 0 && p.looked.Equal(s.read) && p.failed == s.failed {
 		return p.answer
 	}
-	p.made, p.looked, p.failed = true, s.read, s.failed
-	p.answer = w.render(ctx, p, s, of.Path, q)
+	p.looked, p.failed = s.read, s.failed
+	p.answer = w.render(s, of.Path, q)
 	return p.answer
 }
 
-func (w *server) render(ctx context.Context, p *page, s state, path string, q url.Values) answer {
+func (w *server) render(s state, path string, q url.Values) answer {
 	v := viewOf(s)
-	content := v.nodesPage(q)
+	is := answer{code: http.StatusOK}
+	var content g.Node
 	id, isNode := strings.CutPrefix(path, "/node/")
-	switch {
-	case isNode && !slices.ContainsFunc(s.members, func(m cluster.Member) bool { return m.ID() == id }):
-		return answer{}
+	switch m := s.find(id); {
+	case s.read.IsZero():
+		is.code, content = http.StatusServiceUnavailable, v.content(path)
+	case isNode && m == nil:
+		is.code, content = http.StatusNotFound, v.content(path, el("section", at("id", "facts"), text(noNode)))
 	case isNode:
-		w.readEvents(ctx, p, id)
-		content = v.nodePage(id, p.events)
+		content = v.nodePage(board.Node{Member: *m}, w.events(id))
 	case path == "/events":
-		w.readEvents(ctx, p, "")
-		content = v.eventsPage(p.events)
+		content = v.content(path, eventsTable(w.events(""), s.look.Nodes))
+	default:
+		content = v.nodesPage(q)
 	}
 	var b, packed bytes.Buffer
 	_ = content.Render(&b) // a buffer takes all
 	sum := sha256.Sum256(b.Bytes())
-	is := answer{found: true, tag: hex.EncodeToString(sum[:8]), asOf: asOf(s)}
+	is.tag = hex.EncodeToString(sum[:8])
 	html := b.String()
 	b.Reset()
 	_ = v.document(is.tag, html).Render(&b)
@@ -267,25 +289,29 @@ func (w *server) render(ctx context.Context, p *page, s state, path string, q ur
 	return is
 }
 
-// readEvents keeps the last events if they cannot be read.
-func (w *server) readEvents(ctx context.Context, p *page, id string) {
-	if p.failed != "" {
-		return
+// events reads at most every few seconds, for all readers.
+func (w *server) events(id string) past {
+	w.reading.Lock()
+	defer w.reading.Unlock()
+	p := w.past[id]
+	if !p.at.IsZero() && w.o.Now().Sub(p.at) < eventsFor {
+		return p
 	}
-	if events, err := w.events(ctx, id); err == nil {
-		p.events = events
-	}
-}
-
-func (w *server) events(ctx context.Context, id string) (board.Events, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	ctx, cancel := context.WithTimeout(w.ctx, lookLimit)
 	defer cancel()
 	q := cluster.EventQuery{Limit: eventRows}
 	if id != "" {
 		q.Nodes = []string{id}
 	}
 	events, err := w.o.Reader.Events(ctx, q)
-	return board.Events{Nodes: q.Nodes, Events: events}, err
+	if p.at, p.err = w.o.Now(), err; err == nil {
+		p.Events = board.Events{Nodes: q.Nodes, Events: events}
+	}
+	if len(w.past) >= maxPages {
+		clear(w.past)
+	}
+	w.past[id] = p
+	return p
 }
 
 // live sends, after each look, its time and the tag of what a page shows. The page asks for itself again if the tag is new.
@@ -315,10 +341,10 @@ func (w *server) live(rw http.ResponseWriter, r *http.Request) {
 	control := http.NewResponseController(rw)
 	_ = control.SetReadDeadline(time.Time{})
 	for {
-		_, changed := w.feed.state()
-		is := w.page(r.Context(), of)
+		s, changed := w.feed.state()
+		is := w.page(of)
 		_ = control.SetWriteDeadline(time.Now().Add(writeLimit))
-		if _, err := fmt.Fprintf(rw, "data: %s %s\n\n", is.tag, is.asOf); err != nil || control.Flush() != nil {
+		if _, err := fmt.Fprintf(rw, "data: %s %s\n\n", is.tag, asOf(s)); err != nil || control.Flush() != nil {
 			return
 		}
 		select {

@@ -383,6 +383,15 @@ func TestBeforeTheFirstLook(t *testing.T) {
 				t.Errorf("%s: %s", path, got)
 			}
 		}
+		for _, path := range []string{"/", "/node/i-1", "/events"} {
+			resp := w.ask(path, browser)
+			b, err := io.ReadAll(resp.Body)
+			must.OK(t, err)
+			_ = resp.Body.Close()
+			if page := string(b); resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(page, "The cluster was not read yet") || strings.Contains(page, "0 nodes") {
+				t.Errorf("%s: %d\n%s", path, resp.StatusCode, page)
+			}
+		}
 	})
 }
 
