@@ -220,6 +220,7 @@ func (r *scaleIn) play() bool {
 			return false
 		}
 		h.id = id
+		h.hardware(r.number)
 		h.aws.Update(func(i *fakeaws.Instance) { i.ID = id })
 		if err := h.asg.Attach(scalingGroup, h.aws); err != nil {
 			t.Error(err)
@@ -376,11 +377,20 @@ func (r *scaleIn) trouble(when string, p *process) *process {
 // row0 reports whether this machine has been another one before.
 func (h *scaled) row0() bool { return strings.HasPrefix(h.id, "i-0ddd") }
 
+// hardware writes the firmware's id: each machine of the group has its own.
+func (h *scaled) hardware(number int) {
+	file := filepath.Join(h.root, "sys/class/dmi/id/product_uuid")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, fmt.Appendf(nil, "ec20ddd0-0000-4000-8000-%012d\n", number), 0o600)); err != nil {
+		h.t.Error(err)
+	}
+}
+
 // reborn makes the next machine of the group: a copy of the disk, with an AMS that
 // was started by the boot.
 func (r *scaleIn) reborn(id string) bool {
 	h := r.h
 	h.id = id
+	h.hardware(r.number)
 	h.aws.Update(func(i *fakeaws.Instance) { i.ID = id })
 	err := errors.Join(os.RemoveAll(filepath.Join(h.root, "run/amsagent")), h.forgetDrain())
 	if err == nil {
