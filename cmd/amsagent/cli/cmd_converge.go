@@ -158,7 +158,7 @@ func beforeStartLine(c *bootstrap.Convergence, err error) string {
 	case err != nil:
 		return "the server starts with the files as they are: " + output.OneLine(err.Error())
 	case c.Standalone:
-		return "ignored: this machine was " + madeStandalone
+		return "the agent changes nothing: this machine was " + madeStandalone
 	}
 	var parts []string
 	for _, f := range c.Repairs {
@@ -177,7 +177,7 @@ func convergeText(w *output.Text, c *bootstrap.Convergence) {
 	case c.Phase == "":
 		w.Line("%s: %s", w.Color.Bold("nothing to do"), bootstrap.ErrNotMember)
 	case c.Phase != bootstrap.PhaseJoined:
-		w.Line("%s: %s was not finished; run the same command again", w.Color.Yellow("ignored"), c.Phase)
+		w.Line("%s: %s was not finished; the join or leave that was begun must run again", w.Color.Yellow("ignored"), c.Phase)
 	case c.Standalone:
 		w.Line("%s: %s was %s", w.Color.Yellow("ignored"), board.NodeText(&c.Node), madeStandalone)
 	case len(c.Repairs) == 0:

@@ -69,8 +69,8 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 	host, _ := os.Hostname()
 	r := &remoteDrain{
 		reporter: newReporter(g), c: c, node: n,
-		mongo: source{name: "MongoDB", limit: time.Minute, then: drainContinues},
-		agent: source{name: "the node's agent", limit: remoteDead, then: "the drain continues when the node's agent is back"},
+		mongo: source{name: "the node's record", lost: "the node's record has not been read", limit: time.Minute, then: drainContinues},
+		agent: source{name: "the node's agent", lost: "the node's agent has been silent", limit: remoteDead, then: "the drain continues when the node's agent is back"},
 	}
 	r.request, err = c.AskDrain(ctx, n, cluster.DrainRequest{
 		Deadline: seconds.Duration(opts.deadline), Now: opts.now, RepairStreams: opts.repair, Reason: strings.TrimSpace(opts.reason),
@@ -83,7 +83,7 @@ func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, 
 		// MongoDB may have the request all the same.
 		return r.withdraw(ctx, userError{Msg: msg, Cause: err, State: "the request may have arrived: the node may drain"}, msg)
 	}
-	g.out.Progress("asked; the node's agent accepts it within " + output.Rounded(takeTime))
+	g.out.Progress("asked; waiting up to " + output.Rounded(takeTime) + " for the node's agent")
 	ctx, cancel := upTo(ctx, opts.timeout)
 	defer cancel()
 	r.asked = time.Now()

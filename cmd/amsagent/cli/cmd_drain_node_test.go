@@ -121,7 +121,7 @@ func TestDrainNode(t *testing.T) {
 		"not allowed":     {r: aRegistry{lost: &cluster.Error{Kind: cluster.KindForbidden, Op: "asking"}}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"not to be asked": {r: aRegistry{lost: cluster.ErrNotAskable}, code: exitFailed, said: []string{"cannot drain 10.0.1.5", "nothing was changed"}},
 		"it leaves": {does: takes, code: exitOK, said: []string{
-			"asked; the node's agent accepts it within 45 s", "i-1 drains: 0 publishers, 3 viewers left", "left: the node is out of the cluster", "node     i-1",
+			"asked; waiting up to 45 s for the node's agent", "i-1 drains: 0 publishers, 3 viewers left", "left: the node is out of the cluster", "node     i-1",
 		}},
 		"it has left": {state: cluster.StateLeft, code: exitOK, said: []string{"left: the node is out of the cluster", "node     i-1"}},
 		"it failed":   {state: cluster.StateFailed, code: exitFailed, said: []string{"its state is failed: there is nothing to drain"}},
@@ -170,30 +170,30 @@ func TestDrainNode(t *testing.T) {
 		"the machine is started again":                  {does: takesThen(30*time.Second, func(r *aRegistry) { r.node.BootID, r.node.State = "another", cluster.StateActive }), code: exitFailed, said: []string{"that node has not left", "the machine was started again, which ends the drain; its state is active", "amsagent drain i-1"}},
 		"the machine is started again before it drains": {does: after(5*time.Second, func(r *aRegistry) { r.node.BootID, r.node.DrainRequest = "another", nil }), code: exitFailed, said: []string{"that node has not left", "its state is active"}},
 		"it leaves and is started again":                {does: takesThen(30*time.Second, func(r *aRegistry) { r.node.BootID, r.node.State = "another", cluster.StateLeft }), code: exitOK, said: []string{"left: the node is out of the cluster"}},
-		"MongoDB goes":                                  {does: takesThen(20*time.Second, func(r *aRegistry) { r.err = errors.New("no primary") }), code: exitUnknown, said: []string{"lost sight of it", "MongoDB has been away for 1 min: no primary", "amsagent: the drain continues\n", "nodes --watch"}},
+		"MongoDB goes":                                  {does: takesThen(20*time.Second, func(r *aRegistry) { r.err = errors.New("no primary") }), code: exitUnknown, said: []string{"lost sight of it", "the node's record has not been read for 1 min: no primary", "amsagent: the drain continues\n", "nodes --watch"}},
 		"MongoDB goes twice": {does: func(r *aRegistry, since time.Duration) {
 			takes(r, since)
 			if r.err = nil; since >= 20*time.Second && since < 82*time.Second && since.Truncate(time.Second) != 46*time.Second {
 				r.err = errors.New("no primary")
 			}
-		}, code: exitOK, said: []string{"MongoDB is back after 26 s", "left: "}},
+		}, code: exitOK, said: []string{"the node's record is back after 26 s", "left: "}},
 		"its agent goes": {does: func(r *aRegistry, since time.Duration) {
 			was := r.node.UpdatedAt
 			if takes(r, since); since >= 15*time.Second && since < time.Minute {
 				r.node.UpdatedAt = was
 			}
-		}, code: exitOK, said: []string{"the node's agent\" error=\"no heartbeat", "left: "}},
+		}, code: exitOK, said: []string{"source=\"the node's agent\" silence=", "left: "}},
 		"its server stops for long": {does: func(r *aRegistry, since time.Duration) {
 			if since < 15*time.Second || since > 4*time.Minute {
 				takes(r, since)
 			}
-		}, code: exitOK, said: []string{"the node's agent\" error=\"no heartbeat", "left: "}},
+		}, code: exitOK, said: []string{"source=\"the node's agent\" silence=", "left: "}},
 		// The signal ends the test where the command does not.
 		"its machine dies": {does: func(r *aRegistry, since time.Duration) {
 			if since < 15*time.Second {
 				takes(r, since)
 			}
-		}, signal: time.Hour, code: exitUnknown, said: []string{"away for 4 min 31 s", "lost sight of it", "the node's agent has been away for 5 min: no heartbeat", "the drain continues when the node's agent is back"}},
+		}, signal: time.Hour, code: exitUnknown, said: []string{"silent for 4 min 31 s", "lost sight of it", "the node's agent has been silent for 5 min: no heartbeat", "the drain continues when the node's agent is back"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -82,9 +82,12 @@ func events(ctx context.Context, opts eventsOptions, args []string, g *globals, 
 		}
 		q.Since = now.Add(-opts.since)
 	}
-	rows, err := c.Nodes(ctx)
-	if err != nil {
-		return cannot("read the history", err)
+	var rows []cluster.Node
+	var err error
+	if len(args) > 0 || !g.out.IsJSON() { // JSON has ids alone
+		if rows, err = c.Nodes(ctx); err != nil {
+			return cannot("read the history", err)
+		}
 	}
 	if len(args) > 0 {
 		q.Nodes = nodesNamed(rows, args[0])

@@ -137,7 +137,7 @@ func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
 	if opts.yes {
 		err = data.remove(ctx, g, c)
 	}
-	return cmp.Or(err, g.result("prune", data, func(w *output.Text) { pruneText(w, data) }))
+	return errors.Join(err, g.result("prune", data, func(w *output.Text) { pruneText(w, data) }))
 }
 
 // judge decides about each silent member.
@@ -300,11 +300,13 @@ func removeMember(ctx context.Context, c pruner, m cluster.Member) (documents []
 		}
 	}
 	var errs []error
+	done := map[string]bool{}
 	for _, doc := range m.AMS {
 		newest := m.AMS[0].LastUpdate
-		if doc.IP == "" || newest.IsZero() {
+		if doc.IP == "" || newest.IsZero() || done[doc.IP] {
 			continue
 		}
+		done[doc.IP] = true
 		gone, _, err := c.DeleteAMSNodes(ctx, doc.IP, "", newest)
 		errs = append(errs, err)
 		for _, n := range gone {

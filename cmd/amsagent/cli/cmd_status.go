@@ -122,8 +122,8 @@ type summary struct {
 // summarize returns the first summary that applies. How a node leaves or returns comes before its files and records.
 func (s *statusView) summarize(c output.Palette) summary {
 	life, record := &lifecycle.View{}, cluster.StateActive
-	if s.Member {
-		life = cmp.Or(s.lifecycle(), life)
+	if l := s.lifecycle(); l != nil && (s.Member || l.NeverJoined) { // after a leave, the daemon may not know it yet
+		life = l
 	}
 	if s.Row.Registry != nil {
 		record = s.Row.Registry.State

@@ -83,6 +83,7 @@ func (r *reporter) show(s cluster.Sessions, news bool, line string) {
 // source is what a command follows, and may be away for a while.
 type source struct {
 	name     string
+	lost     string        // what is missing, as "the daemon has not answered"
 	limit    time.Duration // of its silence
 	then     string        // what happens when it is back
 	since    time.Time
@@ -97,13 +98,13 @@ func (r *reporter) reportAway(ctx context.Context, s *source, err error) error {
 	switch {
 	case ctx.Err() != nil, silence == 0:
 	case silence >= s.limit:
-		return &userError{Msg: "lost sight of it", Cause: fmt.Errorf("%s has been away for %s: %w", s.name, output.Rounded(silence), err), State: s.then, Exit: exitUnknown}
+		return &userError{Msg: "lost sight of it", Cause: fmt.Errorf("%s for %s: %w", s.lost, output.Rounded(silence), err), State: s.then, Exit: exitUnknown}
 	case !s.reported:
 		s.reported, r.said = true, now
-		r.g.out.Log().Warn("no answer, asking again", "source", s.name, "error", err)
+		r.g.out.Log().Warn("no answer", "source", s.name, "silence", output.Rounded(silence), "then", s.then, "error", err)
 	case now.Sub(r.said) >= r.every:
 		r.said = now
-		r.g.out.Progress(fmt.Sprintf("%s has been away for %s", s.name, output.Rounded(silence)))
+		r.g.out.Progress(fmt.Sprintf("%s for %s", s.lost, output.Rounded(silence)))
 	}
 	return nil
 }
@@ -135,7 +136,7 @@ type follower struct {
 func newFollower(g *globals) *follower {
 	return &follower{
 		reporter: newReporter(g), c: g.daemon(), ask: 500 * time.Millisecond, cloud: 30 * time.Second, began: time.Now(),
-		daemon: source{name: "the daemon", limit: time.Minute, then: "the daemon continues when it is back"}, noted: map[lifecycle.Note]bool{}, trouble: map[string]string{},
+		daemon: source{name: "the daemon", lost: "the daemon has not answered", limit: time.Minute, then: "the daemon continues when it is back"}, noted: map[lifecycle.Note]bool{}, trouble: map[string]string{},
 	}
 }
 
@@ -150,7 +151,10 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) error {
 		v, err := f.c.Follow(ctx)
 		switch {
 		case is(daemon.ErrVersion, fs.ErrPermission)(err), as[*daemon.Refusal](err):
-			return false, &userError{Msg: "lost sight of it", Cause: err, State: f.daemon.then, Exit: exitUnknown}
+			state, hint := f.continues()
+			return false, &userError{Msg: "lost sight of it", Cause: err, State: state, Hints: []string{hint}, Exit: exitUnknown}
+		case err != nil && f.waitedForCloud():
+			return true, nil
 		case err != nil:
 			return false, f.reportAway(ctx, &f.daemon, err)
 		}
@@ -161,15 +165,24 @@ func (f *follower) follow(ctx context.Context, first lifecycle.View) error {
 		return err
 	}
 	u := stopped(err, progressOf(f.last, f.g.env.Now()))
+	state, hint := f.continues()
+	u.State, u.Hints = state, []string{hint}
+	return u
+}
+
+// continues is what happens if the command does not follow any longer.
+func (f *follower) continues() (state, hint string) {
 	switch {
 	case f.launch:
-		u.State, u.Hints = "the daemon continues", []string{"`amsagent status` shows the progress"}
+		return "the daemon continues", "`amsagent status` shows the progress"
 	case f.last.State == lifecycle.StateDraining && (f.last.Step == lifecycle.StepAnnouncing || f.last.Step == lifecycle.StepDraining):
-		u.State, u.Hints = drainContinues, []string{"`amsagent drain` follows it again, `amsagent undrain` cancels it"}
-	default:
-		u.State, u.Hints = drainContinues, []string{"`amsagent drain` follows it again; it can no longer be cancelled"}
+		return drainContinues, "`amsagent drain` follows it again, `amsagent undrain` cancels it"
 	}
-	return u
+	return drainContinues, "`amsagent drain` follows it again; it can no longer be cancelled"
+}
+
+func (f *follower) waitedForCloud() bool {
+	return !f.onlyCloud.IsZero() && time.Since(f.onlyCloud) >= f.cloud
 }
 
 // take reports the news of a view, and whether it is the end.
@@ -193,7 +206,7 @@ func (f *follower) take(v lifecycle.View) (done bool, err error) {
 		return false, nil
 	}
 	f.onlyCloud = cmp.Or(f.onlyCloud, time.Now())
-	return time.Since(f.onlyCloud) >= f.cloud, nil
+	return f.waitedForCloud(), nil
 }
 
 // drainEnded reports whether a drain is over. first means that v is the daemon's answer to the request.

@@ -45,6 +45,7 @@ type following struct {
 	exit    int
 	out     string   // how standard output begins
 	said    []string // on standard error
+	not     string   // not on standard error
 	ignored bool     // the daemon was not asked
 }
 
@@ -68,6 +69,9 @@ func followAll(t *testing.T, table map[string]following) {
 			}
 			c.ends(tt.exit)
 			c.said(tt.said...)
+			if tt.not != "" && strings.Contains(c.stderr.String(), tt.not) {
+				t.Errorf("it says %q:\n%s", tt.not, c.stderr.String())
+			}
 			if out := c.stdout.String(); !strings.HasPrefix(out, tt.out) || (out == "") != (tt.out == "") {
 				t.Errorf("printed %q, want %q", out, tt.out)
 			}
@@ -118,7 +122,7 @@ func TestDrainFollowed(t *testing.T) {
 		"interrupted": {args: drain, says: "31 viewers", signal: syscall.SIGINT, exit: exitInterrupted, said: []string{
 			"amsagent: error: stopped following; nothing else was stopped [AGENT-INTERRUPTED]\n",
 			"amsagent: hint: `amsagent drain` follows it again, `amsagent undrain` cancels it\n", "amsagent: the drain continues\n",
-		}},
+		}, not: "a second signal"}, // the signal ends the following alone, at once
 		"interrupted too late": {args: drain, begins: func(v *lifecycle.View) { *v = drainOf(0, 0); stopping(v) }, says: "stopping Ant Media Server",
 			signal: syscall.SIGTERM, exit: exitInterrupted, said: []string{"it can no longer be cancelled"}},
 		"timeout": {args: []string{"drain", "--timeout", "100ms"}, exit: exitUnknown, said: []string{
@@ -158,7 +162,7 @@ func TestDrainDaemonKilled(t *testing.T) {
 	c := d.run("drain")
 	c.says("31 viewers")
 	d.kill()
-	c.says("no answer, asking again")
+	c.says("no answer")
 	d.start()
 	c.says("the daemon is back after")
 	d.set(left)
@@ -205,7 +209,7 @@ func TestFollowLost(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 	for _, want := range []string{
-		"no answer, asking again", "the daemon has been away for", "amsagent: error: lost sight of it [AGENT-DAEMON-DOWN]\n",
+		"no answer", "the daemon has not answered for", "amsagent: error: lost sight of it [AGENT-DAEMON-DOWN]\n",
 		"connection refused", "amsagent: hint: systemctl start amsagent\n", "amsagent: the daemon continues when it is back\n",
 	} {
 		if !strings.Contains(e.stderr.String(), want) {
@@ -239,11 +243,12 @@ func TestFollowHangs(t *testing.T) {
 func TestFollowWithoutCloud(t *testing.T) {
 	d := newFakeDaemon(t)
 	e := &testEnv{}
-	_, drain := d.quick(e)
-	d.set(func(v *lifecycle.View) {
+	onlyCloud := func(v *lifecycle.View) {
 		left(v)
 		v.Step, v.Trouble = lifecycle.StepCompleting, map[string]string{"discover": "the cloud cannot be asked for its hook: no route to host"}
-	})
+	}
+	_, drain := d.quick(e)
+	d.set(onlyCloud)
 	must.OK(t, drain(0))
 	if out := e.stdout.String(); !strings.Contains(out, "left: this node is out of the cluster") || !strings.Contains(out, "not notified yet; the daemon tries again") {
 		t.Errorf("%s", out)
@@ -251,6 +256,17 @@ func TestFollowWithoutCloud(t *testing.T) {
 	if !strings.Contains(e.stderr.String(), "no route to host") {
 		t.Errorf("%s", e.stderr.String())
 	}
+
+	// Nor does it if the daemon ends meanwhile.
+	f, drain := d.quick(&testEnv{})
+	d.set(onlyCloud)
+	f.cloud, f.daemon.limit = 200*time.Millisecond, time.Minute
+	asked := d.follows
+	done := make(chan error, 1)
+	go func() { done <- drain(0) }()
+	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > asked+1 }, func() string { return "does not follow" })
+	d.kill()
+	must.OK(t, <-done)
 }
 
 func TestProgressOf(t *testing.T) {

@@ -107,10 +107,10 @@ func errorTable(euid int) []errorClass {
 
 		// MongoDB. Each kind of failure has another fix.
 		{idMongoTooMany, exitFailed, is(cluster.ErrTooMany), say("delete the documents that no server writes any more: amsagent doctor --explain " + idMongoTooMany)},
-		{idMongoDNS, exitFailed, ofKind(cluster.KindDNS), mongoHint("check the spelling of the name, and the DNS settings of this machine")},
+		{idMongoDNS, exitFailed, ofKind(cluster.KindDNS), mongoHint("check the spelling of the name, and the DNS of this machine and of its network")},
 		{idMongoRefused, exitFailed, ofKind(cluster.KindRefused), mongoHint("start mongod there, let it listen on that address (net.bindIp), and admit this subnet in the security group of the database")},
 		{idMongoUnreachable, exitFailed, ofKind(cluster.KindUnreachable), mongoHint("check the route to that network: the subnet, its peering, and whether the network is up")},
-		{idMongoTimeout, exitFailed, ofKind(cluster.KindTimeout), mongoHint("admit the port from this subnet in the firewall and in the security group of the database")},
+		{idMongoTimeout, exitFailed, ofKind(cluster.KindTimeout), mongoHint("if a firewall or security group drops packets, admit this subnet and the port there; else look whether mongod hangs")},
 		{idMongoLost, exitFailed, ofKind(cluster.KindLost), mongoHint("run the same command again; if it happens each time, look with `journalctl -u mongod` on the database")},
 		{idMongoTLS, exitFailed, ofKind(cluster.KindTLS), mongoHint("use a certificate that is valid for that name, and install its authority on this machine or name it by tlsCAFile in the URI")},
 		{idMongoAuth, exitFailed, ofKind(cluster.KindAuth), mongoHint("check user, password and authSource in the URI; @ : / ? # % in a password must be percent-encoded")},
@@ -128,7 +128,7 @@ func errorTable(euid int) []errorClass {
 		{idMetadataWrongCloud, exitFailed, is(cloud.ErrNotThisCloud), metadataHint},
 		{idMetadataNotFound, exitFailed, is(cloud.ErrNotFound), metadataHint},
 		{idMetadataBadAnswer, exitFailed, is(cloud.ErrBadAnswer), metadataHint},
-		{idMetadataUnknown, exitUsage, is(cloud.ErrUnknownProvider), say("leave out --provider, or give --provider generic, which uses the machine's own facts")},
+		{idMetadataUnknown, exitUsage, is(cloud.ErrUnknownProvider), say("set the provider to auto, or to generic, which uses the machine's own facts")},
 
 		// Load balancers.
 		{idBalanceHeld, exitPreflight, is(errHeld), say("to accept the new list, run the same command with --force")},

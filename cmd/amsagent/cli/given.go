@@ -66,7 +66,7 @@ func nodeSettings(s *settings.Settings) (node map[string]settingValue, notes []s
 	}
 	slices.Sort(differ)
 	if differ != nil {
-		notes = []string{"not applied yet: " + strings.Join(differ, ", ") + "; the daemon applies a tag within 10 minutes, config.yaml after " +
+		notes = []string{"not applied yet: " + strings.Join(differ, ", ") + "; the daemon applies a tag within some minutes, config.yaml after " +
 			"'systemctl reload amsagent', and an address only if this machine has it"}
 	}
 	return node, append(notes, s.Overruled(s.Sources.Given.Settings)...)

@@ -55,7 +55,7 @@ func formAsked(args []string, getenv func(string) string) string {
 			form = text
 		case (name == "-o" || name == "--output") && i+1 < len(args):
 			form = args[i+1]
-		case strings.HasPrefix(arg, "-o"):
+		case strings.HasPrefix(arg, "-o") && arg != "-o":
 			form = strings.TrimPrefix(arg, "-o")
 		}
 	}

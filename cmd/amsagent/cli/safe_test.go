@@ -36,6 +36,11 @@ func TestOutputIsSafe(t *testing.T) {
 		must.OK(t, g.result("test", data, func(w *output.Text) { w.Line("%s", hostile) }))
 		g.out.Log().Warn(hostile, "error", errors.New(hostile), hostile, "x") //nolint:sloglint // the key is hostile on purpose
 		report(t.Context(), g, &userError{Msg: hostile, Cause: errors.New(hostile), Hints: []string{hostile}, State: hostile})
+		const screen = "x\x1b[2J" // an error text, unlike a result, never colors
+		report(t.Context(), g, &userError{Msg: screen, Cause: errors.New(screen), Hints: []string{screen}, State: screen})
+		if strings.Contains(e.stderr.String(), "\x1b") {
+			t.Errorf("an error text moves the cursor: %q", e.stderr.String())
+		}
 		for name, out := range map[string][]byte{"stdout": e.stdout.Bytes(), "stderr": []byte(e.stderr.String())} {
 			if dangerous(out) {
 				t.Errorf("%s on %s: %q", form, name, out)

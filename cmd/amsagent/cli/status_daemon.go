@@ -29,7 +29,7 @@ const statusDaemonTime = 2 * time.Second
 // statusView is this machine from all sides: what bootstrap reads, and what the daemon reports of itself and of the cloud.
 type statusView struct {
 	*bootstrap.Status
-	// Daemon is nil if none answers, for the reason DaemonErr.
+	// Daemon is nil if none answers; daemon_error has the reason.
 	Daemon    *daemon.View `json:"daemon,omitempty"`
 	DaemonErr string       `json:"daemon_error,omitempty"`
 	// Role, Group and Address are the node's, with their origin.

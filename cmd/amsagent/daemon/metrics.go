@@ -67,7 +67,7 @@ func writeMetrics(w io.Writer, v View) {
 	e.Family("counter", "amsagent_heartbeats_total", "Heartbeats by result.",
 		promtext.Of(divided(&v.sent, 1), "result", "sent"), promtext.Of(divided(&v.failed, 1), "result", "failed"))
 	e.Gauge("amsagent_last_heartbeat_timestamp_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", promtext.Timestamp(v.Beat.Last))
-	if v.Phase == bootstrap.PhaseJoined && (!v.Beat.Last.IsZero() || v.Beat.Error != "") {
+	if v.Phase == bootstrap.PhaseJoined && v.State != cluster.StateLeft && (!v.Beat.Last.IsZero() || v.Beat.Error != "") {
 		e.Gauge("amsagent_mongodb_reachable", "1 if MongoDB took the last heartbeat, else 0.", promtext.Bool(v.Beat.Error == ""))
 	}
 	e.Gauge("amsagent_clock_offset_seconds", "How far this machine's clock is ahead of MongoDB's.", divided(v.clock, float64(time.Second)))

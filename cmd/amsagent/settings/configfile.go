@@ -158,7 +158,7 @@ func parseConfigFile(path string, b []byte) *ConfigFile {
 			fail(v.Line, shape, "%s must be one plain value, or a list of such: %s", k.Value, row.Arg)
 		case !plain:
 			fail(v.Line, shape, "%s must be one plain value", k.Value)
-		case v.Tag == "!!null" || text == "" && v.Kind != yaml.ScalarNode:
+		case v.Tag == "!!null" || v.Kind == yaml.SequenceNode && len(v.Content) == 0:
 			// `role:` with nothing after it, or an empty list: not set
 		case k.Value == KeyMongo && hasPassword(text):
 			fail(v.Line, []string{"put it into a file of its own, mode 0600, and write here: mongo: file:/etc/amsagent/mongo"},
