@@ -133,9 +133,10 @@ func DrainText(v Node, serverNow time.Time) string {
 		parts = append(parts, "Ant Media Server does not end")
 	}
 	if d := n.Drain; d != nil && v.HasHeartbeat() {
-		until := "until " + d.Until.UTC().Format(time.TimeOnly+" MST")
+		at := d.Until.UTC().Format(time.TimeOnly + " MST")
+		until := "the deadline was at " + at
 		if left := d.Until.Sub(serverNow); left > 0 {
-			until += " (" + output.Roughly(left) + ")"
+			until = "until " + at + " (" + output.Roughly(left) + ")"
 		}
 		parts = append(parts, strings.TrimSuffix(until+" by "+d.By, " by "))
 	}

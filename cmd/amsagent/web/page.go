@@ -401,7 +401,11 @@ func facts(v board.Node, serverNow time.Time) (list [][2]string) {
 	fact("balancers", board.BalancersText(n, serverNow))
 	fact("drift", n.Drift)
 	if n.Clock != nil {
-		fact("clock", output.Rounded(*n.Clock)+" ahead of MongoDB's")
+		text := output.Rounded(*n.Clock) + " ahead of MongoDB's"
+		if *n.Clock < 0 {
+			text = output.Rounded(-*n.Clock) + " behind MongoDB's"
+		}
+		fact("clock", text)
 	}
 	return list
 }
