@@ -6,6 +6,7 @@ package bounded
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"slices"
 	"sync"
@@ -37,6 +38,17 @@ type Listener struct {
 // New limits l.
 func New(l net.Listener, failed func(error)) *Listener {
 	return &Listener{Listener: l, Failed: failed, Max: MaxConns, closed: make(chan struct{})}
+}
+
+// Logged is a [Listener.Failed] that logs.
+func Logged(log *slog.Logger) func(error) {
+	return func(err error) {
+		if err != nil {
+			log.Error("accepting a connection failed", "error", err)
+		} else {
+			log.Info("connections are accepted again")
+		}
+	}
 }
 
 type conn struct {

@@ -39,7 +39,7 @@ func New(opts Query, l cluster.Look, members []cluster.Member) Nodes {
 			data.Members = append(data.Members, v)
 		}
 	}
-	data.Summary = summarize(data.Members)
+	data.Summary = Summarize(data.Members)
 	sortNodes(data.Members, opts.Sort)
 	return data
 }

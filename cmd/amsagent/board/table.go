@@ -41,8 +41,8 @@ type BadRecord struct {
 	Why string `json:"reason"`
 }
 
-// noRole counts the nodes without a role: an empty name in JSON looks like a mistake.
-const noRole = "none"
+// NoRole counts the nodes without a role: an empty name in JSON looks like a mistake.
+const NoRole = "none"
 
 // Summary counts the members shown.
 type Summary struct {
@@ -60,7 +60,8 @@ type Summary struct {
 	NotCounted int `json:"not_counted"`
 }
 
-func summarize(members []Node) Summary {
+// Summarize counts nodes and their sessions.
+func Summarize(members []Node) Summary {
 	s := Summary{
 		Nodes: len(members), Health: map[cluster.Health]int{}, States: map[cluster.State]int{}, Roles: map[string]int{},
 	}
@@ -77,7 +78,7 @@ func summarize(members []Node) Summary {
 		s.Health[m.Health]++
 		if m.Node != nil {
 			s.States[m.State()]++
-			s.Roles[cmp.Or(m.Node.Role, noRole)]++
+			s.Roles[cmp.Or(m.Node.Role, NoRole)]++
 		}
 		sessions := m.Sessions()
 		if sessions == nil || sessions.Publishers == nil || sessions.Viewers == nil {
@@ -100,7 +101,7 @@ func (s Summary) line(p output.Palette) string {
 	if health := s.health(p, cluster.Healths()); len(health) > 0 {
 		line += ": " + strings.Join(health, ", ")
 	}
-	return joinParts(line, s.states(cluster.StateActive), s.roles(), s.sessions())
+	return joinParts(line, s.states(cluster.StateActive), s.roles(), s.Sessions())
 }
 
 // Problems is the first line in two parts: what is not right, the worst first, and the rest.
@@ -113,7 +114,7 @@ func (s Summary) Problems() (wrong, rest string) {
 	} else if s.Nodes > 0 {
 		rest = fmt.Sprintf("%d of %s healthy", n, rest)
 	}
-	return strings.Join(append(s.health(output.Palette{}, healths), s.states(cluster.StateLeft)...), ", "), joinParts(rest, s.roles(), s.sessions())
+	return strings.Join(append(s.health(output.Palette{}, healths), s.states(cluster.StateLeft)...), ", "), joinParts(rest, s.roles(), s.Sessions())
 }
 
 func joinParts(line string, parts ...[]string) string {
@@ -144,7 +145,8 @@ func (s Summary) states(without cluster.State) (words []string) {
 	return words
 }
 
-func (s Summary) sessions() (words []string) {
+// Sessions has the sums of the sessions, in words; none if no node counts.
+func (s Summary) Sessions() (words []string) {
 	if s.Publishers != nil {
 		words = append(words, output.Count(*s.Publishers, "publisher"))
 	}
@@ -168,11 +170,11 @@ func (s Summary) roles() []string {
 		known := []string{"edge", "origin"}
 		return cmp.Or(slices.Index(known, b)-slices.Index(known, a), strings.Compare(a, b))
 	}) {
-		if role != noRole {
+		if role != NoRole {
 			words = append(words, output.Printable(output.Count(s.Roles[role], role)))
 		}
 	}
-	if n := s.Roles[noRole]; n > 0 && len(words) > 0 {
+	if n := s.Roles[NoRole]; n > 0 && len(words) > 0 {
 		words = append(words, fmt.Sprintf("%d without a role", n))
 	}
 	return words

@@ -6,8 +6,6 @@ package board
 import (
 	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -88,7 +86,7 @@ func notServing(i int) Node {
 }
 
 func dataOf(members []Node) Nodes {
-	return Nodes{Members: members, Summary: summarize(members)}
+	return Nodes{Members: members, Summary: Summarize(members)}
 }
 
 func TestNodesTable(t *testing.T) {
@@ -107,7 +105,7 @@ func TestNodesTable(t *testing.T) {
 			data.LeftHidden = 2
 			w := &output.Text{}
 			WriteNodes(w, data, s)
-			golden(t, "table-"+name+".txt", w.String())
+			must.Golden(t, *update, "table-"+name+".txt", w.String())
 			for _, line := range Table(data.Members, s) {
 				if n := utf8.RuneCountInString(withoutColor(line)); s.Width > 0 && n > s.Width {
 					t.Errorf("%d columns: %q", n, line)
@@ -231,15 +229,3 @@ func TestNodesByHostName(t *testing.T) {
 }
 
 var update = flag.Bool("update", false, "rewrite testdata")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		must.OK(t, os.WriteFile(file, []byte(got), 0o600))
-	}
-	want, err := os.ReadFile(file)
-	if must.OK(t, err); string(want) != got {
-		t.Errorf("%s differs (-update rewrites it):\n%s", file, got)
-	}
-}

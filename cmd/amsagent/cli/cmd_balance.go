@@ -228,7 +228,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 		}
 		context.AfterFunc(ctx, func() { _ = server.Close() })
 		serve(func() error {
-			return server.Serve(bounded.New(l, func(err error) { g.out.Log().Error("accepting a connection failed", "error", err) }))
+			return server.Serve(bounded.New(l, bounded.Logged(g.out.Log())))
 		})
 	}
 	work.Wait()

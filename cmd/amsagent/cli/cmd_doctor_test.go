@@ -50,7 +50,7 @@ func TestDoctorText(t *testing.T) {
 	for name, color := range map[string]output.Palette{"plain": {}, "color": {On: true}} {
 		w := &output.Text{Color: color, Now: fixedNow()}
 		doctorText(w, doctorSample())
-		golden(t, filepath.Join("doctor", name+".txt"), w.String())
+		must.Golden(t, *update, filepath.Join("doctor", name+".txt"), w.String())
 	}
 	for _, tt := range []struct {
 		c    doctor.Counts
@@ -266,7 +266,7 @@ func TestDoctorUserData(t *testing.T) {
 		t.Error("a path of this machine or a password is in it")
 	}
 	t.Chdir(here) // the goldens are there
-	golden(t, filepath.Join("doctor", "user-data.txt"), stdout)
+	must.Golden(t, *update, filepath.Join("doctor", "user-data.txt"), stdout)
 	t.Chdir(wd)
 
 	code, stdout, _ = lintRun(t, "", append(files, "-o", "json")...)

@@ -107,8 +107,10 @@ func TestDrainFollowed(t *testing.T) {
 		"forgotten":          forgotten(lifecycle.View{}, "the daemon has no record of it any more"),
 		"unknown state":      forgotten(lifecycle.View{State: "of a later version"}, "the daemon does not act on it"),
 		"nothing begins":     {args: drain, begins: func(*lifecycle.View) {}, exit: exitFailed, said: []string{"the daemon does not act on it", "amsagent: this node is active\n"}},
-		"the machine restarts": {args: drain, says: "31 viewers", then: func(v *lifecycle.View) { v.Step = lifecycle.StepDone },
-			out: "draining: no sessions are left on this node; the machine is about to restart\n"},
+		"the machine restarts": {
+			args: drain, says: "31 viewers", then: func(v *lifecycle.View) { v.Step = lifecycle.StepDone },
+			out: "draining: no sessions are left on this node; the machine is about to restart\n",
+		},
 		"parked": {args: drain, says: "31 viewers", then: func(v *lifecycle.View) {
 			left(v)
 			v.State, v.RegistryTold = lifecycle.StateParked, false
@@ -117,14 +119,18 @@ func TestDrainFollowed(t *testing.T) {
 			"  hook drain  waits for its timeout: permission autoscaling:CompleteLifecycleAction is missing\n" +
 			"  registry    not written yet; the daemon tries again\n"},
 		// It is no success, and is not waited for without end.
-		"the server does not end": {args: drain, says: "31 viewers", then: func(v *lifecycle.View) { stopping(v); v.StopFailed = true }, exit: exitFailed,
-			said: []string{"this node cannot leave", "Ant Media Server does not end", "the daemon stops it again until it ends"}},
+		"the server does not end": {
+			args: drain, says: "31 viewers", then: func(v *lifecycle.View) { stopping(v); v.StopFailed = true }, exit: exitFailed,
+			said: []string{"this node cannot leave", "Ant Media Server does not end", "the daemon stops it again until it ends"},
+		},
 		"interrupted": {args: drain, says: "31 viewers", signal: syscall.SIGINT, exit: exitInterrupted, said: []string{
 			"amsagent: error: stopped following; nothing else was stopped [AGENT-INTERRUPTED]\n",
 			"amsagent: hint: `amsagent drain` follows it again, `amsagent undrain` cancels it\n", "amsagent: the drain continues\n",
 		}, not: "a second signal"}, // the signal ends the following alone, at once
-		"interrupted too late": {args: drain, begins: func(v *lifecycle.View) { *v = drainOf(0, 0); stopping(v) }, says: "stopping Ant Media Server",
-			signal: syscall.SIGTERM, exit: exitInterrupted, said: []string{"it can no longer be cancelled"}},
+		"interrupted too late": {
+			args: drain, begins: func(v *lifecycle.View) { *v = drainOf(0, 0); stopping(v) }, says: "stopping Ant Media Server",
+			signal: syscall.SIGTERM, exit: exitInterrupted, said: []string{"it can no longer be cancelled"},
+		},
 		"timeout": {args: []string{"drain", "--timeout", "100ms"}, exit: exitUnknown, said: []string{
 			"error: it is not over after 100 ms [AGENT-TIMEOUT]\n", "cause: 2 publishers, 31 viewers left, 11m of the hook's budget\n", "amsagent: the drain continues\n",
 		}},
@@ -321,18 +327,24 @@ func TestEventFollowed(t *testing.T) {
 	event, detached := []string{"event"}, []string{"event", "--detach"}
 	followAll(t, map[string]following{
 		"of another": {in: strings.ReplaceAll(bridge, "i-0abc", "i-9999"), args: event, ignored: true, out: "not this instance: the event is about i-9999, this is i-0abc\n"},
-		"of another, as JSON": {in: strings.ReplaceAll(bridge, "i-0abc", "i-9999"), args: []string{"event", "-o", "json"}, ignored: true,
-			out: "{\n  \"schema_version\": 1,\n  \"kind\": \"event\",\n  \"result\": \"not-this-instance\","},
+		"of another, as JSON": {
+			in: strings.ReplaceAll(bridge, "i-0abc", "i-9999"), args: []string{"event", "-o", "json"}, ignored: true,
+			out: "{\n  \"schema_version\": 1,\n  \"kind\": \"event\",\n  \"result\": \"not-this-instance\",",
+		},
 		// The flag wins over the daemon.
 		"given id": {in: strings.ReplaceAll(bridge, "i-0abc", "i-9999"), args: append(detached, "--instance-id", "i-9999"), out: "draining: "},
 		"test":     {in: `{"Event":"autoscaling:TEST_NOTIFICATION"}`, args: event, ignored: true, out: "nothing to do: test notification\n"},
-		"stale": {in: strings.Replace(bridge, "2026-11-20T07:59", "2026-11-17T07:59", 1), args: event, ignored: true,
-			out: "nothing to do: the event is from 3 d ago, and no hook waits that long\n"},
+		"stale": {
+			in: strings.Replace(bridge, "2026-11-20T07:59", "2026-11-17T07:59", 1), args: event, ignored: true,
+			out: "nothing to do: the event is from 3 d ago, and no hook waits that long\n",
+		},
 		"the machine is back": {in: warmPool(bridge, "Destination"), args: event, begins: func(*lifecycle.View) {}, out: "nothing to do: the event is from 60 s ago, and this node has come back since\n"},
 		"launch":              {in: launch, args: event, begins: starting, says: "waiting for this node to serve", then: start("proved"), out: "active: this node serves\n"},
 		"launch, detached":    {in: launch, args: detached, begins: starting, out: "launching\n"},
-		"resume": {in: warmPool(launch, "Origin"), args: event, begins: becomes(lifecycle.View{State: lifecycle.StateResuming, Start: "starting"}),
-			says: "waiting for this node to serve", then: becomes(activeView()), out: "active: this node serves\n"},
+		"resume": {
+			in: warmPool(launch, "Origin"), args: event, begins: becomes(lifecycle.View{State: lifecycle.StateResuming, Start: "starting"}),
+			says: "waiting for this node to serve", then: becomes(activeView()), out: "active: this node serves\n",
+		},
 		"launch fails": {in: launch, args: event, begins: starting, says: "waiting for this node to serve", then: start("failed"), exit: exitFailed, said: []string{
 			"error: this node does not serve", "cause: Ant Media Server is not seen in the cluster\n", "amsagent: this node is active\n",
 		}},

@@ -43,7 +43,7 @@ func TestHelpOfEveryCommand(t *testing.T) {
 		if code != 0 || stderr != "" {
 			t.Fatalf("exit %d, stderr:\n%s", code, stderr)
 		}
-		golden(t, filepath.Join("help", strings.ReplaceAll(cmd.CommandPath(), " ", "_")+".txt"), stdout)
+		must.Golden(t, *update, filepath.Join("help", strings.ReplaceAll(cmd.CommandPath(), " ", "_")+".txt"), stdout)
 
 		cmd.Flags().VisitAll(func(f *pflag.Flag) {
 			if arg, _ := pflag.UnquoteUsage(f); strings.ContainsFunc(arg, func(r rune) bool { return r > unicode.MaxASCII }) {
@@ -116,7 +116,7 @@ func TestFlagsAreFrozen(t *testing.T) {
 			cmd.PersistentFlags().VisitAll(line(" (global)"))
 		}
 	})
-	golden(t, "flags.txt", b.String())
+	must.Golden(t, *update, "flags.txt", b.String())
 }
 
 // The variables and the keys are an interface too.
@@ -141,7 +141,7 @@ func TestSettingsAreFrozen(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "%s %s flag=%q file=%t tag=%q words=%v default=%q\n", row.Key, row.Env(), row.Flag, !row.NoFile, row.Tag, row.Words, row.Def)
 	}
-	golden(t, "settings.txt", b.String())
+	must.Golden(t, *update, "settings.txt", b.String())
 }
 
 // docs/commands.md repeats the exit codes; it must not give another number.

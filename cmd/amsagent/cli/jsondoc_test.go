@@ -92,7 +92,7 @@ func TestJSONDoc(t *testing.T) {
 	if d.err != nil {
 		t.Fatal(d.err)
 	}
-	golden(t, "../../../../docs/json.md", d.b.String())
+	must.Golden(t, *update, "../../../../docs/json.md", d.b.String())
 
 	// It has every kind that a command prints.
 	files, err := filepath.Glob("*.go")

@@ -16,6 +16,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -138,7 +139,7 @@ func TestStatusShowsTheLoad(t *testing.T) {
 		statusText(w, &statusView{Status: s})
 		return w.String()
 	}
-	golden(t, "nodes/status-plain.txt", text(s))
+	must.Golden(t, *update, "nodes/status-plain.txt", text(s))
 	s.Row.Agent = cluster.Signal{Known: true, Age: seconds.Duration(time.Hour)}
 	if got := text(s); strings.Contains(got, "Load") || strings.Contains(got, "viewers") || !strings.Contains(got, "last beat 60 min ago, one every 5 s: silent") {
 		t.Errorf("an old load is shown as if it were one of today:\n%s", got)

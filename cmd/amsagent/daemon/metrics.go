@@ -46,11 +46,9 @@ func writeMetrics(w io.Writer, v View) {
 	e.Gauge("amsagent_ready", "1 if /readyz answers 200: new sessions may come.", promtext.Bool(v.Ready))
 	if l := v.Lifecycle; l != nil && l.State == lifecycle.StateDraining {
 		e.Gauge("amsagent_drain_started_timestamp_seconds", "When the drain of this node began, in seconds since 1970; only during a drain.", promtext.Timestamp(l.Begun))
-		deadline := l.Deadline
-		if l.Step == lifecycle.StepDone {
-			deadline = time.Time{} // it waits for the machine's restart
+		if limit := drainLimit(l, nil); limit != nil {
+			e.Gauge("amsagent_drain_deadline_timestamp_seconds", "When the drain cuts the sessions that are left, in seconds since 1970; only during a drain with a deadline.", promtext.Timestamp(limit.Until))
 		}
-		e.Gauge("amsagent_drain_deadline_timestamp_seconds", "When the drain cuts the sessions that are left, in seconds since 1970; only during a drain with a deadline.", promtext.Timestamp(deadline))
 	}
 	if !v.Server.Since.IsZero() {
 		e.Gauge("amsagent_server_up", "1 if every application of Ant Media Server that must serve answers.", promtext.Bool(v.Server.Up))

@@ -35,6 +35,7 @@ type Reader interface {
 type state struct {
 	look    cluster.Look
 	members []cluster.Member
+	nodes   board.Nodes // but those that have left
 	groups  []headroom
 	read    time.Time      // of the last good look; zero before the first
 	failed  string         // why the last look failed, or ""
@@ -43,14 +44,13 @@ type state struct {
 
 // headroom is what the serving nodes of a role, or in a zone, have left.
 type headroom struct {
-	kind, name string           // "role" or "zone"
-	nodes      int              // that serve
-	unknown    int              // of these without a score
-	score      int              // sum of the known ones, in percent
-	free       int              // sum of what they leave of 100 %
-	sessions   cluster.Sessions // their sums over all nodes with a fresh heartbeat; nil if no node counts
-	uncounted  int              // nodes whose sessions are not known, although they are not gone
-	history    []*int           // free percents, the latest last; nil where none was known
+	kind, name string        // "role" or "zone"
+	nodes      int           // that serve
+	unknown    int           // of these without a score
+	score      int           // sum of the known ones, in percent
+	free       int           // sum of what they leave of 100 %
+	all        board.Summary // of all its nodes
+	history    []*int        // free percents, the latest last; nil where none was known
 }
 
 // freePercent is the free share of the capacity of the nodes whose score is known; nil without one.
@@ -128,6 +128,7 @@ func (f *feed) look(ctx context.Context) {
 			is.cut = countCut(is.cut, is.look.Nodes, look.Nodes)
 		}
 		is.look, is.members, is.read, is.failed = look, members, look.At, ""
+		is.nodes = board.New(board.Query{}, look, members)
 	}
 	groups := headrooms(is.members)
 	samples := f.now().Sub(f.sampled) >= step-lookEvery/2
@@ -174,18 +175,28 @@ func countCut(sums map[string]int, was, is []cluster.Node) map[string]int {
 	return sums
 }
 
-func roleOf(n cluster.Node) string { return cmp.Or(strings.ToLower(n.Role), "none") }
+func roleOf(n cluster.Node) string { return cmp.Or(strings.ToLower(n.Role), board.NoRole) }
 
 // headrooms returns those of the roles, then of the zones if there are several.
 func headrooms(members []cluster.Member) []headroom {
-	sums := map[[2]string]*headroom{}
-	add := func(kind, name string, v board.Node) {
-		h := sums[[2]string{kind, name}]
-		if h == nil {
-			h = &headroom{kind: kind, name: name}
-			sums[[2]string{kind, name}] = h
+	groups := map[[2]string][]board.Node{}
+	for _, m := range members {
+		if m.Node == nil || m.State() == cluster.StateLeft {
+			continue
 		}
-		if v.State() == cluster.StateActive && v.Health == cluster.Healthy {
+		role, zone := [2]string{"role", roleOf(*m.Node)}, [2]string{"zone", m.Node.Zone}
+		groups[role] = append(groups[role], board.Node{Member: m})
+		if m.Node.Zone != "" {
+			groups[zone] = append(groups[zone], board.Node{Member: m})
+		}
+	}
+	var list []headroom
+	for _, key := range slices.SortedFunc(maps.Keys(groups), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
+		h := headroom{kind: key[0], name: key[1], all: board.Summarize(groups[key])}
+		for _, v := range groups[key] {
+			if v.State() != cluster.StateActive || v.Health != cluster.Healthy {
+				continue
+			}
 			h.nodes++
 			if score := v.Load().Score; score != nil {
 				h.score, h.free = h.score+*score, h.free+max(0, 100-*score)
@@ -193,41 +204,10 @@ func headrooms(members []cluster.Member) []headroom {
 				h.unknown++
 			}
 		}
-		if s := v.Sessions(); (s == nil || s.Publishers == nil || s.Viewers == nil) && v.Health != cluster.Gone {
-			h.uncounted++
-		}
-		if s := v.Sessions(); s != nil {
-			h.sessions.Publishers, h.sessions.Viewers = sum(h.sessions.Publishers, s.Publishers), sum(h.sessions.Viewers, s.Viewers)
-			if s.Viewers != nil && s.By == cluster.CountedByConnections {
-				h.sessions.By = s.By
-			}
-		}
-	}
-	for _, m := range members {
-		if m.Node == nil || m.State() == cluster.StateLeft {
-			continue
-		}
-		add("role", roleOf(*m.Node), board.Node{Member: m})
-		if zone := m.Node.Zone; zone != "" {
-			add("zone", zone, board.Node{Member: m})
-		}
-	}
-	var list []headroom
-	for _, key := range slices.SortedFunc(maps.Keys(sums), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
-		list = append(list, *sums[key])
+		list = append(list, h)
 	}
 	if zones := slices.IndexFunc(list, func(h headroom) bool { return h.kind == "zone" }); zones >= 0 && zones == len(list)-1 {
 		list = list[:zones]
 	}
 	return list
-}
-
-func sum(a, b *int) *int {
-	switch {
-	case a == nil:
-		return b
-	case b == nil:
-		return a
-	}
-	return new(*a + *b)
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/internal/promtext"
 )
 
@@ -79,15 +80,11 @@ func metrics(s state) []byte {
 		if m.Replaced {
 			continue // the machine that has the address now counts
 		}
-		role := "none"
-		if m.Node != nil {
-			role = roleOf(*m.Node)
-		}
 		state := m.State()
 		if state != "" && !state.Valid() {
 			state = "other" // any client can write a record
 		}
-		count[key{role, state, m.Health}]++
+		count[key{roleOf(board.Node{Member: m}.Record()), state, m.Health}]++
 	}
 	var nodes, score, free, sessions []promtext.Series
 	for k, n := range count {
@@ -101,7 +98,7 @@ func metrics(s state) []byte {
 			score = append(score, promtext.Of(new(float64(g.score)/float64(100*known)), "role", g.name))
 			free = append(free, promtext.Of(new(float64(g.free)/100), "role", g.name))
 		}
-		for kind, n := range map[string]*int{"publishers": g.sessions.Publishers, "viewers": g.sessions.Viewers} {
+		for kind, n := range map[string]*int{"publishers": g.all.Publishers, "viewers": g.all.Viewers} {
 			if n != nil {
 				sessions = append(sessions, promtext.Of(new(float64(*n)), "role", g.name, "kind", kind))
 			}

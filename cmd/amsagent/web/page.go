@@ -37,13 +37,12 @@ func text(s string) g.Node { return g.Text(s) }
 // view is what all pages show of the cluster, and how well it is.
 type view struct {
 	state
-	nodes       board.Nodes // but those that have left
-	wrong, rest string      // the first line
-	tone        string      // ok, warn, bad or unknown
+	wrong, rest string // the first line
+	tone        string // ok, warn, bad or unknown
 }
 
 func viewOf(s state) view {
-	v := view{state: s, nodes: board.New(board.Query{}, s.look, s.members)}
+	v := view{state: s}
 	v.wrong, v.rest = v.nodes.Summary.Problems()
 	health := v.nodes.Summary.Health
 	switch {
@@ -157,22 +156,11 @@ func headroomItem(r headroom) g.Node {
 		of += fmt.Sprintf(", %d unknown", r.unknown)
 	}
 	return el("li",
-		el("h2", text(r.kind+" "+output.Printable(r.name))), free, el("span", text(of)), el("br"), el("small", text(r.sessionsText()+"; free in the last 15 minutes:")),
+		el("h2", text(r.kind+" "+output.Printable(r.name))), free, el("span", text(of)), el("br"), el("small", text(cmp.Or(strings.Join(r.all.Sessions(), ", "), "sessions not known")+"; free in the last 15 minutes:")),
 		el("svg", at("class", "spark"), at("viewBox", "0 0 180 40"), at("preserveAspectRatio", "none"), at("role", "img"),
 			at("aria-label", "Free capacity in the last 15 minutes"),
 			g.Map(polylines(r.history), func(points string) g.Node { return el("polyline", at("points", points)) })),
 	)
-}
-
-func (h headroom) sessionsText() string {
-	text := "sessions not known"
-	if s := h.sessions; s.Publishers != nil || s.Viewers != nil {
-		text = strings.ReplaceAll(s.Left(), " left", "")
-	}
-	if h.uncounted > 0 {
-		text += fmt.Sprintf(", %s not counted", output.Count(h.uncounted, "node"))
-	}
-	return text
 }
 
 // polylines draws percents into a box of 180 × 40. An unknown value is a gap, never zero.
@@ -374,11 +362,13 @@ func facts(v board.Node, serverNow time.Time) (list [][2]string) {
 			list = append(list, [2]string{name, output.Printable(value)})
 		}
 	}
+	texts := map[string]string{}
+	for _, c := range board.Columns() {
+		texts[c.Title], _ = cell(c, v)
+	}
 	of := func(name, column string) {
-		for _, c := range columns() {
-			if text, _ := cell(c, v); c.Title == column && text != "-" {
-				fact(name, text)
-			}
+		if texts[column] != "-" {
+			fact(name, texts[column])
 		}
 	}
 	fact("state", strings.TrimSpace(string(v.State())+" "+since(n.StateSince)))

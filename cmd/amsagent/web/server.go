@@ -71,11 +71,7 @@ func Serve(ctx context.Context, l net.Listener, o Options) error {
 		MaxHeaderBytes: 16 << 10, BaseContext: func(net.Listener) context.Context { return ctx },
 	}
 	context.AfterFunc(ctx, func() { _ = s.Close() })
-	limited := bounded.New(l, func(err error) {
-		if err != nil {
-			o.Log.Error("accepting a connection failed", "error", err)
-		}
-	})
+	limited := bounded.New(l, bounded.Logged(o.Log))
 	limited.Max = 2*maxStreams + bounded.MaxConns // a page has a stream, and a connection to fetch itself
 	err := s.Serve(limited)
 	work.Wait()

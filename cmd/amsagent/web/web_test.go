@@ -14,8 +14,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -213,8 +211,8 @@ func TestPages(t *testing.T) {
 					t.Errorf("%s has %s", name, tag)
 				}
 			}
-			golden(t, name+".html", strings.ReplaceAll(html, "><", ">\n<"))
-			golden(t, name+".txt", w.get(url, curl))
+			must.Golden(t, *update, name+".html", strings.ReplaceAll(html, "><", ">\n<"))
+			must.Golden(t, *update, name+".txt", w.get(url, curl))
 			var is struct {
 				Version int    `json:"schema_version"`
 				Kind    string `json:"kind"`
@@ -229,18 +227,6 @@ func TestPages(t *testing.T) {
 			}
 		}
 	})
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		must.OK(t, os.WriteFile(file, []byte(got), 0o600))
-	}
-	want, err := os.ReadFile(file)
-	if must.OK(t, err); string(want) != got {
-		t.Errorf("%s is not what the page has (-update rewrites it):\n%s", file, got)
-	}
 }
 
 // TestHosts: a name that another site pointed at this address reads nothing.
