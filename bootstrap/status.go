@@ -365,16 +365,16 @@ func (s *Status) compare(state *State) {
 		return // the rest concerns that machine
 	}
 	if n := row.Registry; n != nil && n.Heartbeats() && !row.Agent.Fresh && n.State != cluster.StateLeft && files.Mode == conf.ModeCluster {
-		add("STATUS-SILENT", "systemctl status amsagent", "the agent is silent: its last beat was %s ago", time.Duration(row.Agent.Age).Round(time.Second))
+		add("STATUS-SILENT", "systemctl status amsagent", "the agent is silent: its last heartbeat was %s ago", time.Duration(row.Agent.Age).Round(time.Second))
 	}
 	switch {
 	case state != nil && state.Phase == PhaseJoined && row.Registry == nil:
-		add("STATUS-NO-ROW", "amsagent join writes it again", "the registry has no row of this node")
+		add("STATUS-NO-RECORD", "amsagent join writes it again", "the registry has no record of this node")
 	case files.ByHand: // reported above
 	case active && files.Mode == conf.ModeStandalone:
-		add("STATUS-ROW", "run amsagent leave again", "the registry says active, but the files make the server standalone")
+		add("STATUS-RECORD", "run amsagent leave again", "the registry says active, but the files make the server standalone")
 	case left && files.Mode == conf.ModeCluster && row.Fresh && running:
-		add("STATUS-ROW", "amsagent join makes it a node again; stop the server if it is to stay out",
+		add("STATUS-RECORD", "amsagent join makes it a node again; stop the server if it is to stay out",
 			"the registry says left, but the server runs in the cluster: no new sessions are sent here")
 	case row.Registry != nil && state != nil && state.Address != "" && !cluster.SameAddress(row.Registry.IP, state.Address):
 		add("STATUS-ADDRESS", "amsagent join writes it again", "the registry has this node under %s, and it joined as %s", row.Registry.IP, state.Address)

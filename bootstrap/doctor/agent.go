@@ -313,7 +313,7 @@ func checkDaemon(ctx context.Context, p *patient) []Result {
 		case !known:
 			return one(unknown("none answers; whether this machine is a node is not known"))
 		case joined && p.running:
-			return one(bad("systemctl start amsagent; why it does not run: journalctl -u amsagent", "none answers: nobody beats for this node, and nobody drains it"))
+			return one(bad("systemctl start amsagent; why it does not run: journalctl -u amsagent", "none answers: nothing sends heartbeats for this node, and nothing drains it"))
 		case joined:
 			return inTree()
 		}

@@ -255,7 +255,7 @@ func mongoCases() []aCase {
 
 		{idRows, "nobody else", rows(node("i-1", "10.0.0.5", 0)), Good, "", "nobody else has 10.0.0.5"},
 		{idRows, "an earlier machine", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", time.Hour)), Warning, "", "its agent is silent"},
-		{idRows, "two machines", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", 0)), Bad, "", "its agent beats"},
+		{idRows, "two machines", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", 0)), Bad, "", "its agent sends heartbeats"},
 		{idRows, "one that has left", rows(node("i-1", "10.0.0.5", 0), left(node("i-0", "10.0.0.5", 0))), Good, "", "nobody else"},
 		{idRows, "two servers", func(c *clinic) {
 			rows(node("i-1", "10.0.0.5", 0))(c)
@@ -681,7 +681,7 @@ func agentCases() []aCase {
 		{bootstrap.IDDaemon, "no systemd", nil, Unknown, "", "nobody was asked"},
 
 		{idNoDaemon, "well", daemon(true, DaemonView{Version: "test", Activity: "beating"}, nil), Good, "", "beating"},
-		{idNoDaemon, "none, on a node", daemon(true, DaemonView{}, fmt.Errorf("x: %w", ErrNoDaemon)), Bad, "", "nobody drains it"},
+		{idNoDaemon, "none, on a node", daemon(true, DaemonView{}, fmt.Errorf("x: %w", ErrNoDaemon)), Bad, "", "nothing drains it"},
 		{idNoDaemon, "none, before a join", daemon(false, DaemonView{}, ErrNoDaemon), Good, "", "none is needed"},
 		{idNoDaemon, "trouble", daemon(true, DaemonView{Version: "test", Trouble: []string{"MongoDB does not answer"}}, nil), Warning, idTrouble, "MongoDB does not answer"},
 		{idNoDaemon, "launch hooks of others", daemon(true, DaemonView{Version: "test", Activity: "beating", LaunchHooks: "none of up, install is this agent's"}, nil), Good, idHook, "up, install"},

@@ -290,7 +290,7 @@ func checkRows(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.I
 		}
 		if m.Agent.Fresh {
 			found = append(found, bad("two machines have one address: give one of them another, with --address",
-				"%s is registered under %s, too, and its agent beats", n.ID, address))
+				"%s is registered under %s, too, and its agent sends heartbeats", n.ID, address))
 		} else {
 			found = append(found, warning("if that machine is gone: amsagent nodes prune",
 				"%s is registered under %s, too, and its agent is silent", n.ID, address))

@@ -6,7 +6,7 @@
 # versions will be left: 0 is the end, 1 an upgrade.
 #
 # Removing stops the daemon and says no word to the cluster: Ant Media Server serves on as the node that it is, with nobody
-# who beats for it or drains it. To leave would restart the server and cut who is on it, which nobody asked for. It is said
+# who sends heartbeats for it or drains it. To leave would restart the server and cut who is on it, which nobody asked for. It is said
 # here, while `amsagent leave` can still be run.
 set -eu
 

@@ -324,7 +324,7 @@ func TestDaemonOnACopiedDisk(t *testing.T) {
 	must.OK(t, a.svc.Start(t.Context()))
 	answer.Store(&metadata.Instance{ID: nodeID, Provider: "aws", Address: netip.MustParseAddr(own)})
 	a.begin()
-	must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(a.status(), "uses this node's row") })
+	must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(a.status(), "uses this node's record") })
 	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
 		t.Errorf("the next boot changed a fresh record (-was +is):\n%s", diff)
 	}
@@ -340,7 +340,7 @@ func TestDaemonOnOtherHardware(t *testing.T) {
 	boot(t, a.root, "boot-2")
 	a.hardware(otherHardware)
 	a.begin()
-	must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(a.status(), "uses this node's row") })
+	must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(a.status(), "uses this node's record") })
 	a.silent(11 * time.Minute)
 	a.serves()
 	events := func() int {

@@ -364,7 +364,7 @@ func (m *machine) active(t *testing.T, id, ip string) bson.M {
 	})
 	m.beats(t, id, 1)
 	must.Until(t, "the status", func() bool {
-		return strings.HasPrefix(m.unit(t, daemonUnit)["StatusText"], "active; 0 publishers; 0 viewers; last beat at ")
+		return strings.HasPrefix(m.unit(t, daemonUnit)["StatusText"], "active; 0 publishers; 0 viewers; last heartbeat at ")
 	})
 	return m.rows(t)[id]
 }

@@ -120,8 +120,8 @@ func TestDaemonLife(t *testing.T) {
 		t.Errorf("health: %d %s", code, body)
 	}
 	p.tells("WATCHDOG=1", func(s string) bool { return s == "WATCHDOG=1" })
-	p.tells("the last beat", func(s string) bool {
-		return strings.HasPrefix(s, "STATUS=active; 0 publishers; 0 viewers; last beat at ")
+	p.tells("the last heartbeat", func(s string) bool {
+		return strings.HasPrefix(s, "STATUS=active; 0 publishers; 0 viewers; last heartbeat at ")
 	})
 	if told := p.told(); !isReady(told[0]) {
 		t.Errorf("the service manager was told %q", told)

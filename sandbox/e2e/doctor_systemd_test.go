@@ -88,7 +88,7 @@ func TestSystemdDoctor(t *testing.T) {
 	finds(t, all, "AGENT-DISAGREES", doctor.Good, "in the cluster as "+nodeAddress)
 	finds(t, all, "AMS-HOSTNAME", doctor.Good, nodeHostname+" resolves to "+nodeAddress)
 	finds(t, all, "AGENT-DAEMON-UNITS", doctor.Warning, "nothing drains this node")
-	finds(t, all, "AGENT-DAEMON-DOWN", doctor.Bad, "nobody drains it")
+	finds(t, all, "AGENT-DAEMON-DOWN", doctor.Bad, "nothing drains it")
 	finds(t, all, "AMS-SETTINGS", doctor.Good, "the same database")
 
 	// With its units, as the package installs them.
@@ -109,7 +109,7 @@ func TestSystemdDoctor(t *testing.T) {
 	n.sh(t, `systemctl stop amsagent; systemctl disable -q amsagent`)
 	all = doctorOn(t, n)
 	finds(t, all, "AGENT-DAEMON-UNITS", doctor.Bad, daemonUnit+" is inactive")
-	finds(t, all, "AGENT-DAEMON-DOWN", doctor.Bad, "nobody drains it")
+	finds(t, all, "AGENT-DAEMON-DOWN", doctor.Bad, "nothing drains it")
 	n.sh(t, `systemctl start amsagent`)
 	finds(t, doctorOn(t, n), "AGENT-DAEMON-UNITS", doctor.Bad, "does not start at boot")
 	// From here on nobody is to mend what is broken.

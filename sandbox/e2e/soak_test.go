@@ -357,7 +357,7 @@ func (s *soak) agrees(i int) (pretended.View, error) {
 	case is.Beat.Dropped > 0 || is.Beat.Error != "":
 		return is, fmt.Errorf("%d beats dropped, %s", is.Beat.Dropped, is.Beat.Error)
 	case is.Beat.Seq == 0:
-		return is, errors.New("no beat yet")
+		return is, errors.New("no heartbeat yet")
 	case n.Seq < was.Beat.Seq || n.Seq > is.Beat.Seq+1:
 		return is, fmt.Errorf("the row has beat %d, the agent has written %d to %d", n.Seq, was.Beat.Seq, is.Beat.Seq)
 	case n.State != cluster.StateActive:

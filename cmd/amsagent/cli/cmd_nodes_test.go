@@ -243,7 +243,7 @@ func TestWatchIsInTime(t *testing.T) {
 					limit := 2*interval + time.Second
 					passes(limit + pollMost + time.Millisecond)
 					if got := p.lines(); len(got) != 3 || got[2] != "i-1 10.0.0.1 ams-stale -> gone" {
-						t.Errorf("%s after the last beat: %q", limit, got)
+						t.Errorf("%s after the last heartbeat: %q", limit, got)
 					}
 				})
 			})

@@ -212,7 +212,7 @@ func registryText(w *output.Text, r bootstrap.RowView) string {
 	case !r.Looked:
 		return output.Printable(r.Err)
 	case r.Registry == nil:
-		return "no row of this node"
+		return "no record of this node"
 	}
 	text := fmt.Sprintf("%s is %s", board.NodeText(r.Registry), r.Registry.State)
 	if !r.Registry.StateSince.IsZero() {
@@ -243,7 +243,7 @@ func agentText(r bootstrap.RowView) string {
 	if !r.Looked || r.Registry == nil || !r.Registry.Heartbeats() || !r.Agent.Known {
 		return ""
 	}
-	text := fmt.Sprintf("last beat %s ago", output.Roughly(r.Agent.Age))
+	text := fmt.Sprintf("last heartbeat %s ago", output.Roughly(r.Agent.Age))
 	if r.Registry.Interval > 0 {
 		text += ", one every " + output.Rounded(r.Registry.Interval)
 	}

@@ -31,7 +31,7 @@ func newUndrainCommand(g *globals) *cobra.Command {
 	return cmd
 }
 
-// undrainTime bounds the wait for the node record. The node serves already, and the daemon goes on writing.
+// undrainTime bounds the wait for the node record. The node serves already, and the daemon continues to write it.
 const (
 	undrainTime  = 10 * time.Second
 	undrainPause = 250 * time.Millisecond

@@ -70,7 +70,7 @@ func missingFor(want cluster.State, s *bootstrap.Status) (missing string, never 
 	case r.Registry == nil && want == cluster.StateLeft && !s.Member:
 		return "", false // its departure record is removed already
 	case r.Registry == nil:
-		return "the registry has no row of this node", false
+		return "the registry has no record of this node", false
 	}
 	is := r.Registry.State
 	if is != want {

@@ -53,7 +53,7 @@ func TestMissingFor(t *testing.T) {
 		{"left", "left", statusOf("left"), "", false},
 		{"draining", "draining", statusOf("draining"), "", false},
 		{"gone for good", "left", &bootstrap.Status{Row: bootstrap.RowView{Looked: true}}, "", false},
-		{"no row", "active", &bootstrap.Status{Row: bootstrap.RowView{Looked: true}}, "the registry has no row of this node", false},
+		{"no row", "active", &bootstrap.Status{Row: bootstrap.RowView{Looked: true}}, "the registry has no record of this node", false},
 		{"MongoDB away", "active", &bootstrap.Status{Row: bootstrap.RowView{Err: "refused"}}, "the cluster could not be asked: refused", false},
 		{"no beat", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq, s.Row.Registry.Interval = 0, 0 }), "the agent has not sent a heartbeat yet", false},
 		{"registered, and not a beat yet", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Seq = 0 }), "the agent has not sent a heartbeat yet", false},
@@ -141,7 +141,7 @@ func TestStatusShowsTheLoad(t *testing.T) {
 	}
 	must.Golden(t, *update, "nodes/status-plain.txt", text(s))
 	s.Row.Agent = cluster.Signal{Known: true, Age: seconds.Duration(time.Hour)}
-	if got := text(s); strings.Contains(got, "Load") || strings.Contains(got, "viewers") || !strings.Contains(got, "last beat 60 min ago, one every 5 s: silent") {
+	if got := text(s); strings.Contains(got, "Load") || strings.Contains(got, "viewers") || !strings.Contains(got, "last heartbeat 60 min ago, one every 5 s: silent") {
 		t.Errorf("an old load is shown as if it were one of today:\n%s", got)
 	}
 }

@@ -414,7 +414,7 @@ func (m *member) checkOwner(err error) error {
 	case err == nil:
 		m.ousted.Store(false)
 		if m.d.view.setOther("") {
-			m.d.log.Info("this node's row is its own again", "node", m.node.ID)
+			m.d.log.Info("this node's record is its own again", "node", m.node.ID)
 		}
 	case errors.As(err, &other):
 		m.ousted.Store(true)

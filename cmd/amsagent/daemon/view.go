@@ -248,13 +248,13 @@ func (w *view) line() string {
 	switch {
 	case v.Phase != bootstrap.PhaseJoined, gone:
 	case v.OtherMachine != "":
-		parts = append(parts, "no beats: "+v.OtherMachine+" uses this node's row")
+		parts = append(parts, "no heartbeats: "+v.OtherMachine+" uses this node's record")
 	case v.Beat.Dropped > 0 && v.Beat.Last.IsZero():
-		parts = append(parts, "no beat yet: MongoDB does not take it")
+		parts = append(parts, "no heartbeat yet: MongoDB does not take it")
 	case v.Beat.Dropped > 0:
-		parts = append(parts, "last beat at "+v.Beat.Last.Format(time.TimeOnly)+", MongoDB does not take it")
+		parts = append(parts, "last heartbeat at "+v.Beat.Last.Format(time.TimeOnly)+", MongoDB does not take it")
 	case !v.Beat.Last.IsZero():
-		parts = append(parts, "last beat at "+v.Beat.Last.Format(time.TimeOnly))
+		parts = append(parts, "last heartbeat at "+v.Beat.Last.Format(time.TimeOnly))
 	}
 	if v.State == cluster.StateActive && !v.Server.Up {
 		parts = append(parts, "not ready: "+v.Server.whyDown())
