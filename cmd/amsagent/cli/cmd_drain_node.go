@@ -227,7 +227,7 @@ func (r *remoteDrain) lookAccepted(ctx context.Context) (bool, error) {
 			Hints: []string{"amsagent events " + r.node.ID}, State: "the request is not in force any more",
 		}
 	}
-	return false, nil
+	return false, nil //nolint:nilerr // the next look may succeed
 }
 
 // withdraw withdraws the request. u is the error if it was not there any more, msg its text otherwise; why ctx has ended is
@@ -253,7 +253,8 @@ func (r *remoteDrain) withdraw(ctx context.Context, u userError, msg string) err
 // lookLeft looks whether the node has left.
 func (r *remoteDrain) lookLeft(ctx context.Context) (bool, error) {
 	err := r.read(ctx)
-	switch missing := errors.Is(err, cluster.ErrNoNode); {
+	missing := errors.Is(err, cluster.ErrNoNode)
+	switch {
 	case as[*userError](err):
 		return false, err
 	case err != nil && !missing:
@@ -261,7 +262,7 @@ func (r *remoteDrain) lookLeft(ctx context.Context) (bool, error) {
 	}
 	r.reportBack(&r.mongo)
 	switch draining := r.node.State == cluster.StateDraining; {
-	case err != nil:
+	case missing:
 		return false, nil
 	case r.node.State == cluster.StateLeft:
 		return true, nil

@@ -106,7 +106,7 @@ func (r *reporter) reportAway(ctx context.Context, s *source, err error) error {
 		r.said = now
 		r.g.out.Progress(fmt.Sprintf("%s for %s", s.lost, output.Rounded(silence)))
 	}
-	return nil
+	return nil //nolint:nilerr // who ends ctx says so
 }
 
 func (r *reporter) reportBack(s *source) {

@@ -121,7 +121,7 @@ func (v view) nodesPage(q url.Values) g.Node {
 	data.LeftHidden = 0
 	return v.content("/",
 		notes(board.Afterword(data)),
-		el("section", at("id", "drains"), g.Group(g.Map(data.Members, func(n board.Node) g.Node { return v.drain(n, true) }))),
+		el("section", at("id", "drains"), g.Map(data.Members, func(n board.Node) g.Node { return v.drain(n, true) })),
 		el("ul", at("id", "groups"), at("aria-label", "Headroom"), g.Map(v.groups, headroomItem)),
 		v.filters(q),
 		nodesTable(data, query.Sort, q, len(v.nodes.Members), left),

@@ -12,6 +12,7 @@ import (
 	_ "embed" // the assets
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -63,7 +64,7 @@ type Options struct {
 
 // Serve answers on l until ctx ends.
 func Serve(ctx context.Context, l net.Listener, o Options) error {
-	w := newServer(ctx, o)
+	w := newServer(o)
 	var work sync.WaitGroup
 	work.Go(func() { w.feed.run(ctx) })
 	s := &http.Server{
@@ -75,14 +76,13 @@ func Serve(ctx context.Context, l net.Listener, o Options) error {
 	limited.Max = 2*maxStreams + bounded.MaxConns // a page has a stream, and a connection to fetch itself
 	err := s.Serve(limited)
 	work.Wait()
-	if ctx.Err() != nil {
+	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
 }
 
 type server struct {
-	ctx  context.Context
 	o    Options
 	feed *feed
 
@@ -115,9 +115,9 @@ type answer struct {
 	gzip []byte
 }
 
-func newServer(ctx context.Context, o Options) *server {
+func newServer(o Options) *server {
 	f := &feed{reader: o.Reader, log: o.Log, now: o.Now, changed: make(chan struct{})}
-	return &server{ctx: ctx, o: o, feed: f, pages: map[string]*page{}, past: map[string]past{}}
+	return &server{o: o, feed: f, pages: map[string]*page{}, past: map[string]past{}}
 }
 
 func (w *server) handler() http.Handler {
@@ -196,7 +196,7 @@ const noNode = "there is no such node"
 // result is what a command prints about a URL's nodes or events; without data there is no such node.
 func (w *server) result(r *http.Request, s state) (kind string, data any, text func(*output.Text), err error) {
 	if r.URL.Path == "/events" {
-		p := w.events("")
+		p := w.events(r.Context(), "")
 		return "events", p.Events, func(t *output.Text) { board.WriteEvents(t, p.Events, s.look.Nodes) }, p.err
 	}
 	members, query := s.members, queryOf(r.URL.Query())
@@ -211,7 +211,7 @@ func (w *server) result(r *http.Request, s state) (kind string, data any, text f
 }
 
 func (w *server) html(rw http.ResponseWriter, r *http.Request) {
-	is := w.page(r.URL)
+	is := w.page(r.Context(), r.URL)
 	rw.Header().Set("Content-Type", "text/html; charset=utf-8")
 	packed := strings.Contains(r.Header.Get("Accept-Encoding"), "gzip")
 	if packed {
@@ -226,12 +226,12 @@ func (w *server) html(rw http.ResponseWriter, r *http.Request) {
 }
 
 // page renders a URL once for each look.
-func (w *server) page(of *url.URL) answer {
+func (w *server) page(ctx context.Context, of *url.URL) answer {
 	q := of.Query()
 	maps.DeleteFunc(q, func(name string, _ []string) bool { return of.Path != "/" || !slices.Contains(queryNames(), name) })
 	s, _ := w.feed.state()
 	if id, isNode := strings.CutPrefix(of.Path, "/node/"); s.read.IsZero() || isNode && s.find(id) == nil {
-		return w.render(s, of.Path, q) // it is short, and not kept
+		return w.render(ctx, s, of.Path, q) // it is short, and not kept
 	}
 	key := of.Path + "?" + q.Encode()
 	w.mu.Lock()
@@ -250,11 +250,11 @@ func (w *server) page(of *url.URL) answer {
 		return p.answer
 	}
 	p.looked, p.failed = s.read, s.failed
-	p.answer = w.render(s, of.Path, q)
+	p.answer = w.render(ctx, s, of.Path, q)
 	return p.answer
 }
 
-func (w *server) render(s state, path string, q url.Values) answer {
+func (w *server) render(ctx context.Context, s state, path string, q url.Values) answer {
 	v := viewOf(s)
 	is := answer{code: http.StatusOK}
 	var content g.Node
@@ -265,9 +265,9 @@ func (w *server) render(s state, path string, q url.Values) answer {
 	case isNode && m == nil:
 		is.code, content = http.StatusNotFound, v.content(path, el("section", at("id", "facts"), text(noNode)))
 	case isNode:
-		content = v.nodePage(board.Node{Member: *m}, w.events(id))
+		content = v.nodePage(board.Node{Member: *m}, w.events(ctx, id))
 	case path == "/events":
-		content = v.content(path, eventsTable(w.events(""), s.look.Nodes))
+		content = v.content(path, eventsTable(w.events(ctx, ""), s.look.Nodes))
 	default:
 		content = v.nodesPage(q)
 	}
@@ -285,15 +285,15 @@ func (w *server) render(s state, path string, q url.Values) answer {
 	return is
 }
 
-// events reads at most every few seconds, for all readers.
-func (w *server) events(id string) past {
+// events reads at most every few seconds, for all readers: one that leaves does not end what the others wait for.
+func (w *server) events(ctx context.Context, id string) past {
 	w.reading.Lock()
 	defer w.reading.Unlock()
 	p := w.past[id]
 	if !p.at.IsZero() && w.o.Now().Sub(p.at) < eventsFor {
 		return p
 	}
-	ctx, cancel := context.WithTimeout(w.ctx, lookLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lookLimit)
 	defer cancel()
 	q := cluster.EventQuery{Limit: eventRows}
 	if id != "" {
@@ -338,7 +338,7 @@ func (w *server) live(rw http.ResponseWriter, r *http.Request) {
 	_ = control.SetReadDeadline(time.Time{})
 	for {
 		s, changed := w.feed.state()
-		is := w.page(of)
+		is := w.page(r.Context(), of)
 		_ = control.SetWriteDeadline(time.Now().Add(writeLimit))
 		if _, err := fmt.Fprintf(rw, "data: %s %s\n\n", is.tag, asOf(s)); err != nil || control.Flush() != nil {
 			return
