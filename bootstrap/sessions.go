@@ -109,7 +109,12 @@ func (m *Machine) sessions(ctx context.Context, install *ams.Installation, clien
 	var s ams.Statistics
 	var serr error
 	m.whileSlow("asking Ant Media Server who is on it", func() {
-		s, serr = ams.ReadStatistics(ctx, m.http(), install.BaseURL(), token)
+		for {
+			s, serr = ams.ReadStatistics(ctx, m.http(), install.BaseURL(), token)
+			if serr == nil || !m.isYoung(ctx) || !sleep.For(ctx, time.Second) {
+				return
+			}
+		}
 	})
 	if serr != nil {
 		return live, err
@@ -122,6 +127,13 @@ func (m *Machine) sessions(ctx context.Context, install *ams.Installation, clien
 	}
 	live.Complete = s.Complete && s.Streams != nil
 	return live, err
+}
+
+// isYoung reports whether the server started so lately that it may refuse tokens yet, or not listen.
+func (m *Machine) isYoung(ctx context.Context) bool {
+	st, err := m.Service.State(ctx)
+	started := m.serverStarted(st)
+	return err == nil && st.Running() && !started.IsZero() && time.Since(started) < usualStart
 }
 
 // CheckCount returns a finding if nothing can count the viewers of this machine's server.

@@ -6,12 +6,17 @@ package bootstrap
 import (
 	"context"
 	"errors"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -114,3 +119,48 @@ func TestInterruptedJoinIsNotRefused(t *testing.T) {
 		}
 	}
 }
+
+// A server refuses tokens in its first seconds: a join or a leave right after its start waits for the count. An older one that
+// gives none is not waited for.
+func TestYoungServerIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	m := joinedTree(t)
+	edit(t, m, serverFile, "server.jwtServerControlEnabled=false", "server.jwtServerControlEnabled=true")
+	edit(t, m, serverFile, "server.jwtServerSecretKey=", "server.jwtServerSecretKey=hush")
+	for name, tt := range map[string]struct {
+		age      time.Duration // of the server, at the first question
+		counted  bool
+		question int // the one that is answered
+	}{
+		"just started":           {counted: true, question: 20},
+		"it refuses for a while": {age: 20 * time.Second, question: 1000},
+		"an hour old":            {age: time.Hour, question: 2},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			m.Service = serviceIn{state: ams.State{Activity: ams.ActivityActive, Started: time.Now().Add(-tt.age)}}
+			questions := 0
+			m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+				body, code := "App context not running yet", http.StatusForbidden
+				if questions++; questions >= tt.question {
+					body, code = `{"localLiveStreams":0,"localWebRTCViewers":0,"localHLSViewers":0,"localDASHViewers":0}`, http.StatusOK
+				}
+				return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
+			})}
+			_, err := m.Leave(t.Context(), LeaveRequest{DryRun: true})
+			if _, refused := errors.AsType[*PreflightError](err); refused == tt.counted {
+				t.Errorf("%s: after %d questions: %v", name, questions, err)
+			}
+			if limit := int(usualStart/time.Second) + 1; questions > limit {
+				t.Errorf("%s: %d questions, at most %d", name, questions, limit)
+			}
+		})
+	}
+}
+
+// serviceIn is a server in one state.
+type serviceIn struct {
+	ams.None
+	state ams.State
+}
+
+func (s serviceIn) State(context.Context) (ams.State, error) { return s.state, nil }

@@ -411,6 +411,19 @@ func (d *demo) leave() error {
 	if err := n.endStream(d.ctx); err != nil {
 		return err
 	}
+	// A leave refuses to cut sessions, and the server's count is a moment late.
+	if err := d.until("the registry shows no publisher", func() string {
+		row, err := d.client.Node(d.ctx, n.id)
+		switch s := row.Sessions; {
+		case err != nil:
+			return err.Error()
+		case s == nil || s.Publishers == nil || *s.Publishers != 0:
+			return fmt.Sprintf("%+v", s)
+		}
+		return ""
+	}); err != nil {
+		return err
+	}
 	out, err := d.agentRun(n, "leave")
 	if err != nil {
 		return err

@@ -193,6 +193,7 @@ func TestRealPasswords(t *testing.T) {
 	}
 	w := realams.New(t, realams.Options{Users: users})
 	n := newRealNode(t, w, realRelease())
+	n.AllowAgent(t)
 	for _, user := range []string{"slash", "spring", "quotes"} {
 		out := n.join(w.URIOf(user))
 		if !strings.Contains(out, "in the cluster as "+n.Address) || strings.Contains(out, users[user]) {
