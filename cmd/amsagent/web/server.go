@@ -101,7 +101,7 @@ type past struct {
 	err error // of the last read; the events are older then
 }
 
-// page is what one URL shows, made once for each look.
+// page is what one URL shows in one form, made once for each look.
 type page struct {
 	mu     sync.Mutex
 	looked time.Time
@@ -111,7 +111,8 @@ type page struct {
 
 type answer struct {
 	code int
-	tag  string // of the content
+	form string
+	tag  string // of an HTML page's content
 	gzip []byte
 }
 
@@ -156,66 +157,28 @@ func (w *server) knows(host string) bool {
 	return err == nil || strings.EqualFold(host, "localhost") || slices.ContainsFunc(w.o.Hosts, func(name string) bool { return strings.EqualFold(name, host) })
 }
 
-// show answers in HTML, or as the commands do: with JSON, or text for curl.
+// What a URL is shown as. The last two are what the commands print.
+const (
+	asHTML = "text/html"
+	asJSON = "application/json"
+	asText = "text/plain"
+)
+
 func (w *server) show(rw http.ResponseWriter, r *http.Request) {
-	rw.Header().Set("Vary", "Accept, Accept-Encoding")
-	accept := r.Header.Get("Accept")
-	if strings.Contains(accept, "text/html") {
-		w.html(rw, r)
-		return
-	}
-	s, _ := w.feed.state()
-	isJSON := strings.Contains(accept, "application/json")
-	if s.read.IsZero() || s.failed != "" && isJSON { // a program takes the last look for that of now
-		http.Error(rw, "MongoDB cannot be read: "+s.failed, http.StatusServiceUnavailable)
-		return
-	}
-	kind, data, text, err := w.result(r, s)
-	switch {
-	case err != nil:
-		http.Error(rw, err.Error(), http.StatusServiceUnavailable)
-	case data == nil:
-		http.Error(rw, noNode, http.StatusNotFound)
-	case isJSON:
-		rw.Header().Set("Content-Type", "application/json")
-		b, _ := output.Envelope(kind, data) // its types can be encoded
-		_, _ = rw.Write(b)
-	default:
-		rw.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		t := &output.Text{Now: w.o.Now()}
-		if s.failed != "" {
-			t.Line("MongoDB cannot be read; this is the last look. %s", output.OneLine(s.failed))
-		}
-		text(t)
-		_, _ = io.WriteString(rw, t.String())
-	}
-}
-
-const noNode = "there is no such node"
-
-// result is what a command prints about a URL's nodes or events; without data there is no such node.
-func (w *server) result(r *http.Request, s state) (kind string, data any, text func(*output.Text), err error) {
-	if r.URL.Path == "/events" {
-		p := w.events(r.Context(), "")
-		return "events", p.Events, func(t *output.Text) { board.WriteEvents(t, p.Events, s.look.Nodes) }, p.err
-	}
-	members, query := s.members, queryOf(r.URL.Query())
-	if id := r.PathValue("id"); id != "" {
-		members, query = slices.DeleteFunc(slices.Clone(members), func(m cluster.Member) bool { return m.ID() != id }), board.Query{All: true}
-		if len(members) == 0 {
-			return "", nil, nil, nil
+	form, accept := asText, r.Header.Get("Accept") // curl accepts everything
+	for _, f := range []string{asHTML, asJSON} {
+		if strings.Contains(accept, f) {
+			form = f
+			break
 		}
 	}
-	nodes := board.New(query, s.look, members)
-	return "nodes", nodes, func(t *output.Text) { board.WriteNodes(t, nodes, board.Style{}) }, nil
-}
-
-func (w *server) html(rw http.ResponseWriter, r *http.Request) {
-	is := w.page(r.Context(), r.URL)
-	rw.Header().Set("Content-Type", "text/html; charset=utf-8")
+	is := w.page(r.Context(), form, r.URL)
+	head := rw.Header()
+	head.Set("Vary", "Accept, Accept-Encoding")
+	head.Set("Content-Type", is.form+"; charset=utf-8")
 	packed := strings.Contains(r.Header.Get("Accept-Encoding"), "gzip")
 	if packed {
-		rw.Header().Set("Content-Encoding", "gzip")
+		head.Set("Content-Encoding", "gzip")
 	}
 	rw.WriteHeader(is.code)
 	if packed {
@@ -225,15 +188,67 @@ func (w *server) html(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// page renders a URL once for each look.
-func (w *server) page(ctx context.Context, of *url.URL) answer {
+const noNode = "there is no such node"
+
+// command is what a command prints about a URL's nodes or events. An error is text.
+func (w *server) command(ctx context.Context, form string, s state, path string, q url.Values) answer {
+	if s.read.IsZero() || s.failed != "" && form == asJSON { // a program takes the last look for that of now
+		return refusal(http.StatusServiceUnavailable, "MongoDB cannot be read: "+s.failed)
+	}
+	t := &output.Text{Now: w.o.Now()}
+	if s.failed != "" {
+		t.Line("MongoDB cannot be read; this is the last look. %s", output.OneLine(s.failed))
+	}
+	var kind string
+	var data any
+	if path == "/events" {
+		p := w.events(ctx, "")
+		if p.err != nil {
+			return refusal(http.StatusServiceUnavailable, p.err.Error())
+		}
+		kind, data = "events", p.Events
+		board.WriteEvents(t, p.Events, s.look.Nodes)
+	} else {
+		members, query := s.members, queryOf(q)
+		if id, isNode := strings.CutPrefix(path, "/node/"); isNode {
+			m := s.find(id)
+			if m == nil {
+				return refusal(http.StatusNotFound, noNode)
+			}
+			members, query = []cluster.Member{*m}, board.Query{All: true}
+		}
+		nodes := board.New(query, s.look, members)
+		kind, data = "nodes", nodes
+		board.WriteNodes(t, nodes, board.Style{})
+	}
+	body := []byte(t.String())
+	if form == asJSON {
+		body, _ = output.Envelope(kind, data) // its types can be encoded
+	}
+	return answer{code: http.StatusOK, form: form, gzip: pack(body)}
+}
+
+func refusal(code int, why string) answer {
+	return answer{code: code, form: asText, gzip: pack([]byte(why + "\n"))}
+}
+
+func pack(b []byte) []byte {
+	var packed bytes.Buffer
+	z, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
+	_, _ = z.Write(b) // a buffer takes all
+	_ = z.Close()
+	return packed.Bytes()
+}
+
+// page renders a URL once for each look and form.
+func (w *server) page(ctx context.Context, form string, of *url.URL) answer {
 	q := of.Query()
 	maps.DeleteFunc(q, func(name string, _ []string) bool { return of.Path != "/" || !slices.Contains(queryNames(), name) })
 	s, _ := w.feed.state()
 	if id, isNode := strings.CutPrefix(of.Path, "/node/"); s.read.IsZero() || isNode && s.find(id) == nil {
-		return w.render(ctx, s, of.Path, q) // it is short, and not kept
+		return w.render(ctx, form, s, of.Path, q) // it is short, and not kept
 	}
-	key := of.Path + "?" + q.Encode()
+	key := form + of.Path + "?" + q.Encode()
 	w.mu.Lock()
 	p := w.pages[key]
 	if p == nil {
@@ -250,13 +265,16 @@ func (w *server) page(ctx context.Context, of *url.URL) answer {
 		return p.answer
 	}
 	p.looked, p.failed = s.read, s.failed
-	p.answer = w.render(ctx, s, of.Path, q)
+	p.answer = w.render(ctx, form, s, of.Path, q)
 	return p.answer
 }
 
-func (w *server) render(ctx context.Context, s state, path string, q url.Values) answer {
+func (w *server) render(ctx context.Context, form string, s state, path string, q url.Values) answer {
+	if form != asHTML {
+		return w.command(ctx, form, s, path, q)
+	}
 	v := viewOf(s)
-	is := answer{code: http.StatusOK}
+	is := answer{code: http.StatusOK, form: form}
 	var content g.Node
 	id, isNode := strings.CutPrefix(path, "/node/")
 	switch m := s.find(id); {
@@ -271,17 +289,14 @@ func (w *server) render(ctx context.Context, s state, path string, q url.Values)
 	default:
 		content = v.nodesPage(q)
 	}
-	var b, packed bytes.Buffer
+	var b bytes.Buffer
 	_ = content.Render(&b) // a buffer takes all
 	sum := sha256.Sum256(b.Bytes())
 	is.tag = hex.EncodeToString(sum[:8])
 	html := b.String()
 	b.Reset()
 	_ = v.document(is.tag, html).Render(&b)
-	z, _ := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
-	_, _ = z.Write(b.Bytes())
-	_ = z.Close()
-	is.gzip = packed.Bytes()
+	is.gzip = pack(b.Bytes())
 	return is
 }
 
@@ -338,7 +353,7 @@ func (w *server) live(rw http.ResponseWriter, r *http.Request) {
 	_ = control.SetReadDeadline(time.Time{})
 	for {
 		s, changed := w.feed.state()
-		is := w.page(r.Context(), of)
+		is := w.page(r.Context(), asHTML, of)
 		_ = control.SetWriteDeadline(time.Now().Add(writeLimit))
 		if _, err := fmt.Fprintf(rw, "data: %s %s\n\n", is.tag, asOf(s)); err != nil || control.Flush() != nil {
 			return
