@@ -89,7 +89,7 @@ func Afterword(data Nodes) []string {
 	}
 	notServing, old := data.Summary.Health[cluster.NotServing], 0
 	if notServing > 1 {
-		lines = append(lines, fmt.Sprintf("%d do not serve viewers: -o json has the reasons", notServing))
+		lines = append(lines, fmt.Sprintf("%d do not serve viewers: amsagent nodes -o json has the reasons", notServing))
 	}
 	for _, v := range data.Members {
 		if v.Health == cluster.NotServing && notServing == 1 {
@@ -100,7 +100,7 @@ func Afterword(data Nodes) []string {
 		}
 	}
 	if data.Summary.Health[cluster.Unknown] > 0 {
-		lines = append(lines, AllSilent+"; --watch shows which come back")
+		lines = append(lines, AllSilent+"; amsagent nodes --watch shows which come back")
 	}
 	if old > 0 {
 		lines = append(lines, fmt.Sprintf("%d gone for more than %s: amsagent nodes prune lists the records to remove", old, output.Roughly(longGone)))
