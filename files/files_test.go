@@ -47,20 +47,6 @@ func newRoot(t *testing.T) Root {
 	return r
 }
 
-// eachKernel runs a test on this kernel, and as on one that knows no openat2, or whose
-// seccomp filter denies it.
-func eachKernel(t *testing.T, test func(*testing.T, func(*testing.T) Root)) {
-	t.Run("openat2", func(t *testing.T) { test(t, newRoot) })
-	t.Run("no openat2", func(t *testing.T) {
-		test(t, func(t *testing.T) Root {
-			t.Helper()
-			r := newRoot(t)
-			r.noOpenat2 = true
-			return r
-		})
-	})
-}
-
 func put(t *testing.T, r Root, path, content string, uid int, mode fs.FileMode) {
 	t.Helper()
 	must.OK(t, os.WriteFile(r.Path+path, []byte(content), 0o600))
@@ -81,9 +67,7 @@ func symlink(t *testing.T, r Root, to, path string, uid int) {
 }
 
 // TestLinks holds the policy: who made a link decides where it may lead.
-func TestLinks(t *testing.T) { eachKernel(t, testLinks) }
-
-func testLinks(t *testing.T, newRoot func(*testing.T) Root) {
+func TestLinks(t *testing.T) {
 	for name, tt := range map[string]struct {
 		to, at  string
 		uid     int
@@ -165,9 +149,7 @@ func leads(r Root, path string, own bool) (string, error) {
 
 // TestResolvedFolder: a path that was resolved before leads through no link,
 // whoever made it.
-func TestResolvedFolder(t *testing.T) { eachKernel(t, testResolvedFolder) }
-
-func testResolvedFolder(t *testing.T, newRoot func(*testing.T) Root) {
+func TestResolvedFolder(t *testing.T) {
 	r := newRoot(t)
 	symlink(t, r, "/mnt/disk", "/srv/link", 0)
 	if _, err := r.ResolvedFolder("/srv/link"); !errors.Is(err, ErrLink) {
@@ -191,9 +173,7 @@ func testResolvedFolder(t *testing.T, newRoot func(*testing.T) Root) {
 }
 
 // TestOpenRefuses: what its owner can put in the place of a file.
-func TestOpenRefuses(t *testing.T) { eachKernel(t, testOpenRefuses) }
-
-func testOpenRefuses(t *testing.T, newRoot func(*testing.T) Root) {
+func TestOpenRefuses(t *testing.T) {
 	r := newRoot(t)
 	must.OK(t, unix.Mkfifo(r.Path+tree+"/fifo", 0o644))
 	must.OK(t, os.Link(r.Path+"/etc/passwd", r.Path+tree+"/second"))
@@ -341,9 +321,7 @@ func TestMakeFolderExchanged(t *testing.T) {
 }
 
 // TestHindered: what the kernel says because of what the owner of a folder did there.
-func TestHindered(t *testing.T) { eachKernel(t, testHindered) }
-
-func testHindered(t *testing.T, newRoot func(*testing.T) Root) {
+func TestHindered(t *testing.T) {
 	r := newRoot(t)
 	put(t, r, tree+"/webapps/file", "", hostile, 0o644)
 	symlink(t, r, "circle", tree+"/webapps/circle", hostile)

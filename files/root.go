@@ -57,8 +57,6 @@ type Root struct {
 	Path string
 	// Hook, if not nil, is for tests. Its error replaces the system call.
 	Hook func(call, name string) error
-	// noOpenat2 emulates kernels before 5.6, for tests.
-	noOpenat2 bool
 }
 
 func (r Root) hook(call, name string) error {
@@ -131,9 +129,6 @@ func (r Root) folder(path string, f follow) (*Folder, error) {
 	if err := r.hook("openat", path); err != nil {
 		return nil, err
 	}
-	if folder, err := r.direct(path); err == nil {
-		return folder, nil
-	}
 	p, err := r.walk(filepath.Join(path, "x"), f)
 	if err != nil {
 		return nil, err
@@ -187,27 +182,6 @@ func (r Root) Read(path string, limit int64) ([]byte, string, error) {
 	return b, at, err
 }
 
-// direct opens a path without links in one call. After an error, walk it.
-func (r Root) direct(path string) (*Folder, error) {
-	if r.noOpenat2 {
-		return nil, unix.ENOSYS
-	}
-	root, err := r.open()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = unix.Close(root) }()
-	path = filepath.Join("/", path)
-	fd, err := unix.Openat2(root, "."+path, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return r.newFolder(fd, path)
-}
-
 type walker struct {
 	root  Root
 	asked string // for errors
@@ -255,14 +229,7 @@ func (r Root) walk(path string, how follow) (*Place, error) {
 	if err := r.hook("openat", path); err != nil {
 		return nil, err
 	}
-	path = filepath.Join("/", path)
-	if how != followDirs {
-		// Most paths have no links.
-		if p := r.walkDirect(path); p != nil {
-			return p, nil
-		}
-	}
-	return r.walkNames(path, how, func(string, Info) {})
+	return r.walkNames(filepath.Join("/", path), how, func(string, Info) {})
 }
 
 func (r Root) walkNames(path string, how follow, passed func(path string, i Info)) (*Place, error) {
@@ -302,24 +269,6 @@ func (r Root) RootsAlone(path string) error {
 	}
 	p.Close()
 	return found
-}
-
-func (r Root) walkDirect(path string) *Place {
-	if path == "/" {
-		return nil
-	}
-	folder, err := r.direct(filepath.Dir(path))
-	if err != nil {
-		return nil
-	}
-	name := filepath.Base(path)
-	var st unix.Stat_t
-	err = unix.Fstatat(folder.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFLNK || errors.Is(err, unix.ENOENT) {
-		return &Place{Folder: folder, Name: name}
-	}
-	folder.Close()
-	return nil
 }
 
 func (w *walker) walk(how follow) (*Place, error) {
