@@ -188,16 +188,17 @@ func (g *limited) ceiling(t *testing.T) {
 func (g *limited) devices(t *testing.T) {
 	const opened = "/run/opened"
 	g.sh(t, `mknod -m 666 /dev/nvidia0 c 195 0; mknod -m 666 /dev/nvidiactl c 195 255; mknod -m 666 /dev/nvidia-uvm c 511 0
-sandbox nvidia-smi --install /opt/gpu >/dev/null
 cat >/usr/bin/nvidia-smi.new <<'END'
 #!/bin/sh
 for d in /dev/nvidia0 /dev/nvidiactl /dev/nvidia-uvm /dev/vda /dev/mem /dev/null; do
 	(exec 3<$d) 2>&1 && echo "$d: opened"
 done | sed 's/.*: cannot open //' >`+opened+`.new
 mv `+opened+`.new `+opened+`
-exec /opt/gpu/usr/bin/nvidia-smi "$@"
+while :; do
+	echo '0, 550.90.07, 37, 81, 12, 1874, 23034, NVIDIA L4'
+	sleep 1
+done
 END
-sed -i "s,^exec [^ ]*,exec /usr/local/bin/sandbox," /opt/gpu/usr/bin/nvidia-smi
 chmod 755 /usr/bin/nvidia-smi.new; mv /usr/bin/nvidia-smi.new /usr/bin/nvidia-smi; systemctl restart amsagent`)
 	g.until(t, "a device in the row", func() bool {
 		n, _, ok := g.node(t)

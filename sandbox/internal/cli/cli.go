@@ -57,7 +57,6 @@ func commands() []command {
 		{"gcp", "the metadata server of a machine on Google Cloud", runGCP},
 		{"ams", "a stand-in for Ant Media Server", runAMS},
 		{"amsctl", "start, stop, restart, status of a stand-in, without systemd", runAMSCtl},
-		{"nvidia-smi", "a stand-in for the tool of NVIDIA's driver", runNvidiaSMI},
 		{"demo", "show what the agent does, from a join to a leave", runDemo},
 		{"tree", "write an Ant Media Server installation, or list one", runTree},
 	}
@@ -68,7 +67,7 @@ func Main(args []string, env Env) int {
 	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
 		say(env.Stderr, "usage: sandbox COMMAND [flags]\n\n")
 		for _, c := range commands() {
-			say(env.Stderr, "  %-10s %s\n", c.name, c.does)
+			say(env.Stderr, "  %-8s %s\n", c.name, c.does)
 		}
 		say(env.Stderr, `
 sandbox COMMAND --help shows the flags. An argument @FILE stands for the lines of
