@@ -8,14 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -401,36 +400,43 @@ func networkCases(open, closed int) []aCase {
 		{idPeers, "nobody told", nil, Unknown, "", "no MongoDB address is known"},
 
 		{idPorts, "free", ports("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
-		{idPorts, "the server's", ports("tcp :5080", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "the server runs"},
-		{idPorts, "taken", ports("tcp :5080", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 5080 (HTTP) is taken"},
-		{idPorts, "SRT is taken", ports("udp :4200", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 4200 (SRT) is taken"},
+		{idPorts, "the server's", ports("tcp 5080", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "the server runs"},
+		{idPorts, "taken", ports("tcp 5080", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 5080 (HTTP) is taken"},
+		{idPorts, "SRT is taken", ports("udp 4200", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 4200 (SRT) is taken"},
 		{idPorts, "another port is configured", func(c *clinic) {
-			ports("tcp :1936", ams.State{Activity: ams.ActivityInactive})(c)
+			ports("tcp 1936", ams.State{Activity: ams.ActivityInactive})(c)
 			c.put(server, "rtmp.port=1936\nclusterdb.host=\n")
 		}, Bad, "", "port 1936 (RTMP) is taken"},
-		{idPorts, "RTMPS is off", ports("tcp :8443", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
+		{idPorts, "RTMPS is off", ports("tcp 8443", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
 		{idPorts, "RTMPS is on", func(c *clinic) {
-			ports("tcp :8443", ams.State{Activity: ams.ActivityInactive})(c)
+			ports("tcp 8443", ams.State{Activity: ams.ActivityInactive})(c)
 			c.put(server, "rtmps.enabled=true\nclusterdb.host=\n")
 		}, Bad, "", "port 8443 (RTMPS) is taken"},
-		{idPorts, "not allowed to listen", func(c *clinic) {
+		{idPorts, "taken by IPv6", ports("tcp6 5080", ams.State{Activity: ams.ActivityInactive}), Bad, "", "port 5080 (HTTP) is taken"},
+		{idPorts, "the sockets cannot be read", func(c *clinic) {
 			ports("", ams.State{Activity: ams.ActivityInactive})(c)
-			c.listen = func(context.Context, string, string) error { return syscall.EACCES }
-		}, Unknown, "", "port 5080 (HTTP): permission denied"},
+			c.remove("proc/net/udp")
+		}, Unknown, "", "proc/net/udp"},
 		{idPorts, "the service does not say", ports("", ams.State{Activity: ams.ActivityUnknown}), Unknown, "", "not known"},
 		{idPorts, "a tree", nil, Unknown, "", "does not run"},
 	}
 }
 
-// ports is a running machine on which one port is taken.
+// ports is a running machine with a socket at one port, as "tcp 5080", and a connection from another one.
 func ports(taken string, state ams.State) func(c *clinic) {
 	return func(c *clinic) {
 		c.running, c.service.state = true, state
-		c.listen = func(_ context.Context, network, at string) error {
-			if network+" "+at == taken {
-				return &net.OpError{Op: "listen", Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}
-			}
-			return nil
+		line := func(port, state string) string {
+			return "   0: 00000000:" + port + " 00000000:0000 " + state + " 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0\n"
+		}
+		tables := map[string]string{"tcp": line("078F", "01"), "udp": ""} // RTMP's port, not listening
+		if network, port, ok := strings.Cut(taken, " "); ok {
+			n, err := strconv.Atoi(port)
+			must.OK(c.t, err)
+			tables[network] += line(fmt.Sprintf("%04X", n), "0A")
+		}
+		for table, lines := range tables {
+			c.put("proc/net/"+table, "  sl  local_address rem_address   st\n"+lines)
 		}
 	}
 }

@@ -44,7 +44,6 @@ type clinic struct {
 	look   *future[cluster.Look]
 	status *future[*bootstrap.Status]
 	dial   func(context.Context, string) error
-	listen func(ctx context.Context, network, at string) error
 }
 
 type fakeService struct {
@@ -153,9 +152,6 @@ func (c *clinic) check(id string) []Result {
 	p.running, p.mongo, p.look, p.status = c.running, c.mongo, c.look, c.status
 	if c.dial != nil {
 		p.dial = c.dial
-	}
-	if c.listen != nil {
-		p.listen = c.listen
 	}
 	p.start(c.t.Context())
 	for _, row := range checks() {

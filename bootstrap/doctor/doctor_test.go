@@ -6,6 +6,7 @@ package doctor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -316,5 +317,61 @@ func TestTable(t *testing.T) {
 			}
 			group, groups[c.group] = c.group, true
 		}
+	}
+}
+
+// A server that starts during the check needs the ports: the check opens none.
+func TestPortsStayFree(t *testing.T) {
+	l := listener(t)
+	l.close()
+	c := newClinic(t)
+	ports("", ams.State{Activity: ams.ActivityInactive})(c)
+	c.put(server, fmt.Sprintf("rtmp.port=%d\nclusterdb.host=\n", l.port))
+	checked := make(chan struct{})
+	go func() {
+		defer close(checked)
+		for range 50 {
+			c.check(idPorts)
+		}
+	}()
+	for more := true; more; {
+		select {
+		case <-checked:
+			more = false
+		default:
+		}
+		server, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", l.port))
+		if err != nil {
+			t.Fatalf("the server cannot start: %v", err)
+		}
+		must.OK(t, server.Close())
+	}
+}
+
+// The kernel's own tables: by IPv4, by IPv6 and by UDP.
+func TestSockets(t *testing.T) {
+	p := newPatient(Options{Machine: &bootstrap.Machine{}})
+	l := listener(t)
+	u, err := net.ListenPacket("udp", "127.0.0.1:0")
+	must.OK(t, err)
+	t.Cleanup(func() { _ = u.Close() })
+	client, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", l.port))
+	must.OK(t, err)
+	t.Cleanup(func() { _ = client.Close() })
+	port := func(a net.Addr) int {
+		return int(netip.MustParseAddrPort(a.String()).Port())
+	}
+	sockets, err := p.sockets()
+	must.OK(t, err)
+	if !sockets[socket{"tcp", l.port}] || !sockets[socket{"udp", port(u.LocalAddr())}] || sockets[socket{"tcp", port(client.LocalAddr())}] {
+		t.Errorf("%v", sockets)
+	}
+	six, err := net.Listen("tcp6", "[::1]:0")
+	if err != nil {
+		t.Skipf("no IPv6: %v", err)
+	}
+	t.Cleanup(func() { _ = six.Close() })
+	if sockets, err = p.sockets(); err != nil || !sockets[socket{"tcp", port(six.Addr())}] {
+		t.Errorf("%v, %v", sockets, err)
 	}
 }

@@ -37,8 +37,6 @@ type patient struct {
 	running bool
 	// dial tries a connection and ends it.
 	dial func(ctx context.Context, at string) error
-	// listen opens a port and closes it.
-	listen func(ctx context.Context, network, at string) error
 
 	identity   *future[metadata.Instance]
 	inspection *future[*bootstrap.Inspection]
@@ -87,7 +85,7 @@ func newPatient(o Options) *patient {
 		o.Limit = defaultLimit
 	}
 	return &patient{
-		Options: o, root: o.Machine.Root, running: o.Machine.Root == "", dial: dial, listen: listen,
+		Options: o, root: o.Machine.Root, running: o.Machine.Root == "", dial: dial,
 		store: &conf.Store{Root: o.Machine.Root, Dir: bootstrap.StateDir},
 	}
 }
