@@ -412,21 +412,21 @@ func (m *Machine) program() string {
 	return is.Program
 }
 
-// stopTimeout never shortens the effective timeout, which an operator may have raised; 0 means endless. If the
-// service state is unknown, the drop-in's value counts.
+// stopTimeout returns 0, which leaves the line out, if more time than the server needs is in effect without it: a copy would
+// outlive the operator's own. If the service state is unknown, the drop-in stays as it is.
 func (m *Machine) stopTimeout(f *facts) time.Duration {
 	want, inEffect := ams.StopTimeout(len(f.install.Apps)), f.service.StopTimeout
-	if !f.service.Known() {
-		is, err := ams.ReadDropIn(m.Root)
-		if err != nil || !is.Ours {
-			return want
-		}
-		inEffect = is.StopTimeout
-	}
-	if inEffect == 0 {
+	is, err := ams.ReadDropIn(m.Root)
+	ours := err == nil && is.Ours
+	switch {
+	case !f.service.Known() && ours:
+		return is.StopTimeout
+	case !f.service.Known(), ours && is.StopTimeout > 0 && is.StopTimeout == inEffect:
+		return want
+	case inEffect == 0, inEffect >= want: // 0 is endless
 		return 0
 	}
-	return max(want, inEffect)
+	return want
 }
 
 // hostsLineIsOurs reports whether an earlier join wrote the line, which must follow the address.

@@ -173,24 +173,63 @@ func TestBeforeStart(t *testing.T) {
 	}
 }
 
-// The stop timeout that an operator raised stays while the service manager does not say it.
+// An operator's own stop timeout holds as long as it is there: the drop-in has none beside it, and the agent's own after it.
 func TestStopTimeoutStays(t *testing.T) {
 	t.Parallel()
-	for _, timeout := range []time.Duration{10 * time.Minute, 0} {
+	m := joinedTree(t)
+	in, err := m.open()
+	must.OK(t, err)
+	own := ams.StopTimeout(len(in.Apps))
+	after := func(effective time.Duration, err error) time.Duration {
+		t.Helper()
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: effective}, err: err}
+		converge(t, m, watchRequest(t))
+		is, rerr := ams.ReadDropIn(m.Root)
+		if rerr != nil || !is.Ours || is.HostAddress == "" {
+			t.Fatalf("%+v, %v", is, rerr)
+		}
+		return is.StopTimeout
+	}
+	for _, step := range []struct {
+		name      string
+		effective time.Duration
+		want      time.Duration
+	}{
+		{"the vendor's unit", 10 * time.Second, own},
+		{"the agent's alone", own, own},
+		{"an operator's, longer", 10 * time.Minute, 0},
+		{"the same, the agent's is gone", 10 * time.Minute, 0},
+		{"removed again", 10 * time.Second, own},
+		{"an operator's, shorter and later", 5 * time.Second, own},
+		{"endless", 0, 0},
+	} {
+		if got := after(step.effective, nil); got != step.want {
+			t.Errorf("%s: %s, want %s", step.name, got, step.want)
+		}
+	}
+	// A copy of an operator's value in the drop-in does not outlive the operator's.
+	must.OK(t, m.store().WriteFile(ams.DropInPath, ams.DropIn(netip.MustParseAddr("10.0.1.7"), 10*time.Minute, ""), 0o644, 0o755))
+	if got := after(10*time.Minute, nil); got != own {
+		t.Errorf("a copied value: %s, want %s", got, own)
+	}
+}
+
+// What the drop-in has stays while the service manager does not answer.
+func TestStopTimeoutUnknown(t *testing.T) {
+	t.Parallel()
+	for _, effective := range []time.Duration{10 * time.Second, 10 * time.Minute, 0} {
 		m := joinedTree(t)
-		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: timeout}}
+		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: effective}}
 		converge(t, m, watchRequest(t))
 		before, err := ams.ReadDropIn(m.Root)
-		if err != nil || before.StopTimeout != timeout {
-			t.Fatalf("%+v, %v", before, err)
-		}
+		must.OK(t, err)
 		m.Service = serviceThat{err: errors.New("the bus is away")}
 		for _, mode := range []ConvergeMode{ConvergeWatch, convergeByCommand, ConvergeBeforeStart} {
 			req := watchRequest(t)
 			req.Mode = mode
 			c := converge(t, m, req)
-			if after, err := ams.ReadDropIn(m.Root); err != nil || after.StopTimeout != timeout || ids(c.Repairs) != "" {
-				t.Errorf("%s: %s became %s: %v, %v", mode, timeout, after.StopTimeout, c.Repairs, err)
+			if after, err := ams.ReadDropIn(m.Root); err != nil || after != before || ids(c.Repairs) != "" {
+				t.Errorf("%s, %s: %+v became %+v: %v, %v", effective, mode, before, after, c.Repairs, err)
 			}
 		}
 	}
