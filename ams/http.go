@@ -247,6 +247,38 @@ func answer(r reply) Liveness {
 	return l
 }
 
+// versionPath is open to this machine below an application, unless its filters refuse it. The console's needs a token.
+const versionPath = "/rest/v2/version"
+
+// errNoVersion may be an application's filter: by address, or by a token of its own.
+var errNoVersion = errors.New("the answer is not the server's version")
+
+// AskRelease returns the release of the running server, of a serving application or, with an [Installation.ServerToken],
+// of the console (app ""). It has no build: the server reads that from its files of now.
+func AskRelease(ctx context.Context, client *http.Client, base, app, token string) (r Release, _ error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	path := versionPath
+	if app != "" {
+		path = "/" + url.PathEscape(app) + versionPath
+	}
+	var fields struct{ VersionName string }
+	answer, err := get(ctx, client, base, path, token)
+	switch {
+	case err != nil:
+	case answer.code != http.StatusOK:
+		err = fmt.Errorf("%w: %s", errNoVersion, answer.status())
+	case json.Unmarshal(answer.body, &fields) != nil || len(fields.VersionName) > maxVersion:
+		err = errNoVersion
+	default:
+		r, err = ParseRelease(fields.VersionName)
+	}
+	if err != nil {
+		return Release{}, fmt.Errorf("asking for the version: %s: %w", base+path, err)
+	}
+	return r, nil
+}
+
 const statisticsPath = "/rest/v2/system-resources"
 
 // errNotStatistics may be a refused token: the server refuses tokens in its first seconds and while its database is away.

@@ -94,6 +94,8 @@ type Convergence struct {
 	Unidentified string `json:"-"`
 	// OtherHardware: the machine id of Node is on other hardware. It is a copy, or was moved: then the record is silent.
 	OtherHardware bool `json:"-"`
+	// Digest is that of the server's settings, for the daemon; "" if unknown.
+	Digest string `json:"-"`
 	// Incomplete reports that the metadata lacks usual values, or did not answer.
 	Incomplete bool `json:"-"`
 }
@@ -636,6 +638,8 @@ func (k *converger) node() {
 	k.result.Node.Interval, k.result.Node.Drift = seconds.Duration(k.req.Interval), driftText(k.result.Differences)
 	if k.facts.install == nil {
 		k.result.Node.AMS = k.state.Release
+	} else if k.req.Mode == ConvergeWatch {
+		k.result.Digest, _, _ = k.digest(k.facts.install)
 	}
 	if k.result.Node.BootID == "" {
 		k.result.Unidentified = cmp.Or(k.result.Unidentified, "the boot id of this machine cannot be read")

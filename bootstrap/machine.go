@@ -72,6 +72,7 @@ type Machine struct {
 	// named is the last id that Converge read in the metadata, since namedSince.
 	named      string
 	namedSince time.Time
+	last       digests
 }
 
 func (m *Machine) store() *conf.Store {

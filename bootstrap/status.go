@@ -50,6 +50,10 @@ type FilesView struct {
 	// Drift lists files that differ from the join's, Values the differences.
 	Drift  []string     `json:"drift,omitempty"`
 	Values []Difference `json:"drift_values,omitempty"`
+	// Digest is a hash of the settings that nodes of a role should have in common; unknown if a file is unreadable.
+	Digest string `json:"settings_digest,omitempty"`
+	// Digests are those of each file, by its path in the installation.
+	Digests map[string]string `json:"settings_digests,omitempty"`
 	// ByHand reports that an operator made this machine standalone by hand.
 	ByHand bool `json:"standalone_by_hand,omitempty"`
 	// Undo reports that a leave can restore the original files.
@@ -65,6 +69,8 @@ type ProcessView struct {
 	Liveness ams.Liveness `json:"liveness"`
 	// Applications are the answers of those that must serve, if a node's server runs.
 	Applications []ams.AppAnswer `json:"applications,omitempty"`
+	// Release is compared with that of the files, if a node's server runs.
+	Release *RunningRelease `json:"release,omitempty"`
 	// EditedSince lists files written after the server's start.
 	EditedSince []string `json:"edited_since,omitempty"`
 
@@ -169,6 +175,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 		return nil
 	}
 	v.Dir, v.Release = in.Dir, in.Release.String()
+	v.Digest, v.Digests, _ = m.digest(in)
 	if v.Mode, err = in.Mode(); err != nil {
 		v.Err = err.Error()
 	}
@@ -206,8 +213,14 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	}
 	started := m.serverStarted(v.State)
 	v.Liveness = ams.CheckLiveness(ctx, m.http(), in.BaseURL())
-	if mode, err := in.Mode(); err == nil && mode == conf.ModeCluster && (v.State.Running() || v.Liveness.State == ams.Live) {
-		v.Applications = m.Server().look(ctx)
+	isNode := s.Files.Mode == conf.ModeCluster
+	if (isNode || s.Phase == PhaseJoined) && (v.State.Running() || v.Liveness.State == ams.Live) {
+		server := m.Server()
+		answers := server.look(ctx)
+		if isNode {
+			v.Applications = answers
+		}
+		v.Release = new(server.Release(ctx)) // the files of an upgrade may be standalone
 	}
 	if started.IsZero() || !v.State.Running() {
 		return
@@ -314,6 +327,9 @@ func (s *Status) compare(state *State) {
 	case files.ByHand:
 	case len(proc.EditedSince) > 0 && files.Mode != "" || proc.older || state != nil && state.RestartPending:
 		add("STATUS-RESTART", RestartHint, "the files were written after the server was started: it runs with other settings")
+	}
+	if r := proc.Release; r != nil && r.Match == ReleaseOlder {
+		add("STATUS-RELEASE", "amsagent drain && amsagent join", "the server runs release %s, and its files are of %s: it was not restarted after they were replaced", r.Running, r.Files)
 	}
 	if files.ByHand {
 		add("STATUS-FILES", "amsagent join makes it a node again; amsagent leave ends its membership", "this machine joined, and was made standalone by hand: it is left so, and no sessions are sent here")

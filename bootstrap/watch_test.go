@@ -214,7 +214,7 @@ func TestStopTimeoutStays(t *testing.T) {
 	}
 }
 
-// What the drop-in has stays while the service manager does not answer.
+// The drop-in stays as it is while the service manager does not answer.
 func TestStopTimeoutUnknown(t *testing.T) {
 	t.Parallel()
 	for _, effective := range []time.Duration{10 * time.Second, 10 * time.Minute, 0} {

@@ -29,6 +29,8 @@ type Heartbeat struct {
 	Clock *seconds.Duration `bson:"clock_ns,omitempty" json:"clock_seconds,omitempty"`
 	// Drain ends the wait for the sessions of a drain; nil without one, or without a deadline.
 	Drain *DrainLimit `bson:"drain,omitempty" json:"drain,omitempty"`
+	// Digest is of the server's settings, without what may differ between nodes of a role; "" if unknown.
+	Digest string `bson:"digest,omitempty" json:"settings_digest,omitempty"`
 	// Checks are load balancers that name themselves in agent checks: true if they may send sessions.
 	Checks map[string]bool `bson:"checks,omitempty" json:"checks,omitempty"`
 }

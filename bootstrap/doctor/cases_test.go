@@ -31,7 +31,13 @@ import (
 
 func noServer(c *clinic) { c.remove("usr/local/antmedia") }
 
-// older makes the release one that takes its address from the host name.
+// runs is a server that was asked for its release.
+func runs(r bootstrap.RunningRelease) func(c *clinic) {
+	return func(c *clinic) {
+		c.status = finished(&bootstrap.Status{Process: bootstrap.ProcessView{Release: &r}}, nil)
+	}
+}
+
 func release(version string) func(c *clinic) {
 	return func(c *clinic) { c.o.Machine.Release, _ = ams.ParseRelease(version) }
 }
@@ -57,6 +63,8 @@ func serverCases() []aCase {
 		{bootstrap.IDRelease, "current", nil, Good, "", "3.0.3"},
 		{bootstrap.IDRelease, "takes the host name", release("2.4.3"), Good, "", "from the host name"},
 		{bootstrap.IDRelease, "not told", func(c *clinic) { c.o.Machine.Release = ams.Release{} }, Warning, "", "not known"},
+		{bootstrap.IDRelease, "the running server's", runs(bootstrap.RunningRelease{Match: bootstrap.ReleaseSame, Running: "3.0.3"}), Good, "", "3.0.3; the server is up, and it runs release 3.0.3"},
+		{bootstrap.IDRelease, "the running server's is not known", runs(bootstrap.RunningRelease{Match: bootstrap.ReleaseUnknown, Why: "403"}), Good, "", "its release is not known: 403"},
 		{bootstrap.IDRelease, "ancient", release("1.6.0"), Warning, "", "older than all"},
 		{bootstrap.IDRelease, "none", noServer, Unknown, "", ""},
 
@@ -266,6 +274,17 @@ func mongoCases() []aCase {
 		}, Unknown, "", "address is not known"},
 		{bootstrap.IDRole, "others have it", roles("edge", "edge", "origin"), Good, "", "edge"},
 		{bootstrap.IDRole, "no other has it", roles("egde", "edge", "origin"), Warning, "", "role egde: no other node has it (edge, origin)"},
+		{idUnequal, "equal", settings("a", "a", "a"), Good, "", "no active node"},
+		{idUnequal, "this node differs", settings("b", "a", "a"), Warning, "", "10.0.0.5 differs from most nodes of role edge"},
+		{idUnequal, "another node differs", settings("a", "a", "b"), Good, "", "10.0.0.11 differs from most nodes of role edge"},
+		{idUnequal, "no majority", settings("a", "b"), Warning, "", "10.0.0.5, 10.0.0.10 differ from other nodes"},
+		{idUnequal, "not known here", settings("", "a", "a"), Unknown, "", "does not report its own"},
+		{idUnequal, "not known of another node", settings("a", "a", ""), Good, "", "no active node"},
+		{idUnequal, "no node", rows(node("i-0", "10.0.0.9", 0)), Good, "", "not a node"},
+		{idUnequal, "no identity", func(c *clinic) {
+			settings("a", "b")(c)
+			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("no") }
+		}, Unknown, "", "not known"},
 	}
 	for _, c := range checks() {
 		if c.group == GroupMongo {
@@ -279,6 +298,22 @@ func TestMongo(t *testing.T) { runCases(t, mongoCases()) }
 
 func node(id, ip string, age time.Duration) cluster.Node {
 	return cluster.Node{ID: id, IP: ip, State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: 5}, Interval: seconds.Duration(5 * time.Second), UpdatedAt: time.Now().Add(-age)}
+}
+
+// settings are nodes of one role, the first of them this machine, with the digests of their servers' settings.
+func settings(digests ...string) func(c *clinic) {
+	return func(c *clinic) {
+		var nodes []cluster.Node
+		for i, digest := range digests {
+			n := node(fmt.Sprint("i-", i+1), fmt.Sprint("10.0.0.", 9+i), 0)
+			if i == 0 {
+				n.IP = "10.0.0.5"
+			}
+			n.Role, n.Digest = "edge", digest
+			nodes = append(nodes, n)
+		}
+		rows(nodes...)(c)
+	}
 }
 
 // roles is a machine that would join with the first, beside nodes with the others.

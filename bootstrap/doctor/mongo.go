@@ -327,6 +327,32 @@ func checkRole(_ context.Context, p *patient, look cluster.Look, in *bootstrap.I
 	return one(good("%s", cmp.Or(role, "none")))
 }
 
+// checkUnequal compares what the agents report of the server's settings. A node that has what most have is as it should be.
+func checkUnequal(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
+	id, _ := own(in)
+	var o cluster.Observer
+	members := o.Observe(look)
+	i := slices.IndexFunc(members, func(m cluster.Member) bool { return m.Node != nil && m.Node.ID == id })
+	switch {
+	case id == "":
+		return one(unknown("which record is this machine's is not known"))
+	case i < 0:
+		return one(good("this machine is not a node"))
+	case members[i].Node.Digest == "" || !members[i].Agent.Fresh:
+		return one(unknown("this node's agent does not report its own: it is silent, or a file of the server is unreadable"))
+	}
+	text := "no active node of this role is known to have others"
+	for _, d := range cluster.SettingsDifferences(members) {
+		switch {
+		case slices.Contains(d.Nodes, id):
+			return one(warning("`amsagent status -o json` on two nodes: files.settings_digests shows which files differ", "%s", d))
+		case d.Role == members[i].Node.Role:
+			text = d.String()
+		}
+	}
+	return one(good("%s", text))
+}
+
 // own is this node as the cluster knows it: as it joined, else as it would join.
 func own(in *bootstrap.Inspection) (id, address string) {
 	if in.State != nil {

@@ -35,7 +35,7 @@ const oldestMajor, oldestMinor = 1, 7
 const newestMajor, newestMinor = 3, 0
 
 func checkRelease(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, _ *patient, in *bootstrap.Inspection) []Result {
+	return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
 		if found := findings(in.Failed, in.Warnings, bootstrap.IDRelease); len(found) > 0 {
 			return found
 		}
@@ -52,6 +52,10 @@ func checkRelease(ctx context.Context, p *patient) []Result {
 		}
 		if r.AtLeast(newestMajor, newestMinor+1) {
 			text += fmt.Sprintf("; newer than all that this agent was tried with (%d.%d): its files are judged by what is in them", newestMajor, newestMinor)
+		}
+		// A difference is a result of the views.
+		if s, err := p.status.get(ctx); err == nil && s.Process.Release != nil {
+			text += "; the server is up, and " + s.Process.Release.String()
 		}
 		return one(good("%s", text))
 	})(ctx, p)

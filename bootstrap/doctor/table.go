@@ -23,6 +23,7 @@ const (
 	idMongoNoName = "AMS-MONGO-MISSING" // nobody told where it is
 	idNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
 	idRows        = "AGENT-SAME-ADDRESS" // two nodes with one address
+	idUnequal     = "AMS-UNEQUAL"        // nodes of one role with other settings
 	idPeers       = "AMS-PEERS"          // other nodes cannot be reached
 	idPorts       = "AMS-PORTS"          // ports that are taken
 	idTimeline    = bootstrap.IDTimeline
@@ -67,6 +68,7 @@ func checks() []check {
 		{bootstrap.IDClock, GroupMongo, "clock against MongoDB's", checkClock},
 		{idRows, GroupMongo, "one node for one address", looked(checkRows)},
 		{bootstrap.IDRole, GroupMongo, "role", looked(checkRole)},
+		{idUnequal, GroupMongo, "equal settings in the role", looked(checkUnequal)},
 
 		{bootstrap.IDIdentity, groupNetwork, "identity of this machine", preflight(seeIdentity, bootstrap.IDIdentity)},
 		{bootstrap.IDAddress, groupNetwork, "node address", preflight(seeAddress, bootstrap.IDAddress, ams.WarnAddressLoopback,

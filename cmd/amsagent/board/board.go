@@ -39,6 +39,11 @@ func New(opts Query, l cluster.Look, members []cluster.Member) Nodes {
 			data.Members = append(data.Members, v)
 		}
 	}
+	for _, d := range cluster.SettingsDifferences(members) {
+		if lb.Selects(opts.Roles, d.Role) {
+			data.Settings = append(data.Settings, d)
+		}
+	}
 	data.Summary = Summarize(data.Members)
 	sortNodes(data.Members, opts.Sort)
 	return data
@@ -98,6 +103,9 @@ func Afterword(data Nodes) []string {
 		if v.Health == cluster.Gone && time.Duration(v.Agent.Age) > longGone {
 			old++
 		}
+	}
+	for _, d := range data.Settings {
+		lines = append(lines, output.Printable(d.String()+": amsagent doctor --explain AMS-UNEQUAL"))
 	}
 	if data.Summary.Health[cluster.Unknown] > 0 {
 		lines = append(lines, AllSilent+"; amsagent nodes --watch shows which come back")

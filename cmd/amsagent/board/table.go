@@ -29,6 +29,8 @@ type Nodes struct {
 	ServerTime time.Time `json:"server_time"`
 	Summary    Summary   `json:"summary"`
 	Members    []Node    `json:"members"`
+	// Settings has the nodes whose server has other settings than those of its role, of the roles shown.
+	Settings []cluster.SettingsDifference `json:"settings_differences,omitempty"`
 	// LeftHidden counts the nodes that have left and are not among Members.
 	LeftHidden int `json:"left_hidden"`
 	// BadRecords are records of the registry that hold what no agent writes, and are no members.

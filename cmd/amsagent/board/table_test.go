@@ -216,6 +216,33 @@ func TestNew(t *testing.T) {
 	}
 }
 
+// The comparison is with all nodes of a role, also those that the query does not show.
+func TestNodesWithOtherSettings(t *testing.T) {
+	var members []cluster.Member
+	for i := range 3 {
+		members = append(members, aNode(i, func(v *Node) { v.Node.Digest = "a" }).Member)
+	}
+	members[1].Node.Digest, members[1].Node.Group = "b", "origins-b\x1b[2J"
+	for _, tt := range []struct {
+		opts Query
+		want string
+	}{
+		{Query{}, members[1].Node.ID},
+		{Query{Groups: []string{"origins-a"}}, members[1].Node.ID},
+		{Query{Roles: []string{"edge"}}, ""},
+	} {
+		data := New(tt.opts, cluster.Look{}, members)
+		text := strings.Join(Afterword(data), "\n")
+		switch {
+		case tt.want == "" && (len(data.Settings) > 0 || text != ""):
+			t.Errorf("%+v: %+v, %q", tt.opts, data.Settings, text)
+		case tt.want != "" && (len(data.Settings) != 1 || strings.Join(data.Settings[0].Nodes, " ") != tt.want || !data.Settings[0].Most ||
+			!strings.Contains(text, members[1].Node.IP) || !strings.Contains(text, "AMS-UNEQUAL")):
+			t.Errorf("%+v: %+v, %q", tt.opts, data.Settings, text)
+		}
+	}
+}
+
 // Outside a cloud a node's id is made of the machine id: the table shows the host name.
 func TestNodesByHostName(t *testing.T) {
 	const id = "m-bce15aa9449b48d5a7ee27d83cc6dd98"

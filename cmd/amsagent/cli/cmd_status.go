@@ -204,7 +204,10 @@ func processText(w *output.Text, p bootstrap.ProcessView) string {
 	default:
 		text += "; " + alive
 	}
-	return text
+	if p.Release != nil {
+		text += "; " + p.Release.String()
+	}
+	return output.Printable(text)
 }
 
 func registryText(w *output.Text, r bootstrap.RowView) string {

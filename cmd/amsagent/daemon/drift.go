@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -85,4 +86,14 @@ func (m *member) follow(c *bootstrap.Convergence) {
 		m.d.log.Warn("the server's files are not as joined", "id", bootstrap.IDDrift, "detail", text, "fix", strings.Join(drift.Fix, "; or "))
 	}
 	m.d.drifted = text
+}
+
+// compareRelease logs each change once.
+func (m *member) compareRelease(ctx context.Context) {
+	r := m.d.o.Server.Release(ctx)
+	older := func(r *bootstrap.RunningRelease) bool { return r != nil && r.Match == bootstrap.ReleaseOlder }
+	if was := m.d.view.get().Release; older(&r) && !older(was) {
+		m.d.log.Warn("the server was not restarted after its files were replaced", "id", "STATUS-RELEASE", "running", r.Running, "files", r.Files)
+	}
+	m.d.view.change(func(v *View) { v.Release = &r })
 }

@@ -4,11 +4,13 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 )
@@ -67,4 +69,39 @@ func TestLongListsAreCut(t *testing.T) {
 	if v := w.get(); v.Warnings[len(v.Warnings)-1].Text != "and 3968 more" || len(v.Repairs) != maxListed+1 {
 		t.Errorf("%d warnings, the last of which is %v", len(v.Warnings), v.Warnings[len(v.Warnings)-1])
 	}
+}
+
+// The metric has no line while the release of the running server is not known, as while it does not serve.
+func TestReleaseMetric(t *testing.T) {
+	watchServer(t, func(w *watched) {
+		w.becomes(true, time.Second)
+		m := &member{d: w.d}
+		line := func() string {
+			var page bytes.Buffer
+			writeMetrics(&page, w.d.view.get())
+			_, rest, _ := strings.Cut(page.String(), "\namsagent_server_outdated ")
+			value, _, _ := strings.Cut(rest, "\n")
+			return value
+		}
+		if got := line(); got != "" {
+			t.Errorf("before the first look: %s", got)
+		}
+		for _, tt := range []struct {
+			match bootstrap.ReleaseMatch
+			want  string
+		}{{bootstrap.ReleaseSame, "0"}, {bootstrap.ReleaseUnknown, ""}, {bootstrap.ReleaseOlder, "1"}} {
+			w.f.mu.Lock()
+			w.f.release = bootstrap.RunningRelease{Match: tt.match}
+			w.f.mu.Unlock()
+			m.compareRelease(t.Context())
+			if got := line(); got != tt.want {
+				t.Errorf("%s: %q, want %q", tt.match, got, tt.want)
+			}
+		}
+		w.f.set(ams.AppRefused, "LiveApp")
+		w.becomes(false, 6*time.Second)
+		if got := line(); got != "" {
+			t.Errorf("it does not serve: %s", got)
+		}
+	})
 }

@@ -62,6 +62,9 @@ func writeMetrics(w io.Writer, v View) {
 	}
 	e.Family("gauge", "amsagent_degraded", "1 for each reason for which the agent is degraded, else 0; amsagent status shows the text.", degraded...)
 	e.Gauge("amsagent_server_restart_pending", "1 if Ant Media Server needs a restart to apply its files: they differ from those of the join, or are newer than the server.", promtext.Bool(v.RestartPending))
+	if r := v.Release; r != nil && r.Match != bootstrap.ReleaseUnknown {
+		e.Gauge("amsagent_server_outdated", "1 if Ant Media Server runs another release than its files have, because it was not restarted after an upgrade; 0 if the same.", promtext.Bool(r.Match == bootstrap.ReleaseOlder))
+	}
 	e.Family("counter", "amsagent_heartbeats_total", "Heartbeats by result.",
 		promtext.Of(divided(&v.sent, 1), "result", "sent"), promtext.Of(divided(&v.failed, 1), "result", "failed"))
 	e.Gauge("amsagent_last_heartbeat_timestamp_seconds", "Time of the last heartbeat that was written, in seconds since 1970.", promtext.Timestamp(v.Beat.Last))

@@ -40,6 +40,8 @@ type serverProbe interface {
 	Standalone() (bool, error)
 	// Stopped reports whether the service manager knows of a manual stop.
 	Stopped(ctx context.Context) bool
+	// Release compares the running server with its files.
+	Release(ctx context.Context) bootstrap.RunningRelease
 }
 
 // ServerView is the state of the local server.
@@ -152,7 +154,7 @@ func (d *Daemon) followServer(ctx context.Context) {
 	for ctx.Err() == nil {
 		if d.view.get().Phase == bootstrap.PhaseJoined {
 			bootstrap.Watch(ctx, d.o.Server, d.reportServer)
-			d.view.change(func(v *View) { v.Server, v.brokenSince = ServerView{}, time.Time{} })
+			d.view.change(func(v *View) { v.Server, v.Release, v.brokenSince = ServerView{}, nil, time.Time{} })
 		}
 		select {
 		case <-ctx.Done():
@@ -182,6 +184,9 @@ func (d *Daemon) reportServer(served bootstrap.Served) bool {
 	}
 	d.view.change(func(v *View) {
 		v.Server = is
+		if changed {
+			v.Release = nil // of another process, perhaps
+		}
 		if back && unread == nil {
 			v.Standalone = byHand
 		}

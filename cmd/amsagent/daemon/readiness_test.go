@@ -57,6 +57,7 @@ type fakeServer struct {
 	takesSome func() time.Duration // the same, another time for each; nil is takes
 	detail    string
 	stopped   bool
+	release   bootstrap.RunningRelease
 }
 
 func (f *fakeServer) slow(takes time.Duration) {
@@ -138,6 +139,12 @@ func (f *fakeServer) ServedBefore() bool {
 }
 
 func (f *fakeServer) Port() int { return 0 }
+
+func (f *fakeServer) Release(context.Context) bootstrap.RunningRelease {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.release
+}
 
 func (f *fakeServer) Standalone() (bool, error) {
 	f.mu.Lock()

@@ -140,6 +140,9 @@ func (d *Daemon) converge(ctx context.Context, mongo Named, ask time.Duration) (
 		})
 		return err
 	})
+	if c != nil {
+		d.view.change(func(v *View) { v.digest = c.Digest })
+	}
 	if c != nil && c.Unidentified == "" && c.Node.ID != "" { // else it was cut off
 		d.self.Store(new(c.Node))
 	}
@@ -330,8 +333,9 @@ func (d *Daemon) loop(m *member) *heartbeat.Loop {
 
 // Heartbeat registers again if the record was removed: the node is alive.
 func (m *member) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
-	h.Serving, h.Checks = m.d.servingNow(), m.d.check.Balancers()
-	h.Drain = drainLimit(m.d.view.get().Lifecycle, h.Clock)
+	v := m.d.view.get()
+	h.Serving, h.Checks, h.Digest = v.serving(), m.d.check.Balancers(), v.digest
+	h.Drain = drainLimit(v.Lifecycle, h.Clock)
 	err := m.beat(ctx, h)
 	if errors.Is(err, cluster.ErrNoNode) {
 		if err = m.enroll(ctx); err == nil {
@@ -800,6 +804,7 @@ const amsSilent = 20 * time.Second
 // drift regularly compares the files with the join, until the session must end.
 func (m *member) drift(ctx context.Context) {
 	for sleep.For(ctx, m.d.o.Periods.Drift) {
+		m.compareRelease(ctx)
 		// MongoDB may have moved, or have a new password. If the old one answers, the node stays in its server's cluster, and only
 		// the files are compared.
 		named, err := m.d.o.Mongo(ctx)

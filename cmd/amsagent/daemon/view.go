@@ -62,11 +62,13 @@ type View struct {
 	// AMSAge is the last seen age of AMS's document, or nil.
 	AMSAge *seconds.Duration `json:"server_document_age_seconds,omitempty"`
 	// RestartPending: files differ from the join, or are newer than the running server.
-	RestartPending bool                `json:"restart_pending,omitempty"`
-	Drift          *DriftView          `json:"drift,omitempty"`      // nil without differences
-	Standalone     bool                `json:"standalone,omitempty"` // an operator made this machine standalone by hand
-	Repairs        []bootstrap.Finding `json:"repairs"`
-	Warnings       []bootstrap.Finding `json:"warnings"`
+	RestartPending bool       `json:"restart_pending,omitempty"`
+	Drift          *DriftView `json:"drift,omitempty"`      // nil without differences
+	Standalone     bool       `json:"standalone,omitempty"` // an operator made this machine standalone by hand
+	// Release compares the server with its files, once a minute; nil before that.
+	Release  *bootstrap.RunningRelease `json:"release,omitempty"`
+	Repairs  []bootstrap.Finding       `json:"repairs"`
+	Warnings []bootstrap.Finding       `json:"warnings"`
 	// Notes are hints on cloud and tags.
 	Notes   []string `json:"notes,omitempty"`
 	Metrics string   `json:"metrics,omitempty"` // the address
@@ -85,6 +87,7 @@ type View struct {
 	gpus        heartbeat.GPUReading
 	clock       *seconds.Duration // how far this machine's clock is ahead of MongoDB's
 	node        cluster.Node      // of the session
+	digest      string            // of the server's settings; "" if unknown
 	// For the counters of /metrics:
 	sent, failed, repaired int
 	// held counts the commands that hold; holder is the last one.

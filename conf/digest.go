@@ -1,0 +1,55 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+package conf
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/amsagent/amsagent/internal/redact"
+)
+
+// digestSize is in bytes: enough for the nodes of a cluster, and a few bytes in each heartbeat.
+const digestSize = 6
+
+// Digest returns a short hash of the texts, without regard to their order.
+func Digest(texts []string) string {
+	slices.Sort(texts)
+	sum := sha256.Sum256([]byte(strings.Join(texts, "\x00")))
+	return hex.EncodeToString(sum[:digestSize])
+}
+
+// DigestFile hashes what the server reads from its settings file, the same for each spelling. Secrets, addresses, and the
+// properties that skip names count as if they were equal everywhere.
+func DigestFile(kind Kind, src []byte, skip func(key string) bool) (string, error) {
+	if kind == KindContainer {
+		tokens, err := liveTokens(src)
+		for i, t := range tokens {
+			tokens[i] = redact.Text(t)
+			if strings.HasPrefix(t, "text ") && redact.Name(strings.Join(tokens[max(0, i-2):i], " ")) {
+				tokens[i] = redact.Placeholder
+			}
+		}
+		return Digest([]string{strings.Join(tokens, "\x00")}), err
+	}
+	p, err := ParseProperties(src)
+	if err != nil {
+		return "", err
+	}
+	var texts []string
+	for key, i := range p.last {
+		value := strings.TrimSpace(p.entries[i].value)
+		if skip(key) {
+			continue
+		}
+		if a, err := netip.ParseAddr(value); err == nil && !a.IsLoopback() && !a.IsUnspecified() {
+			value = "address"
+		}
+		texts = append(texts, key+"="+maskedAs(key, value))
+	}
+	return Digest(texts), nil
+}
