@@ -60,30 +60,38 @@ func (m *Machine) digest(in *ams.Installation) (all string, byName map[string]st
 		return "", nil, err
 	}
 	if stamp != m.last.stamp {
-		now := digests{stamp, map[string]string{}}
-		for i, f := range list {
-			kind := conf.KindProperties
-			if i == 0 {
-				kind = conf.KindContainer
-			}
-			src, _, err := files.Root{Path: m.Root}.Read(f.Path, conf.MaxSettings)
-			if err != nil {
-				return "", nil, err
-			}
-			if now.byName[strings.TrimPrefix(f.Path, in.Dir+"/")], err = conf.DigestFile(kind, src, mayDiffer); err != nil {
-				return "", nil, err
-			}
+		byName, err := m.readDigests(in.Dir, list)
+		if err != nil {
+			return "", nil, err
 		}
-		if stamp, err = m.stampOf(list); err != nil || stamp != now.stamp {
+		if now, err := m.stampOf(list); err != nil || now != stamp {
 			return "", nil, cmp.Or(err, errWritten)
 		}
-		m.last = now
+		m.last = digests{stamp, byName}
 	}
 	var texts []string
 	for name, sum := range m.last.byName {
 		texts = append(texts, name+" "+sum)
 	}
 	return conf.Digest(texts), m.last.byName, nil
+}
+
+func (m *Machine) readDigests(dir string, list []ams.File) (map[string]string, error) {
+	byName := map[string]string{}
+	for i, f := range list {
+		kind := conf.KindProperties
+		if i == 0 {
+			kind = conf.KindContainer
+		}
+		src, _, err := files.Root{Path: m.Root}.Read(f.Path, conf.MaxSettings)
+		if err != nil {
+			return nil, err
+		}
+		if byName[strings.TrimPrefix(f.Path, dir+"/")], err = conf.DigestFile(kind, src, mayDiffer); err != nil {
+			return nil, err
+		}
+	}
+	return byName, nil
 }
 
 var errWritten = errors.New("the server's files are being written")

@@ -213,14 +213,8 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	}
 	started := m.serverStarted(v.State)
 	v.Liveness = ams.CheckLiveness(ctx, m.http(), in.BaseURL())
-	isNode := s.Files.Mode == conf.ModeCluster
-	if (isNode || s.Phase == PhaseJoined) && (v.State.Running() || v.Liveness.State == ams.Live) {
-		server := m.Server()
-		answers := server.look(ctx)
-		if isNode {
-			v.Applications = answers
-		}
-		v.Release = new(server.Release(ctx)) // the files of an upgrade may be standalone
+	if v.State.Running() || v.Liveness.State == ams.Live {
+		m.viewServer(ctx, s)
 	}
 	if started.IsZero() || !v.State.Running() {
 		return
@@ -229,6 +223,19 @@ func (m *Machine) viewProcess(ctx context.Context, in *ams.Installation, service
 	if ams.EditedAfter(m.Root, in.Container.Path, started) {
 		v.EditedSince = append(v.EditedSince, in.Container.Path)
 	}
+}
+
+// viewServer asks the applications of a node's server. The files of an upgrade may be standalone.
+func (m *Machine) viewServer(ctx context.Context, s *Status) {
+	isNode := s.Files.Mode == conf.ModeCluster
+	if !isNode && s.Phase != PhaseJoined {
+		return
+	}
+	server := m.Server()
+	if answers := server.look(ctx); isNode {
+		s.Process.Applications = answers
+	}
+	s.Process.Release = new(server.Release(ctx))
 }
 
 func (m *Machine) viewRow(ctx context.Context, req StatusRequest, s *Status) {

@@ -16,7 +16,7 @@ import (
 // digestSize is in bytes: enough for the nodes of a cluster, and a few bytes in each heartbeat.
 const digestSize = 6
 
-// Digest returns a short hash of the texts, without regard to their order.
+// Digest returns a short hash of the texts, which it sorts: their order does not count.
 func Digest(texts []string) string {
 	slices.Sort(texts)
 	sum := sha256.Sum256([]byte(strings.Join(texts, "\x00")))
@@ -27,14 +27,7 @@ func Digest(texts []string) string {
 // properties that skip names count as if they were equal everywhere.
 func DigestFile(kind Kind, src []byte, skip func(key string) bool) (string, error) {
 	if kind == KindContainer {
-		tokens, err := liveTokens(src)
-		for i, t := range tokens {
-			tokens[i] = redact.Text(t)
-			if strings.HasPrefix(t, "text ") && redact.Name(strings.Join(tokens[max(0, i-2):i], " ")) {
-				tokens[i] = redact.Placeholder
-			}
-		}
-		return Digest([]string{strings.Join(tokens, "\x00")}), err
+		return digestBeans(src)
 	}
 	p, err := ParseProperties(src)
 	if err != nil {
@@ -52,4 +45,18 @@ func DigestFile(kind Kind, src []byte, skip func(key string) bool) (string, erro
 		texts = append(texts, key+"="+maskedAs(key, value))
 	}
 	return Digest(texts), nil
+}
+
+func digestBeans(src []byte) (string, error) {
+	tokens, err := liveTokens(src)
+	if err != nil {
+		return "", err
+	}
+	for i, t := range tokens {
+		tokens[i] = redact.Text(t)
+		if strings.HasPrefix(t, "text ") && redact.Name(strings.Join(tokens[max(0, i-2):i], " ")) {
+			tokens[i] = redact.Placeholder
+		}
+	}
+	return Digest([]string{strings.Join(tokens, "\x00")}), nil
 }

@@ -27,7 +27,7 @@ func TestDigestProperties(t *testing.T) {
 	for name, src := range map[string]string{
 		"order, comments and escapes": "#Fri Nov 20 06:08:30 UTC 2026\nuri=mongodb\\://u\\:secret@h1/?x\\=y\n! a\nserver.licence_key : one\nown=1\nhost 10.0.0.5\nport = 5\\\n  080\ncors=https\\://\\u0061.example\n",
 		"line ends":                   strings.ReplaceAll(base, "\n", "\r\n"),
-		"trailing blanks":             strings.ReplaceAll(base, "5080\n", "5080  \n"),
+		"trailing spaces":             strings.ReplaceAll(base, "5080\n", "5080  \n"),
 		"an earlier line":             "port=1\n" + base,
 		"another address":             strings.ReplaceAll(base, "10.0.0.5", "fd00::7"),
 		"another secret":              strings.ReplaceAll(base, "one", "two"),
@@ -61,7 +61,7 @@ func TestDigestContainer(t *testing.T) {
 		`<property name="password"><value>secret</value></property></beans>`
 	want := digest(t, KindContainer, base)
 	for name, src := range map[string]string{
-		"comments, blanks and order": "<beans>\n\t<!-- x -->\n<bean class='A' id='a'>\n<property value='1' name='x'></property><entry key=\"keystorePass\" value=\"one\"/></bean><property name=\"password\"><value>secret</value></property></beans>",
+		"comments, spaces and order": "<beans>\n\t<!-- x -->\n<bean class='A' id='a'>\n<property value='1' name='x'></property><entry key=\"keystorePass\" value=\"one\"/></bean><property name=\"password\"><value>secret</value></property></beans>",
 		"a secret attribute":         strings.ReplaceAll(base, "one", "two"),
 		"a secret text":              strings.ReplaceAll(base, "secret", "hush"),
 	} {
