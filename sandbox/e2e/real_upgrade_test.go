@@ -53,6 +53,14 @@ func upgrade(t *testing.T, from string) {
 		}
 	}
 	n.Replace(t, realams.Newest)
+	until(t, "status reports that the server runs the former release", func() string {
+		process, _ := n.status()["process"].(map[string]any)
+		release, _ := process["release"].(map[string]any)
+		if release["match"] != "older-process" || release["running"] != from || release["files"] != realams.Newest {
+			return fmt.Sprint(release)
+		}
+		return ""
+	})
 	n.MustRun(t, realams.Service, "stop")
 	n.MustRun(t, realams.Service, "start")
 	if got := n.Read(t, "/run/before-start"); !strings.Contains(got, "AMS-DRIFT") || strings.Contains(got, realPassword) {
