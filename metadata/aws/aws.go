@@ -151,6 +151,9 @@ func (p *Provider) ask(ctx context.Context, i cloud.Item) (http.Header, []byte, 
 	switch {
 	case err == nil:
 		return last.head, last.body, nil
+	case last.failed == nil && (ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded)):
+		// Nothing was asked.
+		return nil, nil, &cloud.Error{Kind: cloud.ErrNotReady, Cause: cloud.WireCause(err)}
 	case last.failed == nil:
 		// The SDK rejected the token or the missing lifetime.
 		return nil, nil, &cloud.Error{Kind: cloud.ErrBadAnswer, Status: http.StatusOK, Connected: true, Token: true, Cause: cloud.WireCause(err)}

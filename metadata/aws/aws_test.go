@@ -4,6 +4,7 @@
 package aws_test
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/replay"
@@ -364,6 +366,18 @@ func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 			t.Errorf("asked %v, want %v", got, want)
 		}
 	})
+}
+
+// The SDK asks nothing after its caller's time: that is no answer of the service.
+func TestNothingIsAskedInNoTime(t *testing.T) {
+	t.Parallel()
+	p, err := open(cloud.Options{Transport: fakes.Transport{Handler: http.NotFoundHandler()}})
+	must.OK(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), -time.Second)
+	defer cancel()
+	if _, err := p.Instance(ctx); !errors.Is(err, cloud.ErrNotReady) || errors.Is(err, cloud.ErrBadAnswer) {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestDisabled(t *testing.T) {

@@ -498,7 +498,8 @@ func (n *eventNode) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
 	if n.d.life.isGone() {
 		return heartbeat.ErrLeft
 	}
-	h.Serving = n.d.servingNow()
+	v := n.d.view.get()
+	h.Serving = v.serving()
 	n.c.mu.Lock()
 	cut := n.cut
 	n.c.mu.Unlock()

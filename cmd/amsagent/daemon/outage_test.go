@@ -50,7 +50,8 @@ type sender struct {
 
 // Heartbeat fails as the client does that finds no server: after a search.
 func (r sender) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
-	h.Serving = r.d.servingNow() // as a member does
+	v := r.d.view.get()
+	h.Serving = v.serving() // as a member does
 	r.mu.Lock()
 	away := r.away
 	r.mu.Unlock()

@@ -128,11 +128,6 @@ func (v *View) serving() *cluster.Serving {
 	}
 }
 
-func (d *Daemon) servingNow() *cluster.Serving {
-	v := d.view.get()
-	return v.serving()
-}
-
 // hold makes this node not ready until release.
 func (d *Daemon) hold(command string) (release func()) {
 	d.view.change(func(v *View) { v.held, v.holder = v.held+1, command })
