@@ -84,6 +84,8 @@ func (m *Member) args() []string {
 	o := m.set.o
 	args := append(slices.Clone(o.Prefix), o.Binary, "--quiet", "--dbpath", m.dir,
 		"--wiredTigerCacheSizeGB", "0.25",
+		// Each server takes 4 MB of disk, not 300: a run of the tests has dozens at once.
+		"--wiredTigerEngineConfigString", "log=(file_max=4MB,prealloc=false)",
 		// What the proxy of package mongod passes on it must be able to read.
 		"--networkMessageCompressors", "disabled",
 		"--setParameter", "diagnosticDataCollectionEnabled=false",

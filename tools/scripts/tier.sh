@@ -22,6 +22,10 @@ rm -rf "$logs" && mkdir -p "$logs"
 : >"$report/flaky"
 export TEST_JSON=$PWD/$logs/json
 
+# On a full disk tests fail without a word: their logs are there, too.
+free=$(df -Pm . /tmp | awk 'NR > 1 && (min == "" || $4 < min) { min = $4 } END { print min }')
+[ "$free" -ge 3000 ] || { echo "tier: $free MB are free in this folder or in /tmp: a tier needs 3000" >&2; exit 1; }
+
 names=() seconds=() results=() counts=() failed=0
 # step NAME MINUTES COMMAND...
 step() {
