@@ -29,7 +29,7 @@ func TestImagePlan(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		golden(t, "image-"+cloud+".txt", string(out))
+		must.Golden(t, updating(), "image-"+cloud+".txt", string(out))
 		lines := strings.Split(string(out), "\n")
 		// Nothing that the server writes may come after the seal.
 		if stop, seal := slices.Index(lines, "run: systemctl stop antmedia"), slices.Index(lines, "run: amsagent seal --yes"); stop < 0 || seal != stop+1 {
@@ -64,9 +64,7 @@ func TestImageRefuses(t *testing.T) {
 // imageConfig is the config.yaml of an image.
 func imageConfig(t *testing.T) string {
 	t.Helper()
-	script, err := os.ReadFile(filepath.Join(imageFolder, "prepare.sh"))
-	must.OK(t, err)
-	for line := range strings.Lines(string(script)) {
+	for line := range strings.Lines(contents(t, filepath.Join(imageFolder, "prepare.sh"))) {
 		if args, ok := strings.CutSuffix(strings.TrimSpace(line), " >/etc/amsagent/config.yaml"); ok {
 			out, err := exec.CommandContext(t.Context(), "sh", "-c", args).Output()
 			must.OK(t, err)
@@ -82,37 +80,26 @@ func imageConfig(t *testing.T) string {
 func TestPacker(t *testing.T) {
 	s := read(t, filepath.Join(imageFolder, "amsagent.pkr.hcl"))
 	used(t, s.finds(`^variable "(\w+)"`), s.finds(`\bvar\.(\w+)`))
-	s.check(t, facts{
-		says: map[string]string{
-			"source.amazon-ebs.node": `
-				encrypt_boot = true
-				imds_support = "v2.0"
-				http_tokens = "required"
-				ssh_clear_authorized_keys = true`,
-			"source.alicloud-ecs.node": `ssh_clear_authorized_keys = true`,
-			"build": `
-				sources = ["source.amazon-ebs.node", "source.googlecompute.node", "source.azure-arm.node", "source.alicloud-ecs.node"]
-				only = ["azure-arm.node"]
-				inline = ["sudo sh -c 'waagent -force -deprovision+user && sync'"]`,
-		},
-		lists: map[string]string{`^source = (.+)\ndestination = (.+)`: `
-			var.ams "/tmp/ant-media-server.zip"
-			var.installer "/tmp/install_ant-media-server.sh"
-			var.agent "/tmp/amsagent.deb"
-			"${path.root}/prepare.sh" "/tmp/prepare.sh"`},
-	})
+	cell := `
+			source.amazon-ebs.node | encrypt_boot = true | imds_support = "v2.0" | http_tokens = "required" | ssh_clear_authorized_keys = true
+			source.alicloud-ecs.node | ssh_clear_authorized_keys = true
+			build | sources = ["source.amazon-ebs.node", "source.googlecompute.node", "source.azure-arm.node", "source.alicloud-ecs.node"]
+			build | only = ["azure-arm.node"] | inline = ["sudo sh -c 'waagent -force -deprovision+user && sync'"]
+			locals | amazon-ebs = "aws" | googlecompute = "gcp" | azure-arm = "azure" | alicloud-ecs = "alibaba"
+			all ^source = (.+)\ndestination = (.+)
+				=> var.ams "/tmp/ant-media-server.zip"; var.installer "/tmp/install_ant-media-server.sh"; var.agent "/tmp/amsagent.deb"; "${path.root}/prepare.sh" "/tmp/prepare.sh"`
+	if lacks := s.lacks(cell); lacks != nil {
+		t.Errorf("the recipe: %s", strings.Join(lacks, "\n"))
+	}
 	prepare, err := filepath.Abs(filepath.Join(imageFolder, "prepare.sh"))
 	must.OK(t, err)
 	for typ, cloud := range map[string]string{"amazon-ebs": "aws", "googlecompute": "gcp", "azure-arm": "azure", "alicloud-ecs": "alibaba"} {
-		s.check(t, facts{says: map[string]string{"locals": typ + ` = "` + cloud + `"`}})
 		commands := s.finds(`^"(.+)",$`)
 		if typ == "azure-arm" {
 			commands = append(commands, s.finds(`^inline = \["(.+)"\]`)...)
 		}
 		dir := t.TempDir()
-		for name, body := range map[string]string{"sudo": `exec "$@"`, "cloud-init": "exit 1", "waagent": `echo "waagent $*"`, "rm": `echo "rm $*"`} {
-			must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755))
-		}
+		writeStandIns(t, dir, map[string]string{"sudo": `exec "$@"`, "cloud-init": "exit 1", "waagent": `echo "waagent $*"`, "rm": `echo "rm $*"`})
 		script := strings.NewReplacer("sh /tmp/prepare.sh ", "sh '"+prepare+"' --dry-run ", "${local.clouds[source.type]}", cloud).Replace(strings.Join(commands, "\n"))
 		for _, root := range []bool{false, true} {
 			if root && typ != "azure-arm" {
@@ -153,9 +140,8 @@ func withoutSudo(t *testing.T) string {
 // TestCloudInitRecipe reads the recipe without Packer, and has cloud-init look at it where that is installed.
 func TestCloudInitRecipe(t *testing.T) {
 	file := filepath.Join(imageFolder, "cloud-init.yaml")
-	b, err := os.ReadFile(file)
-	must.OK(t, err)
-	if !strings.HasPrefix(string(b), "#cloud-config\n") {
+	text := contents(t, file)
+	if !strings.HasPrefix(text, "#cloud-config\n") {
 		t.Error("cloud-init does not take it for a cloud-config")
 	}
 	var recipe struct {
@@ -164,21 +150,18 @@ func TestCloudInitRecipe(t *testing.T) {
 		} `yaml:"write_files"`
 		Run [][]string `yaml:"runcmd"`
 	}
-	must.OK(t, yaml.Unmarshal(b, &recipe))
+	must.OK(t, yaml.Unmarshal([]byte(text), &recipe))
 	if len(recipe.Files) != 1 || len(recipe.Run) != 1 || len(recipe.Run[0]) != 3 {
 		t.Fatalf("%+v", recipe)
 	}
 	// Run as it stands, with values of our own, and stand-ins for what fetches and what prepares.
 	dir := t.TempDir()
-	for name, body := range map[string]string{
+	writeStandIns(t, dir, map[string]string{
 		"curl":      `while [ "$1" != -o ]; do shift; done; cp "$HERE/prepare.sh" "$2"`,
 		"systemctl": `echo "systemctl $*"`,
-	} {
-		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755))
-	}
-	prepare, err := os.ReadFile(filepath.Join(imageFolder, "prepare.sh"))
-	must.OK(t, err)
-	must.OK(t, os.WriteFile(filepath.Join(dir, "prepare.sh"), prepare, 0o644))
+	})
+	prepare := contents(t, filepath.Join(imageFolder, "prepare.sh"))
+	must.OK(t, os.WriteFile(filepath.Join(dir, "prepare.sh"), []byte(prepare), 0o644))
 	sum, err := exec.CommandContext(t.Context(), "sha256sum", filepath.Join(dir, "prepare.sh")).Output()
 	must.OK(t, err)
 	zeros := strings.Repeat("0", 64)

@@ -4,15 +4,15 @@
 package templates
 
 import (
+	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
-
-	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -21,15 +21,6 @@ import (
 type source struct {
 	raw, text string
 	blocks    map[string]string // of text, by name: "edgeSet", "aws_lb.rtmp", "variable.region", "EdgeTargets"
-}
-
-// facts are what a template says.
-type facts struct {
-	// says: blocks -> lines that stand in each of them, in this order; others may be between them. {role} is origin or edge,
-	// and {Role} Origin or Edge, as the name of the block begins.
-	says map[string]string
-	// lists: pattern -> all that it finds in the template, in order: nothing is opened or permitted unseen.
-	lists map[string]string
 }
 
 var (
@@ -53,9 +44,7 @@ func read(t *testing.T, pattern string) source {
 	must.OK(t, err)
 	s := source{blocks: map[string]string{}}
 	for _, file := range files {
-		b, err := os.ReadFile(file)
-		must.OK(t, err)
-		s.raw += string(b)
+		s.raw += contents(t, file)
 	}
 	name, under := "", ""
 	for line := range strings.Lines(s.raw) {
@@ -98,35 +87,38 @@ func lines(text string) []string {
 	return out
 }
 
-func (s source) check(t *testing.T, f facts) {
-	t.Helper()
-	for names, want := range f.says {
-		for _, name := range strings.Fields(names) {
-			rest, ok := s.blocks[name]
-			if !ok {
-				t.Errorf("there is no %s", name)
-				continue
+// lacks returns what the template lacks of a cell. A line of a cell names blocks, and after each | what these have, in this
+// order. A line with {role} or {Role} is one for origin and one for edge. `all PATTERN => A; B` is everything that the pattern
+// finds in the template. An indented line continues the line before it.
+func (s source) lacks(cell string) (out []string) {
+	for _, line := range lines(strings.ReplaceAll(cell, "\n\t\t\t\t", " ")) {
+		if all, ok := strings.CutPrefix(line, "all "); ok {
+			pattern, want, _ := strings.Cut(all+" ", " => ")
+			if got := strings.Join(s.finds(pattern), "; "); got != strings.TrimSpace(want) {
+				out = append(out, fmt.Sprintf("%s\nfinds %s\nwant  %s", pattern, got, want))
 			}
-			role := "origin"
-			if strings.HasPrefix(strings.ToLower(name), "edge") {
-				role = "edge"
-			}
-			want := strings.NewReplacer("{role}", role, "{Role}", strings.ToUpper(role[:1])+role[1:]).Replace(want)
-			for _, line := range lines(want) {
-				_, after, ok := strings.Cut(rest, "\n"+line+"\n")
-				if !ok {
-					t.Errorf("%s does not say, or not here: %s", name, line)
-					continue
+			continue
+		}
+		for _, role := range []string{"origin", "edge"} {
+			ofRole := strings.NewReplacer("{role}", role, "{Role}", strings.ToUpper(role[:1])+role[1:]).Replace(line)
+			parts := strings.Split(ofRole, " | ")
+			for _, name := range strings.Fields(parts[0]) {
+				rest := s.blocks[name]
+				for _, part := range parts[1:] {
+					at := regexp.MustCompile(`(?:^|[^\w.-])(` + regexp.QuoteMeta(part) + `)(?:[^\w./-]|$)`).FindStringSubmatchIndex(rest)
+					if at == nil {
+						out = append(out, fmt.Sprintf("%s lacks, or not here: %s", name, part))
+						continue
+					}
+					rest = rest[at[3]:]
 				}
-				rest = "\n" + after
+			}
+			if ofRole == line {
+				break
 			}
 		}
 	}
-	for pattern, want := range f.lists {
-		if diff := gocmp.Diff(lines(want), s.finds(pattern)); diff != "" {
-			t.Errorf("%s (-want +found):\n%s", pattern, diff)
-		}
-	}
+	return out
 }
 
 // used: each name that is used is declared, and each declared one is used.
@@ -181,6 +173,24 @@ func (s source) heredoc(t *testing.T) string {
 		t.Fatalf("%d texts", len(all))
 	}
 	return regexp.MustCompile(`(?m)^ +`).ReplaceAllString(all[0][1], "")
+}
+
+// needs skips a test on a machine without one of these programs.
+func needs(t *testing.T, programs ...string) {
+	t.Helper()
+	for _, name := range programs {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Skipf("%s is not installed", name)
+		}
+	}
+}
+
+// writeStandIns writes programs, each a script of sh.
+func writeStandIns(t *testing.T, dir string, bodies map[string]string) {
+	t.Helper()
+	for name, body := range bodies {
+		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755))
+	}
 }
 
 func contents(t *testing.T, file string) string {
