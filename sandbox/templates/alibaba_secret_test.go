@@ -20,9 +20,7 @@ const alibabaSecretProgram = "../../packaging/image/alibaba-secret.py"
 // kms is a machine of Alibaba Cloud with a RAM role, and the API that knows its keys.
 func kms(t *testing.T) (*fakealibaba.Cloud, *fakealibaba.Server) {
 	t.Helper()
-	if _, err := exec.LookPath("python3"); err != nil {
-		t.Skip("python3 is not installed, which cloud-init brings")
-	}
+	needs(t, "python3")
 	api, err := fakealibaba.StartCloud(t.Context(), fakealibaba.CloudOptions{})
 	must.OK(t, err)
 	t.Cleanup(func() { _ = api.Close() })

@@ -59,9 +59,7 @@ if 'MOTO' in os.environ:
 // botocore takes the parameters of the other commands of the two guides, which moto does not know.
 func TestFleetInMoto(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("jq"); err != nil {
-		t.Skip("jq is not installed")
-	}
+	needs(t, "jq")
 	m, dir := startMoto(t), t.TempDir()
 	must.OK(t, os.WriteFile(filepath.Join(dir, "aws.py"), []byte(awsStandIn), 0o600))
 	must.OK(t, os.WriteFile(filepath.Join(dir, "aws"), []byte("#!/bin/sh\nexec python3 -s "+dir+"/aws.py \"$@\"\n"), 0o755))

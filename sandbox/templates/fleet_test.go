@@ -148,9 +148,7 @@ esac
 // a call that failed is repeated.
 func TestProtectScripts(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("jq"); err != nil {
-		t.Skip("jq is not installed")
-	}
+	needs(t, "jq")
 	statuses := []struct {
 		name, status string
 		protected    bool

@@ -39,9 +39,7 @@ func guideCommands(t *testing.T) []guideCommand {
 	files = append(files, "../../packaging/image/README.md", "../../packaging/image/mongodb/README.md")
 	var out []guideCommand
 	for _, file := range files {
-		b, err := os.ReadFile(file)
-		must.OK(t, err)
-		lines := strings.Split(string(b), "\n")
+		lines := strings.Split(contents(t, file), "\n")
 		fenced := false // files and scripts
 		for i := 0; i < len(lines); i++ {
 			if strings.HasPrefix(lines[i], "```") {
@@ -111,9 +109,8 @@ func TestGuideCommands(t *testing.T) {
 				fail("another play")
 			}
 		case "make":
-			b, err := os.ReadFile("../../Makefile")
-			if err != nil || !strings.Contains(string(b), "\n"+words[1]+":") {
-				fail("no such target (%v)", err)
+			if !strings.Contains(contents(t, "../../Makefile"), "\n"+words[1]+":") {
+				fail("no such target")
 			}
 		case "packer":
 			checkVariables(t, filepath.Join(imageFolder, "amsagent.pkr.hcl"), words, fail)
@@ -165,9 +162,7 @@ func TestGuideCommands(t *testing.T) {
 // TestQuickStart holds the commands of the README's quick start to the recipe in the guide.
 func TestQuickStart(t *testing.T) {
 	read := func(file string) string {
-		b, err := os.ReadFile(filepath.Join("../..", file))
-		must.OK(t, err)
-		return string(b)
+		return contents(t, filepath.Join("../..", file))
 	}
 	guide := read("docs/guides/aws.md")
 	_, section, _ := strings.Cut(read("README.md"), "\n## Quick start")
@@ -323,16 +318,13 @@ func checkAgentCommand(t *testing.T, agent string, words []string, fail func(str
 // checkVariables: -var NAME=… names a variable of the file, and those without a default are all given.
 func checkVariables(t *testing.T, file string, words []string, fail func(string, ...any)) {
 	t.Helper()
-	b, err := os.ReadFile(file)
-	if err != nil {
-		fail("%v", err)
-	}
+	text := contents(t, file)
 	given := map[string]bool{}
 	for i, w := range words {
 		if w == "-var" && i+1 < len(words) {
 			name, _, _ := strings.Cut(words[i+1], "=")
 			given[name] = true
-			if !strings.Contains(string(b), `variable "`+name+`" {`) {
+			if !strings.Contains(text, `variable "`+name+`" {`) {
 				fail("%s has no variable %s", file, name)
 			}
 		}
@@ -340,7 +332,7 @@ func checkVariables(t *testing.T, file string, words []string, fail func(string,
 	if !slices.Contains(words, "build") && !slices.Contains(words, "apply") && !slices.Contains(words, "destroy") {
 		return
 	}
-	for _, m := range regexp.MustCompile(`(?s)variable "(\w+)" \{\n(.*?)\n\}`).FindAllStringSubmatch(string(b), -1) {
+	for _, m := range regexp.MustCompile(`(?s)variable "(\w+)" \{\n(.*?)\n\}`).FindAllStringSubmatch(text, -1) {
 		if !strings.Contains(m[2], " default ") && !given[m[1]] {
 			fail("the variable %s is not given", m[1])
 		}
@@ -399,9 +391,7 @@ func TestGuideLinks(t *testing.T) {
 	files, err := filepath.Glob("../../docs/guides/*.md")
 	must.OK(t, err)
 	for _, file := range files {
-		b, err := os.ReadFile(file)
-		must.OK(t, err)
-		for _, m := range regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(string(b), -1) {
+		for _, m := range regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(contents(t, file), -1) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}

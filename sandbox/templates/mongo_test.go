@@ -37,20 +37,6 @@ func TestMain(m *testing.M) {
 	os.Exit(servers.Main(m))
 }
 
-// golden compares with a file in testdata.
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	path := filepath.Join("testdata", name)
-	if updating() {
-		must.OK(t, os.WriteFile(path, []byte(got), 0o644))
-	}
-	want, err := os.ReadFile(path)
-	must.OK(t, err)
-	if diff := gocmp.Diff(string(want), got); diff != "" {
-		t.Errorf("%s (-want +got; -update writes it anew):\n%s", path, diff)
-	}
-}
-
 // distribution is a file like /etc/os-release.
 func distribution(t *testing.T, id, codename string) string {
 	t.Helper()
@@ -77,7 +63,7 @@ func TestMongoInstallPlan(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
-			golden(t, "mongo-"+tt.name+".txt", string(out))
+			must.Golden(t, updating(), "mongo-"+tt.name+".txt", string(out))
 		})
 	}
 }
@@ -86,7 +72,7 @@ func TestMongoInstallPlan(t *testing.T) {
 func withMongod(t *testing.T, does string) string {
 	t.Helper()
 	dir := t.TempDir()
-	must.OK(t, os.WriteFile(filepath.Join(dir, "mongod"), []byte("#!/bin/sh\n"+does+"\n"), 0o755))
+	writeStandIns(t, dir, map[string]string{"mongod": does})
 	return "PATH=" + dir + ":" + os.Getenv("PATH")
 }
 
@@ -153,9 +139,7 @@ func exitCode(err error) int {
 // TestMongoConfiguration reads the file that mongod would get.
 func TestMongoConfiguration(t *testing.T) {
 	for name, set := range map[string]string{"single": "", "first": "rs0", "member": "rs0"} {
-		plan, err := os.ReadFile(filepath.Join("testdata", "mongo-"+name+".txt"))
-		must.OK(t, err)
-		_, rest, _ := strings.Cut(string(plan), "write: /etc/mongod.conf (0644 root:root)\n")
+		_, rest, _ := strings.Cut(contents(t, filepath.Join("testdata", "mongo-"+name+".txt")), "write: /etc/mongod.conf (0644 root:root)\n")
 		var lines []string
 		for line := range strings.Lines(rest) {
 			if !strings.HasPrefix(line, "    ") {
@@ -227,15 +211,9 @@ class Mongo {
 func standIn(t *testing.T) string {
 	t.Helper()
 	here := t.TempDir()
-	write := func(name, body string, mode os.FileMode) {
-		t.Helper()
-		must.OK(t, os.WriteFile(filepath.Join(here, name), []byte(body), mode))
-	}
-	for name, body := range standIns {
-		write(name, "#!/bin/sh\n"+body+"\n", 0o755)
-	}
-	write("mongo.js", mongoStandIn, 0o644)
-	write("key", "k3y", 0o600)
+	writeStandIns(t, here, standIns)
+	must.OK(t, os.WriteFile(filepath.Join(here, "mongo.js"), []byte(mongoStandIn), 0o644))
+	must.OK(t, os.WriteFile(filepath.Join(here, "key"), []byte("k3y"), 0o600))
 	return here
 }
 
@@ -246,11 +224,7 @@ func TestMongoDisk(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: there is no disk to format")
 	}
-	for _, tool := range []string{"node", "unshare", "mkfs.xfs", "mkfs.ext4", "losetup", "blkid"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not installed: no disk is formatted", tool)
-		}
-	}
+	needs(t, "node", "unshare", "mkfs.xfs", "mkfs.ext4", "losetup", "blkid")
 	script, err := filepath.Abs(install)
 	must.OK(t, err)
 	here := standIn(t)
@@ -320,11 +294,7 @@ func TestMongoInstallRun(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("not root: install.sh is not run")
 	}
-	for _, tool := range []string{"node", "unshare"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("%s is not installed: install.sh is not run", tool)
-		}
-	}
+	needs(t, "node", "unshare")
 	here := standIn(t)
 	script, err := filepath.Abs(install)
 	must.OK(t, err)
@@ -381,18 +351,17 @@ stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/s
 					t.Errorf("%s has the mode %s, want %s", path, mode, want)
 				}
 			}
-			state, err := os.ReadFile(filepath.Join(here, "mongo.json"))
-			must.OK(t, err)
+			state := contents(t, filepath.Join(here, "mongo.json"))
 			for _, s := range []string{
 				`"user":"amsagent","pwd":"` + password + `"`, `{"role":"readWrite","db":"clusterdb"}`, `{"role":"readWrite","db":"extraVoD"}`,
 				`"user":"admin"`, `"roles":["root"]`,
 			} {
-				if !strings.Contains(string(state), s) {
+				if !strings.Contains(state, s) {
 					t.Errorf("MongoDB has not %s: %s", s, state)
 				}
 			}
 			// The last run named one application: the rights to others are taken away.
-			if strings.Contains(string(state), "liveapp") || strings.Count(string(state), "readWrite") != 10 {
+			if strings.Contains(state, "liveapp") || strings.Count(state, "readWrite") != 10 {
 				t.Errorf("the user may do more than it was given last: %s", state)
 			}
 			if strings.Contains(string(out)[:strings.Index(string(out), "---")], password) {
@@ -405,17 +374,13 @@ stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/s
 // embed writes a file anew between two marks of another one, indented.
 func embed(t *testing.T, into, begin, end, indent, from string) {
 	t.Helper()
-	b, err := os.ReadFile(into)
-	must.OK(t, err)
-	content, err := os.ReadFile(from)
-	must.OK(t, err)
-	head, rest, _ := strings.Cut(string(b), begin)
+	head, rest, _ := strings.Cut(contents(t, into), begin)
 	_, tail, ok := strings.Cut(rest, end)
 	if !ok {
 		t.Fatalf("%s: the marks are gone", into)
 	}
 	var block strings.Builder
-	for line := range strings.Lines(string(content)) {
+	for line := range strings.Lines(contents(t, from)) {
 		if line != "\n" {
 			block.WriteString(indent)
 		}
@@ -428,10 +393,8 @@ func embed(t *testing.T, into, begin, end, indent, from string) {
 // bring the one that is here; so do prepare.sh and Alibaba Cloud's template with the
 // program that reads the secret there.
 func TestEachTemplateHoldsInstall(t *testing.T) {
-	script, err := os.ReadFile(install)
-	must.OK(t, err)
-	program, err := os.ReadFile(alibabaSecretProgram)
-	must.OK(t, err)
+	script := contents(t, install)
+	program := contents(t, alibabaSecretProgram)
 	prepare := filepath.Join(imageFolder, "prepare.sh")
 	if updating() {
 		const mark, secret = "<<'AMSAGENT-MONGODB'\n", "<<'AMSAGENT-SECRET'\n"
@@ -445,12 +408,12 @@ func TestEachTemplateHoldsInstall(t *testing.T) {
 		embed(t, prepare, "amsagent-secret "+secret, "AMSAGENT-SECRET\n", "", alibabaSecretProgram)
 		must.OK(t, os.Chmod(prepare, 0o755))
 	}
-	holds := func(name, data, mark string, want []byte) {
+	holds := func(name, data, mark, want string) {
 		t.Helper()
 		_, rest, _ := strings.Cut(data, "<<'"+mark+"'\n")
 		got, _, ok := strings.Cut(rest, "\n"+mark+"\n")
-		if !ok || strings.TrimSuffix(got, "\n")+"\n" != string(want) {
-			t.Errorf("%s does not hold it as it is (go test ./templates -run %s -update): %s", name, t.Name(), gocmp.Diff(string(want), got))
+		if !ok || strings.TrimSuffix(got, "\n")+"\n" != want {
+			t.Errorf("%s does not hold it as it is (go test ./templates -run %s -update): %s", name, t.Name(), gocmp.Diff(want, got))
 		}
 	}
 	for name, data := range map[string]string{
@@ -480,14 +443,13 @@ func TestEachTemplateHoldsInstall(t *testing.T) {
 		default:
 			continue
 		}
-		if len(data) > userDataLimit-more {
-			t.Errorf("%s: the user data of MongoDB's machine has %d bytes, and %d are taken", name, len(data)+more, userDataLimit)
+		// The limit of EC2, before its encoding, and of ECS.
+		if most := 16 << 10; len(data) > most-more {
+			t.Errorf("%s: the user data of MongoDB's machine has %d bytes, and %d are taken", name, len(data)+more, most)
 		}
 	}
-	b, err := os.ReadFile(prepare)
-	must.OK(t, err)
-	holds("prepare.sh", string(b), "AMSAGENT-SECRET", program)
-	if b, err := os.ReadFile(awsCloudFormation); err != nil || len(b) > 51200 {
-		t.Errorf("the template has %d bytes (%v): more than 51200 cannot be given without a bucket", len(b), err)
+	holds("prepare.sh", contents(t, prepare), "AMSAGENT-SECRET", program)
+	if size := len(contents(t, awsCloudFormation)); size > 51200 {
+		t.Errorf("the template has %d bytes: more than 51200 cannot be given without a bucket", size)
 	}
 }

@@ -130,9 +130,7 @@ func (m *moto) autoscaling(action string, params url.Values, into any) {
 // values are put there), and listeners of network load balancers.
 func motoTemplate(t *testing.T) string {
 	t.Helper()
-	b, err := os.ReadFile(awsCloudFormation)
-	must.OK(t, err)
-	text := string(b)
+	text := contents(t, awsCloudFormation)
 	for _, cut := range []struct{ pattern, with string }{
 		{`!Cidr \[!Ref VpcCidr, 2, 7\]`, "[10.42.0.0/25, 10.42.0.128/25]"},
 		{`(?m)^  RtmpListener:\n(?:    .*\n)+`, ""},

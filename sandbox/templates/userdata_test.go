@@ -68,9 +68,9 @@ func joinings(t *testing.T) []joining {
 // userData are all that the templates and recipes give to machines for their first boot.
 func userData(t *testing.T) map[string]string {
 	t.Helper()
-	recipe, err := os.ReadFile(filepath.Join(imageFolder, "cloud-init.yaml"))
-	must.OK(t, err)
-	out := map[string]string{"image recipe": string(recipe), "mongo of aws terraform": awsTerraformMongo(t), "mongo of gcp terraform": gcpMongo(t), "mongo of azure": azureMongo(t)}
+	out := map[string]string{
+		"image recipe": contents(t, filepath.Join(imageFolder, "cloud-init.yaml")), "mongo of aws terraform": awsTerraformMongo(t), "mongo of gcp terraform": gcpMongo(t), "mongo of azure": azureMongo(t),
+	}
 	for _, role := range []string{"mongo", "origin", "edge"} {
 		out[role+" of cloudformation"], out[role+" of alibaba"] = awsUserData(t, role), rosUserData(t, role)
 	}
@@ -96,9 +96,7 @@ func TestCloudInitTakesUserData(t *testing.T) {
 	if err != nil {
 		t.Skip("cloud-init is not installed: it does not look at the user data")
 	}
-	b, err := os.ReadFile(tool)
-	must.OK(t, err)
-	first, _, _ := strings.Cut(string(b), "\n")
+	first, _, _ := strings.Cut(contents(t, tool), "\n")
 	python := strings.Fields(strings.TrimPrefix(first, "#!"))
 	// All at once: the interpreter is slow to start.
 	all := userData(t)
@@ -260,15 +258,13 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	must.OK(t, os.WriteFile(filepath.Join(root, "etc/amsagent/config.yaml"), []byte(imageConfig(t)), 0o644))
 	ask, answer := "", uri+"\n\n"
 	if j.before != "" {
-		if _, err := exec.LookPath("jq"); err != nil {
-			t.Skip("jq is not installed, which the image brings")
-		}
+		needs(t, "jq")
 		ask = `[ "$*" != "` + j.before + `" ] || { echo '{"access_token":"` + j.token + `","token_type":"Bearer"}'; exit; }
 [ "$(cat)" = "Authorization: Bearer ` + j.token + `" ] || { echo "no token" >&2; exit 22; }
 `
 		answer = `{"value":"` + uri + `","id":"https://` + azureVaultHost + `/secrets/mongo/1"}`
 	}
-	for name, body := range map[string]string{
+	writeStandIns(t, dir, map[string]string{
 		// The first answer is what a secret without a value is.
 		j.cli: `echo "$*" >>"$HERE/calls"
 ` + ask + `
@@ -278,9 +274,7 @@ cat "$HERE/secret"`,
 		// Whoever never gets on is not waited for.
 		"sleep": `echo "sleep $*" >>"$HERE/calls"
 [ "$(grep -c sleep "$HERE/calls")" -lt 3 ] || kill "$PPID"`,
-	} {
-		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+body+"\n"), 0o755))
-	}
+	})
 	for name, body := range map[string]string{"secret": answer, "userdata": j.data} {
 		must.OK(t, os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600))
 	}
@@ -297,14 +291,13 @@ cat "$HERE/secret"`,
 	if strings.Contains(string(out), password) {
 		t.Errorf("the password is in the output, which cloud-init writes to a file for everybody: %s", out)
 	}
-	calls, err := os.ReadFile(filepath.Join(dir, "calls"))
-	must.OK(t, err)
+	calls := contents(t, filepath.Join(dir, "calls"))
 	once := []string{j.args}
 	if j.before != "" {
 		// A pipe starts both ends together.
 		once = sorted([]string{j.before, j.args})
 	}
-	first, second, _ := strings.Cut(string(calls), "sleep 15\n")
+	first, second, _ := strings.Cut(calls, "sleep 15\n")
 	for _, got := range []string{first, second} {
 		if diff := gocmp.Diff(once, sorted(strings.Split(strings.TrimSuffix(got, "\n"), "\n"))); diff != "" {
 			t.Errorf("called were\n%s(-want +got)\n%s", calls, diff)
