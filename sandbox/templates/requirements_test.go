@@ -81,12 +81,14 @@ var requirements = []requirement{
 		what: "OOS hands the end of a machine to its agent, and one machine without an answer does not end the wait of the others",
 		ros: `
 			Parameters.Oos | Default: 'yes'
+			Conditions.HasOos | {'Fn::Equals': [{Ref: Oos}, 'yes']}
 			{Role}Terminate | NotificationArn: {'Fn::If': [HasOos, {'Fn::Sub': 'acs:ess:${ALIYUN::Region}:${ALIYUN::TenantId}:oos/${OosTemplate}'}
 			{Role}Terminate | NotificationMetadata: {'Fn::If': [HasOos, {'Fn::Sub': '{"OOSAssumeRole":"${OosRole}"}'}
 			OosTemplate | regionId: {Type: String, Default: '${regionId}'} | instanceIds: {Type: List, Default: ['${instanceIds}']}
 				| lifecycleHookId: {Type: String, Default: '${lifecycleHookId}'} | lifecycleActionToken: {Type: String, Default: '${lifecycleActionToken}'}
-				| lifecycleActionResult: {Type: String, Default: CONTINUE} | OOSAssumeRole: {Type: String, | RamRole: '{{ OOSAssumeRole }}'
-				| ACS::ECS::RunCommand | OnError: ACS::END | regionId: '{{ regionId }}' | instanceId: '{{ ACS::TaskLoopItem }}' | Items: '{{ instanceIds }}' | MaxErrors: 100%`,
+				| lifecycleActionResult: {Type: String, Default: CONTINUE} | OOSAssumeRole: {Type: String, Default: OOSServiceRole} | RamRole: '{{ OOSAssumeRole }}'
+				| ACS::ECS::RunCommand | OnError: ACS::END | regionId: '{{ regionId }}' | instanceId: '{{ ACS::TaskLoopItem }}' | RunShellScript
+				| Items: '{{ instanceIds }}' | MaxErrors: 100%`,
 	},
 	{
 		what: "the cloud takes no machine without notice, and replaces none for a new image while it has sessions",
@@ -188,26 +190,26 @@ var requirements = []requirement{
 		ros:            `{Role}Configuration | InternetMaxBandwidthOut: 100`,
 	},
 	{
-		what: "TLS has the operator's certificate; without one there is no listener for it",
+		what: "TLS has the operator's certificate and no version before 1.2; without a certificate there is no listener for it",
 		cloudformation: `
 			Conditions.HasCertificate | !Not [!Equals [!Ref Certificate, '']]
-			HttpsListener EdgeHttpsListener | Condition: HasCertificate | CertificateArn: !Ref Certificate`,
+			HttpsListener EdgeHttpsListener | Condition: HasCertificate | SslPolicy: ELBSecurityPolicy-TLS13-1-2-2021-06 | CertificateArn: !Ref Certificate`,
 		terraform: `
 			locals | var.certificate == "" ? {} : {
-			aws_lb_listener.cluster | certificate_arn = each.value.protocol == "HTTPS" ? var.certificate : null`,
+			aws_lb_listener.cluster | "ELBSecurityPolicy-TLS13-1-2-2021-06" | certificate_arn = each.value.protocol == "HTTPS" ? var.certificate : null`,
 		// No other line has the certificate or its password, so no output has.
 		azure: `
 			all ^([^@\n].*\bcertificate(?:Password)?\b(?:[^'].*)?)$|^@(secure)
 				=> secure; param certificate string = ''; secure; param certificatePassword string = ''; var withTls = !empty(certificate);
 				sslCertificates: withTls ? [{ name: 'media', properties: { data: certificate, password: certificatePassword } }] : []
-			gateway | httpListeners: | ], withTls ? [ | 'Https' | sslCertificate: { id: '${gatewayId}/sslCertificates/media' } | 'Https' | sslCertificates/media' } | ] : [])
+			gateway | policyName: 'AppGwSslPolicy20220101' | httpListeners: | ], withTls ? [ | 'Https' | sslCertificate: { id: '${gatewayId}/sslCertificates/media' } | 'Https' | sslCertificates/media' } | ] : [])
 				| requestRoutingRules: | ], withTls ? [ | httpListeners/https' | httpListeners/edge-https' | ] : [])`,
 		gcp: `
 			locals | https_ports = var.certificate == "" ? {} : {
 			google_compute_target_https_proxy.node | var.certificate == "" ? {} : var.roles | ssl_certificates = [var.certificate]`,
 		ros: `
 			Conditions.HasCertificate | {'Fn::Not': {'Fn::Equals': [{Ref: Certificate}, '']}}
-			HttpsListener EdgeHttpsListener | Condition: HasCertificate | CertificateId: {Ref: Certificate}`,
+			HttpsListener EdgeHttpsListener | Condition: HasCertificate | SecurityPolicyId: tls_cipher_policy_1_2_strict_with_1_3 | CertificateId: {Ref: Certificate}`,
 	},
 	{
 		what: "each machine and balancer is in the group, network or account for which ports are opened",
@@ -242,6 +244,7 @@ var requirements = []requirement{
 			Balancer RtmpBalancer | VSwitchId: {Ref: BalancerSwitchA} | VSwitchId: {Ref: BalancerSwitchB}
 			{Role}s | VSwitchIds: [{Ref: {Role}SwitchA}, {Ref: {Role}SwitchB}]
 			{Role}Configuration | SecurityGroupId: {Ref: {Role}Group}
+			RtmpTargets | PreserveClientIpEnabled: true
 			Mongo | VSwitchId: {Ref: MongoSwitch} | SecurityGroupId: {Ref: MongoGroup}`,
 	},
 	{
@@ -329,9 +332,9 @@ var requirements = []requirement{
 				=> RAM::Role; ecs.aliyuncs.com; RAM::ManagedPolicy; RAM::Role; ecs.aliyuncs.com; RAM::ManagedPolicy; RAM::Role; oos.aliyuncs.com
 			{Role}Configuration | RamRoleName: {Ref: NodeRole}
 			Mongo | RamRoleName: {Ref: MongoRole}
-			MongoSecret | DKMSInstanceId: {'Fn::If': [HasKms, {Ref: KmsInstance} | EncryptionKeyId: {'Fn::If': [HasKms, {Ref: KmsKey}
-			NodeKey | Roles: [{Ref: NodeRole}] | Action: ['kms:Decrypt'], Resource: ['Fn::Sub': 'acs:kms:${ALIYUN::Region}:${ALIYUN::TenantId}:key/${KmsKey}']
-			MongoKey | Roles: [{Ref: MongoRole}] | Action: ['kms:GenerateDataKey'], Resource: ['Fn::Sub': 'acs:kms:${ALIYUN::Region}:${ALIYUN::TenantId}:key/${KmsKey}']`,
+			MongoSecret | SecretName: {'Fn::Sub': '${Name}-mongo'} | DKMSInstanceId: {'Fn::If': [HasKms, {Ref: KmsInstance} | EncryptionKeyId: {'Fn::If': [HasKms, {Ref: KmsKey}
+			NodeKey | Condition: HasKms | Roles: [{Ref: NodeRole}] | Action: ['kms:Decrypt'], Resource: ['Fn::Sub': 'acs:kms:${ALIYUN::Region}:${ALIYUN::TenantId}:key/${KmsKey}']
+			MongoKey | Condition: HasKms | Roles: [{Ref: MongoRole}] | Action: ['kms:GenerateDataKey'], Resource: ['Fn::Sub': 'acs:kms:${ALIYUN::Region}:${ALIYUN::TenantId}:key/${KmsKey}']`,
 	},
 	{
 		what: "nodes start after MongoDB; its next machine has its address",
