@@ -1,12 +1,16 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package must ends a test that cannot go on.
+// Package must has the checks of a test that need one line. OK, Golden and Until end a test that cannot continue.
 package must
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -27,6 +31,31 @@ func OK(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Equal reports an error if got is not want: `what: got, want`. It does not end the test.
+func Equal[T comparable](t testing.TB, what string, got, want T) {
+	t.Helper()
+	if got != want {
+		t.Errorf("%s: %s, want %s", what, show(got), show(want))
+	}
+}
+
+// show quotes a string of one line.
+func show(v any) string {
+	s := fmt.Sprintf("%+v", v)
+	if reflect.ValueOf(v).Kind() == reflect.String && !strings.Contains(s, "\n") {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
+// NoDiff reports an error with the differences of got and want. It does not end the test.
+func NoDiff(t testing.TB, what string, got, want any, opts ...cmp.Option) {
+	t.Helper()
+	if diff := cmp.Diff(want, got, opts...); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", what, diff)
 	}
 }
 
