@@ -160,9 +160,7 @@ func TestHardware(t *testing.T) {
 		"not filled":   {dmi("product_uuid=To be filled by O.E.M."), ""},
 		"an empty one": {dmi("product_uuid="), ""},
 	} {
-		if got := metadata.Hardware(tree(t, tt.files)); got != tt.want {
-			t.Errorf("%s: %q, want %q", name, got, tt.want)
-		}
+		must.Equal(t, name, metadata.Hardware(tree(t, tt.files)), tt.want)
 	}
 }
 
@@ -184,9 +182,7 @@ func TestDetectBySettings(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			d, err := metadata.Detect(metadata.Options{Root: tree(t, tt.files), Endpoints: tt.endpoints, Known: tt.known})
 			must.OK(t, err)
-			if d != tt.want {
-				t.Errorf("%+v, want %+v", d, tt.want)
-			}
+			must.Equal(t, "detected", d, tt.want)
 		})
 	}
 	for _, name := range metadata.Names() {

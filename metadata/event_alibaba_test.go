@@ -9,8 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -62,9 +61,7 @@ func TestParseEventOOS(t *testing.T) {
 			if (err != nil) != (tt.bad != "") || err != nil && !strings.Contains(err.Error(), tt.bad) {
 				t.Errorf("error %v, want %q", err, tt.bad)
 			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Error(diff)
-			}
+			must.NoDiff(t, "notices", got, tt.want)
 		})
 	}
 }

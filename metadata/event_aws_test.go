@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -63,9 +61,7 @@ func TestParseEventShapes(t *testing.T) {
 			t.Run(name+"/"+how, func(t *testing.T) {
 				got, err := metadata.ParseEvent(data)
 				must.OK(t, err)
-				if diff := cmp.Diff(want[name], got); diff != "" {
-					t.Error(diff)
-				}
+				must.NoDiff(t, name, got, want[name])
 			})
 		}
 	}

@@ -205,12 +205,8 @@ func TestTagsOfTheAPI(t *testing.T) {
 				t.Errorf("hint %q, missing %v", inst.TagsHint, inst.Missing)
 			}
 			got := cloud.Instance{Tags: inst.Tags, TagsKnown: inst.TagsKnown, Group: inst.Group}
-			if diff := cmp.Diff(tt.want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-				t.Error(diff)
-			}
-			if n := len(a.called(listTags)); n != 1 {
-				t.Errorf("%d calls", n)
-			}
+			must.NoDiff(t, "instance", got, tt.want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }))
+			must.Equal(t, "calls", len(a.called(listTags)), 1)
 		})
 	}
 }
@@ -248,9 +244,7 @@ func TestParseUserData(t *testing.T) {
 		{"a long heading", "##### amsagent-role=edge\n", nil},
 		{"empty", "", nil},
 	} {
-		if diff := cmp.Diff(tt.want, ParseUserData([]byte(tt.body)), cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("%s:\n%s", tt.name, diff)
-		}
+		must.NoDiff(t, tt.name, ParseUserData([]byte(tt.body)), tt.want, cmpopts.EquateEmpty())
 	}
 }
 

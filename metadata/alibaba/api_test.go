@@ -35,13 +35,9 @@ func TestSignPublishedExample(t *testing.T) {
 	req.Header.Set("Accept", "application/json")
 	at := time.Date(2023, 10, 26, 10, 22, 32, 0, time.UTC)
 	sign(req, credentials{id: "YourAccessKeyId", secret: "YourAccessKeySecret"}, "RunInstances", "2014-05-26", "3156853299f313e23d1673dc12e1703d", at)
-	if got := req.Header.Get("Authorization"); got != want {
-		t.Errorf("authorization\n got %s\nwant %s", got, want)
-	}
+	must.NoDiff(t, "authorization", req.Header.Get("Authorization"), want)
 	got := canonicalQuery(url.Values{"b": {"a b*c~d/e+f"}, "a": {"ü=&"}, "InstanceIds.1": {"i-1"}})
-	if want := "InstanceIds.1=i-1&a=%C3%BC%3D%26&b=a%20b%2Ac~d%2Fe%2Bf"; got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
+	must.Equal(t, "query", got, "InstanceIds.1=i-1&a=%C3%BC%3D%26&b=a%20b%2Ac~d%2Fe%2Bf")
 }
 
 // call makes one call of the API: a machine in no group asks for nothing else.
@@ -92,9 +88,7 @@ func TestAPIErrors(t *testing.T) {
 			if (err != nil) != (tt.text != "") || err != nil && !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("%v, want %q", err, tt.text)
 			}
-			if n := len(a.called(describeMembers)); n != tt.calls {
-				t.Errorf("%d calls, want %d", n, tt.calls)
-			}
+			must.Equal(t, "calls", len(a.called(describeMembers)), tt.calls)
 		})
 	}
 }
@@ -185,9 +179,7 @@ func TestClockSkew(t *testing.T) {
 		a := newAccount(t, fakealibaba.CloudOptions{Skew: time.Hour})
 		p := a.open()
 		must.OK(t, errors.Join(a.call(p), a.call(p)))
-		if got := a.answers(); !slices.Equal(got, []string{wrong, "", ""}) {
-			t.Errorf("answers %q", got)
-		}
+		must.NoDiff(t, "answers", a.answers(), []string{wrong, "", ""})
 		a.logged("clock of this machine", 1)
 		// An API that refuses every time causes no loop.
 		a.plays(fails(fakes.Fault{Code: wrong}))
@@ -214,9 +206,7 @@ func TestCredentialsAndSkew(t *testing.T) {
 				fetched++
 			}
 		}
-		if fetched != 1 {
-			t.Errorf("fetched %d times", fetched)
-		}
+		must.Equal(t, "fetched (times)", fetched, 1)
 	})
 }
 
@@ -237,9 +227,7 @@ func TestHosts(t *testing.T) {
 			asked += strings.ReplaceAll(r.URL.Host, ".aliyuncs.com", " ")
 		}
 		const region, vpc = "ess.cn-hangzhou ", "ess-vpc.cn-hangzhou "
-		if want := region + vpc + "ess " + region + vpc + vpc + vpc; asked != want {
-			t.Errorf("asked %s, want %s", asked, want)
-		}
+		must.Equal(t, "asked", asked, region+vpc+"ess "+region+vpc+vpc+vpc)
 	})
 	// Two calls begin at one host, and the connection of one fails: the host that the other one reaches is kept.
 	a := &api{product: "ess"}

@@ -94,9 +94,7 @@ func TestPending(t *testing.T) {
 						t.Errorf("%+v", h)
 					}
 				}
-				if got != tt.want {
-					t.Errorf("got  %s\nwant %s", got, tt.want)
-				}
+				must.Equal(t, "hooks", got, tt.want)
 			})
 		}
 	}
@@ -108,9 +106,7 @@ func TestAbandons(t *testing.T) {
 		all, err := a.open().Pending(t.Context(), false)
 		must.OK(t, err)
 		for _, h := range all {
-			if h.Abandons != (h.Name == drain.Name) {
-				t.Errorf("%+v", h)
-			}
+			must.Equal(t, h.Name+" abandons", h.Abandons, h.Name == drain.Name)
 		}
 	})
 }
@@ -126,9 +122,7 @@ func TestPages(t *testing.T) {
 			describeActions: "LifecycleActionStatus=Pending&MaxResults=50&RegionId=cn-hangzhou&ScalingActivityId=" + a.Activities[0].ID,
 			describeHooks:   "PageNumber=1&PageSize=50&RegionId=cn-hangzhou&ScalingGroupId=asg-1",
 		} {
-			if got := a.called(action)[0].URL.Query().Encode(); got != want {
-				t.Errorf("%s: %s, want %s", action, got, want)
-			}
+			must.Equal(t, action, a.called(action)[0].URL.Query().Encode(), want)
 		}
 	})
 }

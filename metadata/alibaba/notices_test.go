@@ -11,8 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
 	"github.com/amsagent/amsagent/internal/must"
@@ -32,9 +30,7 @@ func TestScaling(t *testing.T) {
 		"Standby":          of(cloud.Park, "park", "standby"), "Stopped": of(cloud.Park, "park", "stopped by the group"),
 		"Frozen:Deep": of(cloud.Unknown, "unknown/Frozen:Deep", "state Frozen:Deep"),
 	} {
-		if diff := cmp.Diff(want, scaling(state)); diff != "" {
-			t.Errorf("%s:\n%s", state, diff)
-		}
+		must.NoDiff(t, state, scaling(state), want)
 	}
 }
 
@@ -88,9 +84,7 @@ func TestParseEvents(t *testing.T) {
 		if err != nil {
 			got += "error"
 		}
-		if got != tt.want {
-			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
-		}
+		must.Equal(t, tt.name, got, tt.want)
 	}
 }
 
@@ -100,9 +94,7 @@ func (a *account) watch() { a.Watched = metadatatest.Watch(a.t, a.open()) }
 // logged counts a text in the log.
 func (a *account) logged(text string, times int) {
 	a.t.Helper()
-	if n := strings.Count(a.log.String(), text); n != times {
-		a.t.Errorf("%q is logged %d times:\n%s", text, n, a.log.String())
-	}
+	must.Equal(a.t, fmt.Sprintf("%q in the log:\n%s", text, a.log.String()), strings.Count(a.log.String(), text), times)
 }
 
 func TestWatchMetadata(t *testing.T) {

@@ -358,13 +358,10 @@ func TestIPv6EndpointWhereIPv4IsUnreachable(t *testing.T) {
 			return fakes.Transport{Handler: f}.RoundTrip(r)
 		})})
 		must.OK(t, err)
-		if _, err := p.Instance(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		_, err = p.Instance(t.Context())
+		must.OK(t, err)
 		want := []string{"169.254.169.254", "[fd00:ec2::254]"}
-		if got := slices.Compact(asked); !slices.Equal(got, want) {
-			t.Errorf("asked %v, want %v", got, want)
-		}
+		must.NoDiff(t, "asked", slices.Compact(asked), want)
 	})
 }
 
@@ -394,9 +391,7 @@ func TestEnvironmentIsNotRead(t *testing.T) {
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://192.0.2.1")
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6")
 	p, err := aws.New(cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
-		if r.URL.Host != "169.254.169.254" {
-			t.Errorf("asked %s", r.URL)
-		}
+		must.Equal(t, "host of "+r.URL.String(), r.URL.Host, "169.254.169.254")
 		return fakes.Transport{Handler: f}.RoundTrip(r)
 	})})
 	must.OK(t, err)
@@ -416,8 +411,6 @@ func TestUnreadableTagMeansUnknownTags(t *testing.T) {
 		if inst.TagsKnown || inst.TagsHint == "" || !slices.Contains(inst.Missing, "tags") {
 			t.Errorf("TagsKnown = %v, TagsHint = %q, Missing = %v", inst.TagsKnown, inst.TagsHint, inst.Missing)
 		}
-		if inst.Group != "edge-asg" {
-			t.Errorf("Group = %q; what could be read is lost", inst.Group)
-		}
+		must.Equal(t, "group; what could be read is lost", inst.Group, "edge-asg")
 	})
 }

@@ -35,9 +35,7 @@ func TestFieldReport03_TokenExpiresUnderThePolling(t *testing.T) {
 		if _, tokens := e.requests(); tokens != 62 {
 			t.Errorf("%d tokens for one at first and 61 expiries", tokens)
 		}
-		if n := e.lines("WARN"); n != 0 {
-			t.Errorf("%d warnings about a temporary failure:\n%s", n, e.log.String())
-		}
+		must.Equal(t, "warnings about a temporary failure in\n"+e.log.String(), e.lines("WARN"), 0)
 	})
 }
 
@@ -58,9 +56,8 @@ func TestFieldReport07_TagsComeAfterTheBoot(t *testing.T) {
 		role := ""
 		for role == "" && time.Since(begin) < time.Minute {
 			<-time.After(2 * time.Second)
-			if inst, err = e.p.Instance(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			inst, err = e.p.Instance(t.Context())
+			must.OK(t, err)
 			role = inst.Tags["amsagent:role"]
 		}
 		if role != "edge" || inst.Group != group {

@@ -4,12 +4,14 @@
 package aws
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unicode"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -36,9 +38,7 @@ func FuzzParse(f *testing.F) {
 					t.Errorf("let through key %q", k)
 				}
 			}
-			if sorted := slices.Compact(slices.Sorted(slices.Values(keys))); len(sorted) != len(keys) {
-				t.Errorf("a key twice: %q", keys)
-			}
+			must.Equal(t, fmt.Sprintf("different keys of %q", keys), len(slices.Compact(slices.Sorted(slices.Values(keys)))), len(keys))
 		}
 		for name, parse := range map[string]func([]byte) (string, error){"line": cloud.ParseLine, "value": cloud.ParseValue} {
 			if v, err := parse(body); err == nil && strings.ContainsFunc(v, unicode.IsControl) {

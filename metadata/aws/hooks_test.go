@@ -62,9 +62,7 @@ func TestHooksWire(t *testing.T) {
 		if diff := cmp.Diff([]string{"up CONTINUE by " + self, "z CONTINUE by " + self}, done); diff != "" || len(e.entries(fakes.Heartbeat)) != 1 {
 			t.Errorf("%s\n%+v", diff, e.asg.Books())
 		}
-		if e.log.String() != "" {
-			t.Errorf("log:\n%s", e.log.String())
-		}
+		must.Equal(t, "log", e.log.String(), "")
 	})
 }
 
@@ -169,9 +167,7 @@ func TestHooksErrors(t *testing.T) {
 				err := e.p.Complete(t.Context(), hook("z", false))
 				if want, ok := errors.AsType[*cloud.DeniedError](tt.want); ok {
 					got, _ := errors.AsType[*cloud.DeniedError](err)
-					if diff := cmp.Diff(want, got); diff != "" {
-						t.Error(diff)
-					}
+					must.NoDiff(t, "hooks", got, want)
 				} else if tt.want != nil && !errors.Is(err, tt.want) || tt.want == nil && tt.text == "" && err != nil ||
 					tt.text != "" && (err == nil || !strings.Contains(err.Error(), tt.text)) {
 					t.Error(err)
@@ -206,9 +202,7 @@ func TestHooksExpiredKey(t *testing.T) {
 			must.OK(t, err)
 			e.ExpireKeys()
 		}
-		if n := e.calls(); n != 5 {
-			t.Errorf("%d calls, want 5", n)
-		}
+		must.Equal(t, "calls", e.calls(), 5)
 	})
 }
 
@@ -316,9 +310,7 @@ func TestHooksNoRole(t *testing.T) {
 				if !ok || d.Permission != "autoscaling:CompleteLifecycleAction" || !strings.Contains(d.Reason, "role") || !strings.Contains(d.Policy, "autoScalingGroupName/edge-asg") {
 					t.Errorf("%+v", d)
 				}
-				if e.calls() != 0 {
-					t.Error("the API was called without credentials")
-				}
+				must.Equal(t, "the API was called without credentials", e.calls(), 0)
 			})
 		})
 	}

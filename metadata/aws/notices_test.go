@@ -225,9 +225,7 @@ func TestUnknownTarget(t *testing.T) {
 				e.Look(state, time.Second, metadatatest.Any, tt.first...)
 				<-time.After(57 * time.Second)
 				e.Look(state, 3*time.Second, metadatatest.Any, tt.last...)
-				if n := e.calls(); n != tt.calls {
-					t.Errorf("%d calls, want %d", n, tt.calls)
-				}
+				must.Equal(t, "calls", e.calls(), tt.calls)
 			})
 		})
 	}
@@ -247,9 +245,7 @@ func TestWatchTarget(t *testing.T) {
 		}
 		e.SetTarget("InService")
 		e.Look(state, 2*time.Second, metadatatest.Any)
-		if e.log.String() != "" {
-			t.Errorf("log:\n%s", e.log.String())
-		}
+		must.Equal(t, "log", e.log.String(), "")
 	})
 }
 
@@ -303,9 +299,7 @@ func TestWatchSurvives(t *testing.T) {
 				}
 				e.Look(state, wait, metadatatest.Any, scaleIn())
 				e.pass(3 * time.Minute)
-				if e.lines("INFO") != e.lines("WARN") {
-					t.Errorf("the end of the failure is not logged:\n%s", e.log.String())
-				}
+				must.Equal(t, "ends of failures in\n"+e.log.String(), e.lines("INFO"), e.lines("WARN"))
 			})
 		})
 	}
@@ -330,9 +324,7 @@ func TestWatchTokenHangs(t *testing.T) {
 		must.OK(t, err)
 		w := metadatatest.Watch(t, p)
 		w.Look(state, time.Minute, 0)
-		if n := strings.Count(log.String(), "level=WARN"); n != 3 {
-			t.Errorf("%d warnings:\n%s", n, log.String())
-		}
+		must.Equal(t, "warnings in\n"+log.String(), strings.Count(log.String(), "level=WARN"), 3)
 		hangs.Store(false)
 		w.Look(state, 5*time.Second, metadatatest.Some, scaleIn())
 	})
@@ -346,9 +338,7 @@ func TestWatchOneItem(t *testing.T) {
 		must.OK(t, e.AddFault(fakes.Fault{Path: "meta-data/" + spot, Hang: true}))
 		e.watch(t)
 		e.pass(time.Hour)
-		if e.lines("WARN") != 2 {
-			t.Errorf("log:\n%s", e.log.String())
-		}
+		must.Equal(t, "warnings in\n"+e.log.String(), e.lines("WARN"), 2)
 		for range 20 {
 			must.OK(t, e.asg.Terminate(self))
 			e.Look(state, 2*time.Second, metadatatest.Any, scaleIn())
@@ -371,8 +361,6 @@ func TestWatchRate(t *testing.T) {
 		if perSecond := float64(n) / 3600; perSecond > 1 || perSecond < 0.7 {
 			t.Errorf("%.3f requests in a second", perSecond)
 		}
-		if e.log.String() != "" {
-			t.Errorf("log:\n%s", e.log.String())
-		}
+		must.Equal(t, "log", e.log.String(), "")
 	})
 }

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
@@ -36,9 +34,7 @@ func TestReplay(t *testing.T) {
 			must.OK(t, err)
 			var want cloud.Instance
 			readJSON(t, filepath.Join(dir, "instance.json"), &want)
-			if d := cmp.Diff(jsonText(t, want), jsonText(t, inst)); d != "" {
-				t.Errorf("(-want +got):\n%s", d)
-			}
+			must.NoDiff(t, "instance", jsonText(t, inst), jsonText(t, want))
 			f.AskedOnce()
 
 			var detection struct {

@@ -260,9 +260,7 @@ func TestFieldReport15_BeforeDHCP(t *testing.T) {
 		f := replay.New(t, service().Protocol, map[string]string{pathInstance: metadatatest.Fixture(t, "instance.json")})
 		asked := 0
 		inst, err := open(t, cloud.Options{Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
-			if r.URL.Host != "169.254.169.254" {
-				t.Errorf("asked %s", r.URL)
-			}
+			must.Equal(t, "host of "+r.URL.String(), r.URL.Host, "169.254.169.254")
 			if asked++; asked < 6 {
 				return nil, &net.OpError{Op: "dial", Err: syscall.ENETUNREACH}
 			}

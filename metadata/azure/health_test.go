@@ -23,8 +23,6 @@ func TestHealthOf(t *testing.T) {
 	} {
 		got, err := json.Marshal(azure.HealthOf(tt.healthy, tt.idle))
 		must.OK(t, err)
-		if string(got) != tt.want {
-			t.Errorf("%s\nwant %s", got, tt.want)
-		}
+		must.Equal(t, "answer", string(got), tt.want)
 	}
 }

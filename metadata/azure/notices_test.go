@@ -6,6 +6,7 @@ package azure
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -247,9 +248,7 @@ func TestWatch(t *testing.T) {
 		terminate := notice(cloud.Terminate, "User", "scale-in")
 		w.Look(topicEvents, 500*time.Millisecond, 1, scheduled(terminate, "Terminate", soon))
 		w.Look(topicEvents, 10*time.Second, 10, scheduled(terminate, "Terminate", soon))
-		if n := w.asked(pathInstance, time.Time{}); n != 1 {
-			t.Errorf("asked %d times for the name of this machine", n)
-		}
+		must.Equal(t, "asked (times) for the name of this machine", w.asked(pathInstance, time.Time{}), 1)
 		later, err := w.Set().Move("602d", soon.Add(10*time.Minute))
 		must.OK(t, err)
 		terminate = scheduled(terminate, "Terminate", later)
@@ -266,9 +265,7 @@ func TestWatch(t *testing.T) {
 		w.Look(topicEvents, time.Second, 1, notice(cloud.Interrupt, "User", "scale-in"))
 		w.Look(topicEvents, listed, 10)
 		w.logged(0, 0)
-		if len(w.Last()) != 1 {
-			t.Errorf("topics: %v", w.Last())
-		}
+		must.Equal(t, fmt.Sprintf("number of topics in %v", w.Last()), len(w.Last()), 1)
 	})
 }
 
@@ -296,9 +293,7 @@ func TestWatchTrouble(t *testing.T) {
 		w.announce(fakeazure.Event{Type: "Preempt", VMs: []string{""}})
 		w.watch()
 		w.Look(topicEvents, time.Minute, 0)
-		if n := w.asked(pathInstance, time.Time{}); n != 1 {
-			t.Errorf("asked %d times for the name of this machine", n)
-		}
+		must.Equal(t, "asked (times) for the name of this machine", w.asked(pathInstance, time.Time{}), 1)
 		w.logged(1, 0)
 	})
 }
@@ -424,9 +419,7 @@ func FuzzParseInstance(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if len(m.Compute.VMID) != 36 {
-			t.Errorf("id %q", m.Compute.VMID)
-		}
+		must.Equal(t, fmt.Sprintf("length of the id %q", m.Compute.VMID), len(m.Compute.VMID), 36)
 		m.scaleSet()
 		for _, n := range m.Network.Interface {
 			n.reached()

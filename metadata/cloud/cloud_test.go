@@ -99,9 +99,7 @@ func TestVerdicts(t *testing.T) {
 				if !errors.Is(err, tt.kind) {
 					t.Errorf("error = %v, want %v", err, tt.kind)
 				}
-				if n != tt.tries {
-					t.Errorf("%d tries, want %d", n, tt.tries)
-				}
+				must.Equal(t, "tries", n, tt.tries)
 				if err == nil || !strings.Contains(err.Error(), tt.text) {
 					t.Errorf("error = %v, want %q in it", err, tt.text)
 				}
@@ -198,9 +196,7 @@ func TestCancelDuringWait(t *testing.T) {
 		if !errors.Is(err, context.Canceled) || !errors.Is(err, cloud.ErrNotReady) {
 			t.Errorf("error = %v, want both the cancellation and the last failure", err)
 		}
-		if took := time.Since(begin); took != 0 {
-			t.Errorf("took %v to notice", took)
-		}
+		must.Equal(t, "time to notice", time.Since(begin), 0)
 	})
 }
 
@@ -297,9 +293,7 @@ func TestTagsRedacted(t *testing.T) {
 		"what? no":                                "what? no",
 		"mongodb+srv://u:p%40ss@h/?x=1&y=u2:p2@z": "mongodb+srv://***@z",
 	} {
-		if got := (cloud.Tags{"k": in}).Redacted()["k"]; got != want {
-			t.Errorf("redacted %q = %q, want %q", in, got, want)
-		}
+		must.Equal(t, fmt.Sprintf("redacted %q", in), (cloud.Tags{"k": in}).Redacted()["k"], want)
 	}
 	tags := cloud.Tags{"b": "mongodb://u:hunter2@h", "a": "x"}
 	var log bytes.Buffer
@@ -316,27 +310,19 @@ func TestTagsRedacted(t *testing.T) {
 			t.Errorf("shows the password: %s", out)
 		}
 	}
-	if got, want := tags.String(), `map[a:x b:mongodb://***@h]`; got != want {
-		t.Errorf("String() = %s, want %s", got, want)
-	}
+	must.Equal(t, "String()", tags.String(), `map[a:x b:mongodb://***@h]`)
 }
 
 func TestInstanceJSON(t *testing.T) {
 	b, err := json.Marshal(cloud.Instance{Provider: "generic", ID: "x", Address: netip.MustParseAddr("10.0.0.1")})
 	must.OK(t, err)
-	if want := `{"provider":"generic","id":"x","address":"10.0.0.1","tags_known":false}`; string(b) != want {
-		t.Errorf("got  %s\nwant %s", b, want)
-	}
+	must.Equal(t, "JSON", string(b), `{"provider":"generic","id":"x","address":"10.0.0.1","tags_known":false}`)
 }
 
 func TestHintOf(t *testing.T) {
 	err := fmt.Errorf("joining: %w", &cloud.Error{Provider: "p", Item: "i", Kind: cloud.ErrForbidden, Hint: "do this"})
-	if got := cloud.HintOf(err); got != "do this" {
-		t.Errorf("HintOf() = %q", got)
-	}
-	if got := cloud.HintOf(errors.New("plain")); got != "" {
-		t.Errorf("HintOf() = %q", got)
-	}
+	must.Equal(t, "HintOf()", cloud.HintOf(err), "do this")
+	must.Equal(t, "HintOf()", cloud.HintOf(errors.New("plain")), "")
 }
 
 // asked keeps the User-Agent of each request.
@@ -351,9 +337,8 @@ func (a *asked) RoundTrip(req *http.Request) (*http.Response, error) {
 // Each request names the agent (clouds C11), in front of the name of a library.
 func TestUserAgent(t *testing.T) {
 	rt := &asked{}
-	if _, err := read(t.Context(), opened(rt, cloud.Options{}), true); err != nil {
-		t.Fatal(err)
-	}
+	_, err := read(t.Context(), opened(rt, cloud.Options{}), true)
+	must.OK(t, err)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://metadata.example/x", http.NoBody)
 	must.OK(t, err)
 	req.Header.Set("User-Agent", "aws-sdk-go-v2/1")

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -23,8 +24,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/replay"
@@ -152,9 +151,7 @@ func TestConformance(t *testing.T) {
 				http.Redirect(w, r, "http://elsewhere.test/elsewhere", http.StatusFound)
 			})
 			_ = item(t.Context(), t, c, cloud.ErrBadAnswer)
-			if n := f.Count("/elsewhere"); n != 0 {
-				t.Errorf("redirect of %s: followed %d times", path, n)
-			}
+			must.Equal(t, fmt.Sprintf("redirect of %s: followed (times)", path), f.Count("/elsewhere"), 0)
 		}
 	})
 
@@ -197,9 +194,7 @@ func TestConformance(t *testing.T) {
 		for range 3 {
 			_ = item(t.Context(), t, c, nil)
 		}
-		if n := f.Count("/latest/api/token"); n != 1 {
-			t.Errorf("%d session tokens asked for", n)
-		}
+		must.Equal(t, "session tokens asked for", f.Count("/latest/api/token"), 1)
 	})
 	// aws-node-termination-handler issues 229 and 668, where a refused token was used for ever.
 	run("token_expired_is_refreshed", func(t *testing.T) {
@@ -208,9 +203,7 @@ func TestConformance(t *testing.T) {
 			_ = item(t.Context(), t, c, nil)
 			f.ExpireTokens()
 		}
-		if n := f.Count("/latest/api/token"); n != 3 {
-			t.Errorf("%d session tokens asked for", n)
-		}
+		must.Equal(t, "session tokens asked for", f.Count("/latest/api/token"), 3)
 	})
 	// Who comes while a token is being fetched waits for that one.
 	run("concurrent_readers", func(t *testing.T) {
@@ -224,9 +217,7 @@ func TestConformance(t *testing.T) {
 			})
 		}
 		all.Wait()
-		if n := f.Count("/latest/api/token"); n != 1 {
-			t.Errorf("%d session tokens asked for", n)
-		}
+		must.Equal(t, "session tokens asked for", f.Count("/latest/api/token"), 1)
 	})
 
 	// The network of a first boot comes, goes and comes again (guest-agent issue 610).
@@ -256,9 +247,7 @@ func TestConformance(t *testing.T) {
 	optional := func(t *testing.T, fault http.HandlerFunc) (inst cloud.Instance, asked int) {
 		f, c := served(t, cloud.Options{})
 		f.Break("/latest/item", -1, fault)
-		if got := cloud.Optional(t.Context(), c, &inst, "field", cloud.Item{Name: "thing", Path: "/latest/item"}, wellOnly); got != "" {
-			t.Errorf("read %q", got)
-		}
+		must.Equal(t, "read", cloud.Optional(t.Context(), c, &inst, "field", cloud.Item{Name: "thing", Path: "/latest/item"}, wellOnly), "")
 		return inst, f.Count("/latest/item")
 	}
 	run("http_404_of_an_optional_item", func(t *testing.T) {
@@ -305,9 +294,7 @@ func TestConformance(t *testing.T) {
 	// An outage is one warning, however many tries it takes, and one line at its end.
 	run("outages_are_logged", func(t *testing.T) {
 		want := []string{"WARN metadata service gave no usable answer, trying again", "INFO metadata service answers again"}
-		if diff := cmp.Diff(want, told); diff != "" {
-			t.Errorf("%s:\n%s", diff, log.String())
-		}
+		must.NoDiff(t, "warnings of\n"+log.String(), told, want)
 	})
 	// The log at its finest shows path, status and size of each answer, and nothing of its content.
 	run("answers_are_logged", func(t *testing.T) {

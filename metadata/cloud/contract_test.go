@@ -6,12 +6,14 @@ package cloud_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
@@ -46,12 +48,8 @@ func TestOwnHooks(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			ours, others := tt.filter.Select(hooksNamed(tt.hooks...), nil)
-			if diff := cmp.Diff(hooksNamed(tt.own...), ours); diff != "" {
-				t.Error(diff)
-			}
-			if len(ours)+len(others) != len(tt.hooks) {
-				t.Errorf("%d hooks, %d ours and %d others", len(tt.hooks), len(ours), len(others))
-			}
+			must.NoDiff(t, "our hooks", ours, hooksNamed(tt.own...))
+			must.Equal(t, fmt.Sprintf("%d ours and %d others: hooks", len(ours), len(others)), len(ours)+len(others), len(tt.hooks))
 		})
 	}
 	if !(cloud.Filter{"ash-1"}).Match(cloud.Hook{Name: "drain", ID: "ash-1"}) {
@@ -92,9 +90,7 @@ func TestFind(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := tt.filter.Find(t.Context(), tt.hooks, false, nil)
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Error(diff)
-			}
+			must.NoDiff(t, "hooks", got, tt.want)
 			if !errors.Is(err, tt.err) && cmp.Diff(tt.err, err) != "" {
 				t.Errorf("%v, want %v", err, tt.err)
 			}

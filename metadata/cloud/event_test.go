@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
@@ -48,9 +49,7 @@ func TestEventNotice(t *testing.T) {
 		if got.Hook != nil {
 			got.Hook.Token = "another"
 		}
-		if e.Hook.Token != tt.hook.Token {
-			t.Error("the notice shares its hook with the event")
-		}
+		must.Equal(t, "the notice shares its hook with the event", e.Hook.Token, tt.hook.Token)
 	}
 }
 
@@ -82,9 +81,7 @@ func TestEventStale(t *testing.T) {
 	made := time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 	e := cloud.Event{Kind: cloud.Park, Time: made}
 	for age, want := range map[time.Duration]bool{-time.Hour: false, 0: false, 48 * time.Hour: false, 48*time.Hour + time.Second: true} {
-		if got := e.Stale(made.Add(age)); got != want {
-			t.Errorf("%s: %t", age, got)
-		}
+		must.Equal(t, fmt.Sprint(age), e.Stale(made.Add(age)), want)
 	}
 	if (cloud.Event{}).Stale(made) {
 		t.Error("an event without a time is stale")

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -24,9 +22,7 @@ func TestBound(t *testing.T) {
 	if i.Group != "" || i.Zone != "z" || len(i.Notes) != 2 {
 		t.Errorf("%+v", i)
 	}
-	if d := cmp.Diff(map[string]string{"role": "edge", "just": text(maxTag)}, map[string]string(i.Tags)); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
-	}
+	must.NoDiff(t, "tags", map[string]string(i.Tags), map[string]string{"role": "edge", "just": text(maxTag)})
 
 	i.ID += "x"
 	if err := i.Bound(); !errors.Is(err, ErrBadAnswer) {

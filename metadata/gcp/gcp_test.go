@@ -309,9 +309,7 @@ func TestFieldReport14_vanishes(t *testing.T) {
 		for range 2 {
 			inst, err := p.Instance(t.Context())
 			must.OK(t, err)
-			if d := cmp.Diff(want, inst, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
-				t.Errorf("(-want +got)\n%s", d)
-			}
+			must.NoDiff(t, "instance", inst, want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }))
 			gone = time.Now().Add(400 * time.Millisecond) // before the next reading
 		}
 	})

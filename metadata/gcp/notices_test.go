@@ -13,8 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
 	"github.com/amsagent/amsagent/internal/locked"
@@ -146,9 +144,7 @@ func TestNotices(t *testing.T) {
 					topic, _, _ := strings.Cut(n.ID, "/")
 					want[topic] = tt.want
 				}
-				if d := cmp.Diff(want, w.Last()); d != "" {
-					t.Errorf("-want +got:\n%s", d)
-				}
+				must.NoDiff(t, "notices", w.Last(), want)
 			})
 		})
 	}
@@ -252,9 +248,7 @@ func TestWatch(t *testing.T) {
 				t.Errorf("requests in ten minutes: %v", idle)
 			}
 		}
-		if w.log.String() != "" {
-			t.Errorf("log: %s", w.log.String())
-		}
+		must.Equal(t, "log", w.log.String(), "")
 	})
 }
 
@@ -270,9 +264,7 @@ func TestWatchAbsent(t *testing.T) {
 		w.Stop(10*time.Minute, "")
 		w.ClearFaults()
 		w.Look(topicShutdown, 61*time.Second, metadatatest.Some, exact(shutdown("", 70*time.Minute)))
-		if w.log.String() != "" {
-			t.Errorf("log: %s", w.log.String())
-		}
+		must.Equal(t, "log", w.log.String(), "")
 	})
 }
 
@@ -283,9 +275,7 @@ func TestWatchNoDetails(t *testing.T) {
 		w.Look(topicShutdown, 5*time.Second, 4)
 		w.Stop(time.Minute, "STOPPED")
 		w.Look(topicShutdown, 5*time.Second, 1, shutdown("", 10*time.Minute+5*time.Second))
-		if n := strings.Count(w.log.String(), "shutdown details cannot be read"); n != 1 {
-			t.Errorf("log: %s", w.log.String())
-		}
+		must.Equal(t, "lines in\n"+w.log.String(), strings.Count(w.log.String(), "shutdown details cannot be read"), 1)
 	})
 }
 

@@ -111,9 +111,7 @@ func TestConformance(t *testing.T) {
 			if got.Notes = nil; !errors.Is(err, m.WantErr) || p.Name() != Name {
 				t.Errorf("%s: %v, want %v", p.Name(), err, m.WantErr)
 			}
-			if d := cmp.Diff(m.Want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
-				t.Errorf("Instance() differs (-want +got):\n%s", d)
-			}
+			must.NoDiff(t, "Instance()", got, m.Want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }))
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
 			if _, err := p.Instance(ctx); !errors.Is(err, context.Canceled) {
@@ -203,9 +201,7 @@ func TestMachineIDAgreesWithSystemd(t *testing.T) {
 	}
 	got, err := readMachineID("/")
 	must.OK(t, err)
-	if want := strings.TrimSpace(string(out)); got != want {
-		t.Errorf("MachineID() = %s, systemd says %s", got, want)
-	}
+	must.Equal(t, "MachineID(); systemd has the one wanted", got, strings.TrimSpace(string(out)))
 }
 
 // No representation of an instance may contain the machine id itself.

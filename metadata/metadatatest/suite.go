@@ -9,6 +9,7 @@ package metadatatest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -104,9 +105,7 @@ func Run(t *testing.T, s Suite) {
 		f, p := s.start(t, s.Machines[0], nil)
 		s.reads(t, p, s.Machines[0])
 		s.reads(t, p, s.Machines[0])
-		if n := f.Count(s.Service.Required); n != 2 {
-			t.Errorf("two calls read the required item %d times: once each, and none before", n)
-		}
+		must.Equal(t, "two calls read the required item (times): once each, and none before", f.Count(s.Service.Required), 2)
 	})
 	run("http_403_is_final", func(t *testing.T) {
 		s.fails(t, s.Service.Required, replay.Status(http.StatusForbidden), cloud.ErrForbidden).AskedOnce()
@@ -171,9 +170,7 @@ func (s Suite) reads(t *testing.T, p cloud.Provider, m Machine) cloud.Instance {
 	must.OK(t, err)
 	bare, want := got, m.Want
 	bare.Notes, want.Notes = nil, nil
-	if d := gocmp.Diff(want, bare, gocmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
-		t.Errorf("Instance() differs (-want +got):\n%s", d)
-	}
+	must.NoDiff(t, "Instance()", bare, want, gocmp.Comparer(func(a, b netip.Addr) bool { return a == b }))
 	return got
 }
 
@@ -239,9 +236,7 @@ func (s Suite) cancelledInTheMiddle(t *testing.T) {
 		if took := time.Since(<-cut); took > 0 {
 			t.Errorf("ended %v after the context", took)
 		}
-		if log.String() != "" {
-			t.Errorf("cancelled at %s, it logs %s", path, log.String())
-		}
+		must.Equal(t, fmt.Sprintf("cancelled at %s, it logs", path), log.String(), "")
 	}
 }
 
