@@ -83,9 +83,7 @@ func TestHostileResume(t *testing.T) {
 	for id, want := range map[string]string{"": "event/resume", strings.Repeat("x", 1<<20): boundedID(strings.Repeat("x", 1<<20))} {
 		m := NewRunner(newWorld(t).options())
 		m.Notice(Notice{ID: id, Source: "event", Kind: Resume})
-		if got := m.state.Start.ID; got != want {
-			t.Errorf("%.40q: %q, want %q", id, got, want)
-		}
+		must.Equal(t, fmt.Sprintf("%.40q", id), m.state.Start.ID, want)
 	}
 }
 

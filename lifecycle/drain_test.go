@@ -35,16 +35,10 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 			t.Fatalf("right after the notice: %s, ready %v", v.State, v.Ready)
 		}
 		synctest.Wait()
-		if w.record != cluster.StateDraining {
-			t.Errorf("the record is %s", w.record)
-		}
+		must.Equal(t, "the record", w.record, cluster.StateDraining)
 		tick(20 * time.Minute)
-		if w.stops != 0 {
-			t.Fatal("AMS was stopped with viewers on it")
-		}
-		if n := len(w.beats); n != 5 { // at once, and each 5 minutes
-			t.Errorf("%d heartbeats in 20 minutes", n)
-		}
+		must.Equal(t, "AMS was stopped with viewers on it", w.stops, 0)
+		must.Equal(t, "heartbeats in 20 minutes", len(w.beats), 5) // at once, and each 5 minutes
 		w.set(func(w *world) { w.viewers = p(0) })
 		took := l.until("done", time.Minute, isDone)
 		if most := 2*time.Second + w.stopTime + 100*time.Millisecond; took > most {
@@ -79,9 +73,7 @@ func TestReimage(t *testing.T) {
 		n.ID, n.Kind, n.Reason = "aws-lifecycle/reimage", Reimage, "root volume replaced"
 		l.Notice(n)
 		tick(time.Minute)
-		if w.stops != 0 {
-			t.Fatal("the server was stopped with a viewer on it")
-		}
+		must.Equal(t, "the server was stopped with a viewer on it", w.stops, 0)
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
 		if len(w.completed) != 1 || len(w.tombs) != 1 || w.tombs[0].LeftBy != cluster.LeftByReimage || w.tombs[0].Reason != "root volume replaced" {
@@ -158,9 +150,7 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 					t.Errorf("counted after %s, want %s to %s", took, tt.least, tt.most)
 				}
 				l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
-				if noted := strings.Contains(fmt.Sprint(l.View().Notes), "load balancers still send sessions to this node: lb-1, lb-2"); noted != tt.late {
-					t.Errorf("noted %v: %v", noted, l.View().Notes)
-				}
+				must.Equal(t, fmt.Sprintf("noted in %v", l.View().Notes), strings.Contains(fmt.Sprint(l.View().Notes), "load balancers still send sessions to this node: lb-1, lb-2"), tt.late)
 			})
 		})
 	}
@@ -181,9 +171,7 @@ func TestConnectionsHaveToStayAway(t *testing.T) {
 			w.set(func(w *world) { w.viewers = p(2) })
 			tick(2 * time.Second)
 		}
-		if w.stops != 0 {
-			t.Fatal("AMS was stopped while players were between two segments")
-		}
+		must.Equal(t, "AMS was stopped while players were between two segments", w.stops, 0)
 		w.set(func(w *world) { w.viewers = p(0) })
 		if took := l.until("done", time.Minute, isDone); took < 8*time.Second || took > 12*time.Second {
 			t.Errorf("it took %s", took)
@@ -279,9 +267,7 @@ func TestDeadlineCutsAndCounts(t *testing.T) {
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(10 * time.Minute), Who: "ann", RepairStreams: true}))
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(11 * time.Minute), Who: "root"}))
 		tick(3 * time.Second)
-		if got, want := l.View().Progress, "2 publishers, 31 viewers left, 10m to the deadline (--deadline of root)"; got != want {
-			t.Errorf("progress %q, want %q", got, want)
-		}
+		must.Equal(t, "progress", l.View().Progress, "2 publishers, 31 viewers left, 10m to the deadline (--deadline of root)")
 		l.until("done", 12*time.Minute, isDone)
 		if at := w.cutAt.Sub(began); at < 11*time.Minute || at > 11*time.Minute+time.Second {
 			t.Errorf("cut after %s", at)
@@ -289,9 +275,7 @@ func TestDeadlineCutsAndCounts(t *testing.T) {
 		if len(w.tombs) != 1 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 33 || !w.tombs[0].RepairStreams || l.View().Who != "root" {
 			t.Errorf("tombstones: %+v", w.tombs)
 		}
-		if len(w.completed) != 0 {
-			t.Errorf("a person's drain completed %v", w.completed)
-		}
+		must.Equal(t, fmt.Sprintf("number of hooks that a person's drain completed: %v", w.completed), len(w.completed), 0)
 	})
 }
 
@@ -321,9 +305,7 @@ func TestRoles(t *testing.T) {
 			defer l.kill()
 			l.Drain(DrainRequest{})
 			tick(9 * time.Minute)
-			if ended := isDone(l.View()); ended != c.ends {
-				t.Errorf("%s with %s: ended %v", c.role, cluster.Sessions{Publishers: c.publishers, Viewers: c.viewers}.Left(), ended)
-			}
+			must.Equal(t, fmt.Sprintf("%s with %s: ended", c.role, cluster.Sessions{Publishers: c.publishers, Viewers: c.viewers}.Left()), isDone(l.View()), c.ends)
 			tick(time.Hour)
 			if !isDone(l.View()) {
 				t.Errorf("%s: not ended after the deadline", c.role)
@@ -357,9 +339,7 @@ func TestDeadlineOfALateTag(t *testing.T) {
 		deadline := func(when string, want time.Duration) {
 			t.Helper()
 			tick(5 * time.Second)
-			if got := l.View().Deadline.Sub(begun).Round(time.Minute); got != want {
-				t.Errorf("%s: the deadline is after %s, want %s", when, got, want)
-			}
+			must.Equal(t, when+": the deadline is after", l.View().Deadline.Sub(begun).Round(time.Minute), want)
 		}
 		deadline("not final", time.Hour)
 		set(20*time.Minute, true)
@@ -414,9 +394,7 @@ func TestOneZeroIsNoVerdict(t *testing.T) {
 			w.set(func(w *world) { w.viewers = p(1) })
 			tick(1100 * time.Millisecond)
 		}
-		if w.stops != 0 {
-			t.Error("stopped by one zero")
-		}
+		must.Equal(t, "stopped by one zero", w.stops, 0)
 	})
 }
 

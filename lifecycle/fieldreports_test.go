@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -203,17 +204,13 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("left", 20*time.Second, func(v View) bool { return v.State == StateLeft })
 		tick(time.Minute)
-		if len(g.completed()) != 0 {
-			t.Error("completed before the group waited")
-		}
+		must.Equal(t, "completed before the group waited", len(g.completed()), 0)
 		g.set(func(g *asg) { g.state = "Terminating:Wait" })
 		l.until("done", 10*time.Minute, isDone)
 		if took := time.Since(began); took < 5*time.Minute || took > 5*time.Minute+notWaitingEvery+time.Second || len(g.completed()) != 1 {
 			t.Errorf("completed %v after %s, the group waits after 5m", g.completed(), took)
 		}
-		if w.cut != 0 {
-			t.Errorf("%d sessions were cut", w.cut)
-		}
+		must.Equal(t, "sessions were cut", w.cut, 0)
 	})
 }
 
@@ -299,9 +296,7 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 		if got := g.completed(); len(got) != 2 || got[0] != "edge-asg up " || got[1] != "edge-asg up " {
 			t.Errorf("completed %q, want the launch hook twice", got)
 		}
-		if len(w.times("start")) != 0 {
-			t.Error("the server was started again under those who are on it")
-		}
+		must.Equal(t, "the server was started again under those who are on it", len(w.times("start")), 0)
 	})
 }
 

@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -46,9 +47,7 @@ func TestHookIsDiscovered(t *testing.T) {
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
-		if len(w.completed) != 1 {
-			t.Errorf("completed %v", w.completed)
-		}
+		must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
 	})
 }
 
@@ -73,9 +72,7 @@ func TestHooksOfOthers(t *testing.T) {
 				}
 				w.set(func(w *world) { w.viewers = p(0) })
 				l.until("done", time.Minute, isDone)
-				if len(w.completed)+len(w.beats)+len(w.times("complete?")) != 0 {
-					t.Errorf("completed %v, beats %v", w.completed, w.beats)
-				}
+				must.Equal(t, fmt.Sprintf("calls, completed %v, beats %v", w.completed, w.beats), len(w.completed)+len(w.beats)+len(w.times("complete?")), 0)
 			})
 		})
 	}
@@ -165,9 +162,7 @@ func TestDeadlineOfOthersHooks(t *testing.T) {
 				l.Notice(n)
 				tick(5 * time.Second)
 				v := l.View()
-				if left := time.Until(v.Deadline) + 5*time.Second; left != tt.left {
-					t.Errorf("deadline in %s by %s, want %s", left, v.DeadlineBy, tt.left)
-				}
+				must.Equal(t, "time to the deadline by "+v.DeadlineBy, time.Until(v.Deadline)+5*time.Second, tt.left)
 				if warnings, _, _ := said.counts(); (warnings > 0) != tt.warns || (v.Trouble["hooks"] != "") != tt.warns {
 					t.Errorf("%d warnings, trouble %v", warnings, v.Trouble)
 				}
@@ -280,9 +275,7 @@ func TestLaunchHookOfOthers(t *testing.T) {
 		if !slices.ContainsFunc(v.Notes, func(n Note) bool { return strings.Contains(n.Text, "install-codedeploy") }) {
 			t.Errorf("no note about the hook of another program: %+v", v.Notes)
 		}
-		if v.LaunchHooks != others.Error() {
-			t.Errorf("launch hooks: %q", v.LaunchHooks)
-		}
+		must.Equal(t, "launch hooks", v.LaunchHooks, others.Error())
 		// The setting names a hook that still keeps the machine waiting.
 		w.set(func(w *world) {
 			w.cloudErr, w.hook = nil, &Hook{Provider: "aws", Group: "edge", Name: "install-codedeploy", Launching: true, Timeout: seconds.Duration(time.Hour)}
@@ -315,9 +308,7 @@ func TestHooksNamedBeforeARestart(t *testing.T) {
 		l = w.live()
 		defer l.kill()
 		tick(10 * time.Second)
-		if len(w.completed) != 1 {
-			t.Errorf("completed %v: %+v", w.completed, l.View())
-		}
+		must.Equal(t, fmt.Sprintf("completed %v: %+v", w.completed, l.View()), len(w.completed), 1)
 	})
 }
 
@@ -335,9 +326,7 @@ func TestHooksNamedDuringTheQuestion(t *testing.T) {
 		tick(1500 * time.Millisecond) // the query has ended
 		w.set(func(w *world) { w.cloudErr = nil })
 		tick(30 * time.Second)
-		if len(w.completed) != 1 {
-			t.Errorf("completed %v: %+v", w.completed, l.View())
-		}
+		must.Equal(t, fmt.Sprintf("completed %v: %+v", w.completed, l.View()), len(w.completed), 1)
 	})
 }
 
@@ -407,9 +396,7 @@ func TestHookNamedDuringTheParking(t *testing.T) {
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
 			tick(time.Minute)
-			if !slices.Equal(completed, []string{"a"}) {
-				t.Errorf("the launch hooks first: %t: completed %q", first, completed)
-			}
+			must.NoDiff(t, fmt.Sprintf("the launch hooks first: %t: completed", first), completed, []string{"a"})
 		})
 	}
 }
@@ -447,9 +434,7 @@ func TestEventOfOthersDenied(t *testing.T) {
 		n.Hook.Name = "CodeDeploy-managed-automatic-launch-deployment-hook-amsagent"
 		l.Notice(n)
 		l.until("done", time.Minute, isDone)
-		if len(w.completed) != 0 {
-			t.Errorf("completed %v", w.completed)
-		}
+		must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 0)
 	})
 }
 
@@ -483,9 +468,7 @@ func TestHooksNamedLater(t *testing.T) {
 		l.until("done", time.Minute, isDone)
 		tick(10 * time.Minute)
 		w.set(func(w *world) { w.cloudErr = nil })
-		if len(w.completed) != 0 {
-			t.Fatalf("completed %v", w.completed)
-		}
+		must.Equal(t, fmt.Sprintf("number of completed %v", w.completed), len(w.completed), 0)
 		l.Reconsider()
 		tick(10 * time.Second)
 		if v := l.View(); len(w.completed) != 1 || len(v.Trouble) != 0 {
@@ -521,9 +504,7 @@ func TestNoHookNoWaiting(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Notice(unhooked(terminate()))
 		l.until("done", 3*time.Second, isDone)
-		if n := len(w.times("complete?")); n != 0 {
-			t.Errorf("%d calls", n)
-		}
+		must.Equal(t, "calls", len(w.times("complete?")), 0)
 	})
 }
 
@@ -541,9 +522,7 @@ func TestCompleteWaitsForTheWaitState(t *testing.T) {
 		}
 		calls := w.times("complete?")
 		for i := 1; i < len(calls); i++ {
-			if d := calls[i].Sub(calls[i-1]); d != notWaitingEvery {
-				t.Errorf("asked after %s", d)
-			}
+			must.Equal(t, "asked after", calls[i].Sub(calls[i-1]), notWaitingEvery)
 		}
 	})
 }
@@ -597,9 +576,7 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 				warnings++
 			}
 		}
-		if warnings != 2 { // once for heartbeats, once for the completion
-			t.Errorf("noted %d times: %v", warnings, v.Notes)
-		}
+		must.Equal(t, fmt.Sprintf("warnings in %v", v.Notes), warnings, 2) // once for heartbeats, once for the completion
 		// The operator grants it.
 		w.set(func(*world) { denied = false })
 		tick(61 * time.Second)
@@ -640,9 +617,7 @@ func TestHeartbeats(t *testing.T) {
 				n.Hook.Timeout = seconds.Duration(c.timeout)
 				l.Notice(n)
 				tick(4 * c.every)
-				if len(w.beats) != 4 {
-					t.Errorf("%d heartbeats", len(w.beats))
-				}
+				must.Equal(t, "heartbeats", len(w.beats), 4)
 			})
 		})
 	}
@@ -698,13 +673,9 @@ func TestCapIsAnnounced(t *testing.T) {
 			}
 			return noted
 		}
-		if near() != 0 {
-			t.Error("noted too early")
-		}
+		must.Equal(t, "noted too early", near(), 0)
 		tick(4 * time.Minute)
-		if near() != 1 {
-			t.Errorf("noted %d times: %v", near(), l.View().Notes)
-		}
+		must.Equal(t, fmt.Sprintf("warnings in %v", l.View().Notes), near(), 1)
 		began := l.View().Begun
 		l.until("done", 3*time.Minute, isDone)
 		if took := time.Since(began); took > 50*time.Minute || took < 49*time.Minute {
@@ -732,9 +703,7 @@ func TestCloudThatFailsAtTheEnd(t *testing.T) {
 				}
 				w.set(func(w *world) { w.cloudErr, w.cloudHang = nil, false })
 				l.until("done", 21*time.Second, isDone)
-				if len(w.completed) != 1 {
-					t.Errorf("completed %v", w.completed)
-				}
+				must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
 			})
 		})
 	}
@@ -828,9 +797,7 @@ func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 				}
 				w.set(func(w *world) { w.cloudErr = nil })
 				l.until("done", 21*time.Second, isDone)
-				if len(w.completed) != 1 {
-					t.Errorf("completed %v", w.completed)
-				}
+				must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
 			})
 		})
 	}
@@ -945,9 +912,7 @@ func TestHeartbeatsByWhatTheCloudGrants(t *testing.T) {
 		// Less time remains.
 		w.set(func(w *world) { w.extends = 4 * time.Minute })
 		tick(30 * time.Minute)
-		if n := len(w.beats); n != 10 {
-			t.Errorf("%d heartbeats", n)
-		}
+		must.Equal(t, "heartbeats", len(w.beats), 10)
 	})
 }
 
@@ -987,9 +952,7 @@ func TestFinishStopCompletesOursAlone(t *testing.T) {
 				l.Notice(terminate())
 				tick(time.Second)
 				l.kill()
-				if (len(w.beats) > 0) != tt.beaten {
-					t.Fatalf("%d heartbeats", len(w.beats))
-				}
+				must.Equal(t, "heartbeats", len(w.beats) > 0, tt.beaten)
 				for _, name := range tt.hooks {
 					w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name})
 				}

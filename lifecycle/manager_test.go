@@ -98,9 +98,7 @@ func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
 		if n < 10 || n > 12 {
 			t.Errorf("%d lines", n)
 		}
-		if w.reason != "scale-in: 2 publishers, 30 viewers left" {
-			t.Errorf("the reason in the record is %q", w.reason)
-		}
+		must.Equal(t, "the reason in the record", w.reason, "scale-in: 2 publishers, 30 viewers left")
 		if n := len(w.times("record:draining")); n > 5 {
 			t.Errorf("%d writes", n)
 		}
@@ -113,9 +111,7 @@ func TestTimesAsPeopleSayThem(t *testing.T) {
 		11*time.Minute + 10*time.Second: "11m", time.Hour: "1h", 65 * time.Minute: "1h5m", 48 * time.Hour: "48h", 10 * time.Minute: "10m",
 		110 * time.Minute: "1h50m",
 	} {
-		if got := shortTime(d); got != want {
-			t.Errorf("%s: %q, want %q", d, got, want)
-		}
+		must.Equal(t, fmt.Sprint(d), shortTime(d), want)
 	}
 }
 
@@ -126,14 +122,10 @@ func TestEventsWaitForMongo(t *testing.T) {
 		l := w.live()
 		l.Notice(terminate())
 		l.until("done", time.Minute, isDone)
-		if len(w.events) != 0 {
-			t.Error("written into nothing")
-		}
+		must.Equal(t, "written into nothing", len(w.events), 0)
 		w.set(func(w *world) { w.mongoErr = nil })
 		tick(20 * time.Second)
-		if len(w.events) != 2 {
-			t.Errorf("%+v", w.events)
-		}
+		must.Equal(t, fmt.Sprintf("number of events %+v", w.events), len(w.events), 2)
 		began := time.Now()
 		l.kill()
 		if time.Since(began) > 0 {

@@ -65,9 +65,7 @@ func TestWithdrawnThenLate(t *testing.T) {
 		n := Notice{ID: "r", Source: "aws-spot", Kind: Interrupt}
 		l.Notice(n)
 		tick(time.Minute)
-		if l.View().State != StateDraining {
-			t.Fatal("does not drain")
-		}
+		must.Equal(t, "state after the notice", l.View().State, StateDraining)
 		l.Notice(Notice{ID: "r", Source: "aws-spot", Kind: withdrawn})
 		tick(time.Second)
 		if v := l.View(); v.State != StateActive || w.record != cluster.StateActive {
@@ -87,9 +85,7 @@ func TestWithdrawn(t *testing.T) {
 			t.Errorf("a person wants it still: %s, hooks %v", v.State, v.Hooks)
 		}
 		beats := len(w.beats)
-		if err := l.Undrain("root", ""); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, l.Undrain("root", ""))
 		tick(20 * time.Minute)
 		if v := l.View(); v.State != StateActive || v.CancelledBy != "root" || len(w.beats) != beats || !w.isIdle() {
 			t.Errorf("%s, %d heartbeats more, file %s", v.State, len(w.beats)-beats, w.file)
@@ -98,14 +94,10 @@ func TestWithdrawn(t *testing.T) {
 		w.set(func(w *world) { w.viewers, w.stopTime = p(0), 10*time.Second })
 		l.Notice(terminate())
 		tick(3 * time.Second)
-		if l.View().Step != StepStopping {
-			t.Fatalf("step %s", l.View().Step)
-		}
+		must.Equal(t, "step", l.View().Step, StepStopping)
 		l.Notice(Notice{ID: terminate().ID, Kind: withdrawn})
 		l.until("done", time.Minute, isDone)
-		if len(w.completed) != 1 {
-			t.Errorf("completed %v", w.completed)
-		}
+		must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
 	})
 }
 
@@ -158,20 +150,14 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 		l = w.live()
 		defer l.kill()
 		l.Notice(terminate())
-		if l.View().State != StateActive {
-			t.Error("forgotten by a restart of the agent")
-		}
+		must.Equal(t, "state after a restart of the agent", l.View().State, StateActive)
 		l.Notice(Notice{ID: terminate().ID, Kind: withdrawn})
 		tick(time.Second)
 		l.Notice(terminate())
-		if l.View().State != StateDraining {
-			t.Error("a new notice does not drain")
-		}
+		must.Equal(t, "state after a new notice", l.View().State, StateDraining)
 		l.Undrain("root", "")
 		l.Notice(spot(2 * time.Minute))
-		if l.View().State != StateDraining {
-			t.Error("another notice does not drain")
-		}
+		must.Equal(t, "state after another notice", l.View().State, StateDraining)
 	})
 }
 
@@ -185,9 +171,7 @@ func TestOverruledStaysSo(t *testing.T) {
 		for range 2 {
 			l.Notice(interrupt)
 			l.Notice(park())
-			if l.View().State != StateDraining {
-				t.Fatal("it does not drain")
-			}
+			must.Equal(t, "state", l.View().State, StateDraining)
 			must.OK(t, l.Undrain("root", ""))
 			for range 2 {
 				l.kill()
@@ -195,18 +179,14 @@ func TestOverruledStaysSo(t *testing.T) {
 				l.Notice(Notice{ID: "in-service", Source: "aws-lifecycle", Kind: Resume})
 				l.Notice(interrupt)
 				tick(time.Minute)
-				if v := l.View(); v.State != StateActive {
-					t.Fatalf("after a restart of the agent it is %s", v.State)
-				}
+				must.Equal(t, "state after a restart of the agent", l.View().State, StateActive)
 			}
 			l.Notice(Notice{ID: interrupt.ID, Source: "aws-spot", Kind: withdrawn})
 			tick(time.Second)
 		}
 		defer l.kill()
 		l.Notice(park())
-		if l.View().State != StateDraining {
-			t.Error("a parking is overruled for ever")
-		}
+		must.Equal(t, "state; a parking is overruled for ever", l.View().State, StateDraining)
 	})
 }
 
@@ -215,18 +195,14 @@ func TestUndrainOfARowThatDrains(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		tick(time.Second)
 		w.record = cluster.StateDraining // by another process
-		if err := l.Undrain("root", w.record); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, l.Undrain("root", w.record))
 		tick(time.Second)
 		if w.record != cluster.StateActive || l.View().State != StateActive {
 			t.Errorf("the record says %s; %s", w.record, l.View().State)
 		}
 		// A drain that began after the record was read is cancelled like any other.
 		l.Notice(terminate())
-		if err := l.Undrain("root", cluster.StateDraining); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, l.Undrain("root", cluster.StateDraining))
 		if v := l.View(); v.State != StateActive || len(v.Dismissed) != 1 {
 			t.Errorf("%s, dismissed %v", v.State, v.Dismissed)
 		}
@@ -362,9 +338,7 @@ func secondNotice(t *testing.T, first, second Kind, step Step, after time.Durati
 	l = live()
 	stays("a restart")
 	tick(time.Until(began.Add(wait - time.Second)))
-	if v := l.View(); v.Step != StepDraining {
-		t.Errorf("step %s before the deadline", v.Step)
-	}
+	must.Equal(t, "step before the deadline", l.View().Step, StepDraining)
 	l.until("the deadline ends the wait for a publisher", 3*time.Second, func(v View) bool { return v.Step != StepDraining })
 }
 
@@ -380,19 +354,13 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 		}
 		s.Deadline = s.Deadline.Add(-time.Hour - 5*time.Minute)
 		l.Notice(s)
-		if got := l.View().Deadline; first.Sub(got) != 5*time.Minute {
-			t.Errorf("an earlier one moves it by %s", first.Sub(got))
-		}
+		must.Equal(t, "an earlier one moves it by", first.Sub(l.View().Deadline), 5*time.Minute)
 		l.Drain(DrainRequest{Deadline: seconds.Duration(time.Minute), Who: "a"})
 		tick(time.Second)
 		l.Drain(DrainRequest{}) // without a deadline
-		if got := time.Until(l.View().Deadline); got != 59*time.Second {
-			t.Errorf("%s", got)
-		}
+		must.Equal(t, "time to the deadline", time.Until(l.View().Deadline), 59*time.Second)
 		l.Drain(DrainRequest{Deadline: seconds.Duration(2 * time.Minute), Who: "b"})
-		if got := time.Until(l.View().Deadline); got != 2*time.Minute {
-			t.Errorf("a person's second word: %s", got)
-		}
+		must.Equal(t, "a person's second word", time.Until(l.View().Deadline), 2*time.Minute)
 		// Metadata with a fraction of a second, read by a clock that is adjusted.
 		s.Deadline = s.Deadline.Add(500 * time.Millisecond)
 		notes := len(l.View().Notes)
@@ -425,9 +393,7 @@ func TestNeverJoinedCompletesAtOnce(t *testing.T) {
 		}
 		l.Notice(terminate())
 		tick(0)
-		if len(w.completed) != 1 {
-			t.Errorf("completed %v", w.completed)
-		}
+		must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
 		l.until("done", time.Second, isDone)
 		if w.stops != 0 || w.record != cluster.StateLeft {
 			t.Errorf("%d stops, record %s", w.stops, w.record)
@@ -577,9 +543,7 @@ func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 					l = w.live()
 				}
 				tick(10 * time.Second)
-				if v := l.View(); v.Step != StepCompleting {
-					t.Errorf("step %s", v.Step)
-				}
+				must.Equal(t, "step", l.View().Step, StepCompleting)
 				w.set(func(w *world) { w.cloudErr = nil })
 				l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
 				l.Settled()
@@ -699,9 +663,7 @@ func TestJoinedAfterTheTimeOfAStopToCome(t *testing.T) {
 		l.until("done", time.Minute, isDone)
 		tick(time.Hour) // it has become due
 		w.rejoin()
-		if err := l.Forget(false); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, l.Forget(false))
 		l.until("done", time.Minute, isDone)
 		if v := l.View(); w.stops != 2 || v.Ready || !slices.ContainsFunc(v.Notices, func(n Notice) bool { return n.ID == "cloud/stop" }) {
 			t.Errorf("%d stops, %+v", w.stops, v)
@@ -738,9 +700,7 @@ func TestJoinedAfterADrain(t *testing.T) {
 					l.Notice(n)
 					l.until("done", time.Minute, isDone)
 				}
-				if err := l.Forget(false); err != nil {
-					t.Error(err)
-				}
+				must.OK(t, l.Forget(false))
 				v := l.View()
 				kept := ""
 				for _, n := range v.Notices {
@@ -760,9 +720,7 @@ func TestHookToldAfterTheEnd(t *testing.T) {
 		l.until("done", time.Minute, isDone)
 		l.Notice(terminate()) // the event comes late, with the hook
 		l.until("done", time.Minute, func(v View) bool { return isDone(v) && len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
-		if w.stops != 1 {
-			t.Errorf("%d stops", w.stops)
-		}
+		must.Equal(t, "stops", w.stops, 1)
 	})
 }
 
@@ -840,9 +798,7 @@ func TestSubscribe(t *testing.T) {
 		})
 		<-done
 		want := []Step{StepNone, StepAnnouncing, StepDraining, StepStopping, StepDeregistering, StepCompleting, StepDone}
-		if fmt.Sprint(steps) != fmt.Sprint(want) {
-			t.Errorf("%v", steps)
-		}
+		must.Equal(t, "steps", fmt.Sprint(steps), fmt.Sprint(want))
 	})
 }
 
@@ -854,9 +810,7 @@ func TestNoticeWord(t *testing.T) {
 		"aws (terminate)":                      {Notice: Notice{Source: "aws", Kind: Terminate}},
 		"the stop of the machine (systemd)":    {Notice: Notice{Source: "systemd", Kind: Shutdown, By: "systemd"}},
 	} {
-		if got := n.String(); got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
+		must.Equal(t, "text", n.String(), want)
 	}
 }
 
@@ -984,9 +938,7 @@ func TestRebootIsOver(t *testing.T) {
 				l.report("aws-scheduled", []cloud.Notice{
 					{ID: "aws-scheduled/e", Kind: Reboot, At: time.Now().Add(tt.at), Past: tt.past, Hook: tt.hook},
 				})
-				if v := l.View(); v.State != tt.want {
-					t.Errorf("state %s", v.State)
-				}
+				must.Equal(t, "state", l.View().State, tt.want)
 			})
 		})
 	}

@@ -6,6 +6,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // peers are the other machines according to the registry.
@@ -98,9 +101,7 @@ func TestFixedHook(t *testing.T) {
 			l.Notice(sharedEvent(Interrupt, 30*time.Second))
 			l.until("done", 30*time.Second, isDone)
 			w.set(func(w *world) {
-				if len(w.completed) != 1 {
-					t.Errorf("completed %v", w.completed)
-				}
+				must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
 			})
 		})
 	})
@@ -124,22 +125,16 @@ func TestLastOneOut(t *testing.T) {
 			w, l := start(t, 10*time.Minute, others)
 			defer l.kill()
 			tick(time.Minute)
-			if completed(w) != 0 {
-				t.Fatal("it was said while others serve")
-			}
+			must.Equal(t, "it was said while others serve", completed(w), 0)
 			if v := l.View(); !strings.Contains(v.Trouble[string(opContinue)], "edge_2, edge_3") {
 				t.Errorf("the trouble does not name the machines that it waits for: %v", v.Trouble)
 			}
 			others.set([]string{"edge_3"}, nil)
 			tick(time.Minute)
-			if completed(w) != 0 {
-				t.Fatal("it was said while one of them serves")
-			}
+			must.Equal(t, "it was said while one of them serves", completed(w), 0)
 			others.set(nil, nil)
 			l.until("done", 10*time.Second, isDone)
-			if completed(w) != 1 {
-				t.Error("the last one out has not said it")
-			}
+			must.Equal(t, "the last one out says it", completed(w), 1)
 			if v := l.View(); len(v.Trouble) != 0 {
 				t.Errorf("trouble that is over: %v", v.Trouble)
 			}
@@ -151,14 +146,10 @@ func TestLastOneOut(t *testing.T) {
 			w, l := start(t, 10*time.Minute, others)
 			defer l.kill()
 			tick(5 * time.Minute)
-			if completed(w) != 0 {
-				t.Fatal("completed although the state of the others is unknown")
-			}
+			must.Equal(t, "completed although the state of the others is unknown", completed(w), 0)
 			others.set(nil, nil)
 			l.until("done", 10*time.Second, isDone)
-			if completed(w) != 1 {
-				t.Error("it was not said")
-			}
+			must.Equal(t, "it is said", completed(w), 1)
 		})
 	})
 	t.Run("when the cloud waits no longer it is said all the same", func(t *testing.T) {
@@ -168,13 +159,9 @@ func TestLastOneOut(t *testing.T) {
 				w, l := start(t, 5*time.Minute, p)
 				defer l.kill()
 				tick(time.Until(at) - time.Second)
-				if completed(w) != 0 {
-					t.Fatal(name + ": it was said too early")
-				}
+				must.Equal(t, name+": it was said too early", completed(w), 0)
 				l.until("done", 5*time.Second, isDone)
-				if completed(w) != 1 {
-					t.Error(name + ": it was not said")
-				}
+				must.Equal(t, name+": it is said", completed(w), 1)
 			})
 		}
 	})

@@ -198,9 +198,7 @@ func TestReportedKindChanges(t *testing.T) {
 					tick(time.Second)
 				}
 			}
-			if n := len(w.times("record:active")); n != 0 {
-				t.Errorf("the record was active %d times", n)
-			}
+			must.Equal(t, "the record was active (times)", len(w.times("record:active")), 0)
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.until("done", time.Minute, isDone)
 			if len(w.completed) != 1 || w.stops != 1 {
@@ -223,9 +221,7 @@ func TestReportedKindChanges(t *testing.T) {
 		living(t, 0, func(t *testing.T, w *world, l *life) {
 			l.report(topicAzure, []cloud.Notice{first(Reboot, nil)})
 			l.until("drained", time.Minute, isDone)
-			if w.stops != 0 {
-				t.Fatal("AMS was stopped for a reboot")
-			}
+			must.Equal(t, "AMS was stopped for a reboot", w.stops, 0)
 			l.report(topicAzure, []cloud.Notice{first(Interrupt, nil)})
 			l.until("left", time.Minute, func(v View) bool { return isDone(v) && v.State == StateLeft })
 			if w.stops != 1 || w.record != cluster.StateLeft {
@@ -321,9 +317,7 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 				tick(time.Minute)
 				l = w.live(s.under)
 				tick(5 * time.Second)
-				if v := l.View(); v.State != StateParked {
-					t.Fatalf("round %d: after a restart of the agent it is %s", round, v.State)
-				}
+				must.Equal(t, fmt.Sprintf("round %d: state after a restart of the agent", round), l.View().State, StateParked)
 			}
 			// One wrong report starts nothing.
 			s.say(topicGroup)
@@ -405,9 +399,7 @@ func TestParkEventBeforeTheLastLook(t *testing.T) {
 			e := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-age)}
 			l.Notice(EventNotice(e, time.Now()))
 			tick(time.Minute)
-			if v := l.View(); v.State != want {
-				t.Errorf("an event of %s ago: state %s", age, v.State)
-			}
+			must.Equal(t, fmt.Sprintf("an event of %s ago: state", age), l.View().State, want)
 		})
 	}
 }
@@ -422,9 +414,7 @@ func TestLaunchHookIsLookedForOnce(t *testing.T) {
 		defer func() { l.kill() }()
 		s.say(topicSpot)
 		tick(time.Minute)
-		if v := l.View(); v.Start != "" {
-			t.Errorf("start %q without a word of the group", v.Start)
-		}
+		must.Equal(t, "start without a word of the group", l.View().Start, "")
 		s.say(topicGroup)
 		tick(5 * time.Minute)
 		if v := l.View(); v.Start != "starting" || len(w.completed) != 0 || len(w.beats) < 5 {
@@ -520,9 +510,7 @@ func TestHookMadeLater(t *testing.T) {
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
-		if !slices.Equal(w.completed, []string{"amsagent-end CONTINUE"}) {
-			t.Errorf("completed %v", w.completed)
-		}
+		must.NoDiff(t, "completed", w.completed, []string{"amsagent-end CONTINUE"})
 	})
 }
 
@@ -648,9 +636,7 @@ func TestMovedWhileItDrains(t *testing.T) {
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
-		if last := f.said[len(f.said)-1]; last != "complete b drain" {
-			t.Errorf("the last call was %s", last)
-		}
+		must.Equal(t, "the last call", f.said[len(f.said)-1], "complete b drain")
 	})
 }
 
@@ -727,9 +713,7 @@ func TestAzureRestart(t *testing.T) {
 				tick(20 * time.Second)
 				s.say(topicAzure, azureBegun(e))
 				tick(20 * time.Second)
-				if v := l.View(); v.Step != StepDone {
-					t.Errorf("step %s", v.Step)
-				}
+				must.Equal(t, "step", l.View().Step, StepDone)
 				l.kill()
 			}
 			w.set(func(w *world) {
@@ -805,9 +789,7 @@ func TestAzurePutOff(t *testing.T) {
 		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining && v.Deadline.After(at) })
 		tick(time.Until(at))
 		w.set(func(w *world) {
-			if w.stops != 0 {
-				t.Error("stopped by the time that does not count any more")
-			}
+			must.Equal(t, "stopped by the time that does not count any more", w.stops, 0)
 		})
 		l.until("done", 6*time.Minute, isDone)
 		w.set(func(w *world) {
@@ -920,9 +902,7 @@ func TestGCPPreemption(t *testing.T) {
 		// Withdrawn in time.
 		s.say(topic, preempted())
 		tick(3 * time.Second)
-		if v := l.View(); v.Step != StepDraining {
-			t.Fatalf("step %s", v.Step)
-		}
+		must.Equal(t, "step", l.View().Step, StepDraining)
 		s.say(topic)
 		tick(3 * time.Second)
 		if v := l.View(); v.Step != StepNone || w.record != cluster.StateActive {
@@ -969,9 +949,7 @@ func TestGCPMaintenancePutOff(t *testing.T) {
 					at := time.Now().Add(2 * time.Minute)
 					s.say(topicGCP, maintenance(at))
 					tick(5 * time.Second)
-					if v := l.View(); v.Step != step {
-						t.Fatalf("for a maintenance that is near: step %s", v.Step)
-					}
+					must.Equal(t, "step for a maintenance that is near", l.View().Step, step)
 					at = at.Add(by)
 					s.say(topicGCP, maintenance(at))
 					tick(5 * time.Second)

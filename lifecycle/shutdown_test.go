@@ -114,9 +114,7 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		l := w.live()
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(time.Hour)}))
 		tick(10 * time.Minute)
-		if v := l.View(); v.Step != StepDraining {
-			t.Fatalf("step %s", v.Step)
-		}
+		must.Equal(t, "step", l.View().Step, StepDraining)
 		// The time during which sessions were unknown before the shutdown does not count.
 		l.Notice(goesDown(15 * time.Minute))
 		between(t, took(l), 2*time.Minute-time.Second, 2*time.Minute+2*time.Second)
@@ -206,9 +204,7 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 		must.OK(t, l.Drain(DrainRequest{}))
 		tick(500 * time.Millisecond)
 		l.kill()
-		if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, CompletePending(t.Context(), w, w, nil, nil, w.options().Log))
 	})
 }
 
@@ -254,9 +250,7 @@ func TestLastWord(t *testing.T) {
 			must.OK(t, err)
 			return tomb
 		}
-		if tomb := word(); tomb != nil {
-			t.Errorf("without a drain: %+v", tomb)
-		}
+		must.Equal(t, "without a drain", word(), nil)
 		w.viewers = p(2)
 		l := w.live()
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(time.Hour), Reason: "maintenance", Who: "root", RepairStreams: true}))

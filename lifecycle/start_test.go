@@ -57,18 +57,14 @@ func TestParkAndResume(t *testing.T) {
 			}
 			w.set(func(w *world) { w.proveErr = nil; w.record = cluster.StateActive })
 			l.until("active", 20*time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
-			if last := w.completed[len(w.completed)-1]; last != "up CONTINUE" {
-				t.Errorf("round %d: completed %v", round, w.completed)
-			}
+			must.Equal(t, fmt.Sprintf("round %d: the last of %v", round, w.completed), w.completed[len(w.completed)-1], "up CONTINUE")
 			l.Settled()
 			if tick(time.Second); !w.isIdle() {
 				t.Errorf("round %d: %s", round, w.file)
 			}
 			w.set(func(w *world) { w.gone, w.hook = false, nil })
 			tick(time.Minute)
-			if w.record != cluster.StateActive {
-				t.Errorf("round %d: record %s", round, w.record)
-			}
+			must.Equal(t, fmt.Sprintf("round %d: record", round), w.record, cluster.StateActive)
 		}
 		l.kill()
 	})
@@ -175,9 +171,7 @@ func TestAnnouncedOverAParking(t *testing.T) {
 		}
 		w.set(func(w *world) { w.record, w.viewers = cluster.StateActive, p(1) })
 		tick(time.Until(next) + time.Minute)
-		if v := l.View(); v.State != StateDraining {
-			t.Errorf("at the time of the reboot it is %s", v.State)
-		}
+		must.Equal(t, "at the time of the reboot", l.View().State, StateDraining)
 	})
 }
 
@@ -206,9 +200,7 @@ func TestProvedBeforeAReboot(t *testing.T) {
 		}
 		w.set(func(w *world) { w.proveErr = nil })
 		l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
-		if len(w.completed) != 1 {
-			t.Errorf("completed %v", w.completed)
-		}
+		must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
 	})
 }
 
@@ -221,9 +213,7 @@ func TestTerminateBeforeItIsParked(t *testing.T) {
 		defer l.kill()
 		l.Notice(park())
 		l.until("hook completed", time.Hour, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
-		if v := l.View(); v.Step != StepStopping {
-			t.Fatalf("step %s", v.Step)
-		}
+		must.Equal(t, "step", l.View().Step, StepStopping)
 		w.set(func(w *world) { w.gone = false })
 		l.Notice(unhooked(terminate()))
 		l.until("termination hook completed", time.Hour, func(View) bool { return len(w.completed) == 2 })
@@ -274,9 +264,7 @@ func TestTerminateWhileParkedAndWhileResuming(t *testing.T) {
 				t.Error("ready")
 			}
 			l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft && isDone(v) })
-			if len(w.completed) != 2 {
-				t.Errorf("resuming %v: completed %v", resuming, w.completed)
-			}
+			must.Equal(t, fmt.Sprintf("resuming %v: completed %v", resuming, w.completed), len(w.completed), 2)
 		})
 	}
 }
@@ -339,9 +327,7 @@ func TestLaunchHook(t *testing.T) {
 			l = w.live()
 			defer l.kill()
 			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
-			if len(w.completed) != 1 {
-				t.Errorf("completed %v", w.completed)
-			}
+			must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
 		})
 	})
 	t.Run("terminated meanwhile", func(t *testing.T) {
@@ -519,9 +505,7 @@ func TestParkedAgainUnderTheSameID(t *testing.T) {
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
 			l.Notice(Notice{ID: "aws-lifecycle/resume", Source: "aws-lifecycle", Kind: Resume})
 			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive && v.Start == "" })
-			if n := len(w.times("start")); n != round+1 {
-				t.Fatalf("round %d: %d starts", round, n)
-			}
+			must.Equal(t, fmt.Sprintf("round %d: starts", round), len(w.times("start")), round+1)
 			w.set(func(w *world) { w.record = cluster.StateActive })
 		}
 		// Overruled by the operator, and in force again after it was in service.

@@ -107,9 +107,7 @@ func TestKilledAtEveryWrite(t *testing.T) {
 			}
 			for i := 1; i <= writes; i++ {
 				for _, before := range []bool{false, true} {
-					if got := whole(i, before); got != want {
-						t.Errorf("killed at write %d of %d (before %v): %s\nwant %s", i, writes, before, got, want)
-					}
+					must.Equal(t, fmt.Sprintf("killed at write %d of %d (before %v)", i, writes, before), whole(i, before), want)
 				}
 			}
 			t.Logf("%d writes, each killed after and before: %s", writes, want)
@@ -328,9 +326,7 @@ func TestAnotherBoot(t *testing.T) {
 				if v := l.View(); v.State != c.state || v.Ready != (c.state == StateActive) {
 					t.Errorf("%s, ready %v, notes %v", v.State, v.Ready, v.Notes)
 				}
-				if want := cluster.State(c.state); w.record != want {
-					t.Errorf("record %s", w.record)
-				}
+				must.Equal(t, "record", w.record, cluster.State(c.state))
 			})
 		})
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -385,9 +386,7 @@ func (w *world) WriteFile(path string, data []byte, mode, _ fs.FileMode) error {
 		w.aside = slices.Clone(data)
 		return nil
 	}
-	if mode != 0o600 {
-		w.t.Errorf("drain.json is written with mode %v", mode)
-	}
+	must.Equal(w.t, "drain.json is written with mode", mode, 0o600)
 	w.file = slices.Clone(data)
 	w.snapshots = append(w.snapshots, w.file)
 	if w.onWrite != nil {
