@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -55,9 +54,7 @@ func (c *check) restart() {
 func (c *check) asks(t *testing.T, from asker, want ...string) {
 	t.Helper()
 	for i, want := range want {
-		if got := c.answer(from); got != want {
-			t.Errorf("%v, answer %d: %q, want %q", from, i, got, want)
-		}
+		must.Equal(t, fmt.Sprintf("%v, answer %d", from, i), c.answer(from), want)
 	}
 }
 
@@ -104,9 +101,7 @@ func TestAgentCheck(t *testing.T) {
 		{origin, "EDGE", "maint"},
 	} {
 		c.is = step.is
-		if got := c.answer(asker{Send: step.send}); got != step.want {
-			t.Errorf("step %d: %q, want %q", i, got, step.want)
-		}
+		must.Equal(t, fmt.Sprintf("step %d", i), c.answer(asker{Send: step.send}), step.want)
 	}
 }
 
@@ -125,9 +120,7 @@ func TestAgentCheckWords(t *testing.T) {
 	c.answer(client(1, "vod state"))
 	c.AddRoles([]string{"VOD", "edge", ""})
 	c.asks(t, client(1, "vod state"), "maint")
-	if n := strings.Count(c.log.String(), "word=state"); n != 1 {
-		t.Errorf("the word is logged %d times", n)
-	}
+	must.Equal(t, "the word is logged (times)", strings.Count(c.log.String(), "word=state"), 1)
 	for n := range 10 * maxWords {
 		c.answer(client(1, fmt.Sprint("word", n)))
 	}
@@ -164,9 +157,7 @@ func TestAgentCheckNames(t *testing.T) {
 	c := newCheck(NodeState{Role: "edge"})
 	is := func(want map[string]bool) {
 		t.Helper()
-		if got := c.Balancers(); !maps.Equal(got, want) {
-			t.Errorf("%v, want %v", got, want)
-		}
+		must.NoDiff(t, "balancers", c.Balancers(), want)
 	}
 	is(map[string]bool{})
 	c.answer(asker{Send: "edge name=LB1"})
@@ -184,9 +175,7 @@ func TestAgentCheckNames(t *testing.T) {
 	for i := range 2 * maxNamed {
 		c.answer(asker{Send: fmt.Sprintf("name=%d", i)})
 	}
-	if n := len(c.Balancers()); n != maxNamed {
-		t.Errorf("%d balancers", n)
-	}
+	must.Equal(t, "balancers", len(c.Balancers()), maxNamed)
 }
 
 // TestAgentCheckCrowd: however many strangers ask, a balancer reads "ready" after a drain, and one that names itself keeps

@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/dns/dnsmessage"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -107,17 +106,12 @@ func TestDNS(t *testing.T) {
 		if m.RCode != tt.code || !m.Response || !m.Authoritative || m.RecursionAvailable || m.ID != 7 || m.Truncated {
 			t.Errorf("%s %s: %+v", tt.name, tt.typ, m.Header)
 		}
-		if negative := len(m.Answers) == 0 && (m.RCode == 0 || m.RCode == dnsmessage.RCodeNameError); len(records(m.Authorities)) > 0 != negative {
-			t.Errorf("%s %s: authority %v", tt.name, tt.typ, m.Authorities)
-		}
-		if diff := cmp.Diff(append(tt.want, tt.extra...), append(records(m.Answers), records(m.Additionals)...)); diff != "" {
-			t.Errorf("%s %s: -want +got:\n%s", tt.name, tt.typ, diff)
-		}
+		negative := len(m.Answers) == 0 && (m.RCode == 0 || m.RCode == dnsmessage.RCodeNameError)
+		must.Equal(t, fmt.Sprintf("%s %s: has an authority of %v", tt.name, tt.typ, m.Authorities), len(records(m.Authorities)) > 0, negative)
+		must.NoDiff(t, fmt.Sprintf("%s %s", tt.name, tt.typ), append(records(m.Answers), records(m.Additionals)...), append(tt.want, tt.extra...))
 	}
 	known = false
-	if m := ask(t, d, query(t, "edge.ams.test.", dnsmessage.TypeA, 0), false); m.RCode != dnsmessage.RCodeServerFailure {
-		t.Errorf("before the first list: %s", m.RCode)
-	}
+	must.Equal(t, "before the first list", ask(t, d, query(t, "edge.ams.test.", dnsmessage.TypeA, 0), false).RCode, dnsmessage.RCodeServerFailure)
 }
 
 // A later version of EDNS is refused with the version that is spoken (RFC 6891, BADVERS).
@@ -223,14 +217,10 @@ func TestDNSHostile(t *testing.T) {
 	}
 	update := slices.Clone(good)
 	update[2] |= 5 << 3
-	if m := ask(t, d, update, false); m.RCode != dnsmessage.RCodeNotImplemented {
-		t.Errorf("another operation: %s", m.RCode)
-	}
+	must.Equal(t, "another operation", ask(t, d, update, false).RCode, dnsmessage.RCodeNotImplemented)
 	none := slices.Clone(good[:12])
 	none[5] = 0
-	if m := ask(t, d, none, false); m.RCode != dnsmessage.RCodeFormatError {
-		t.Errorf("no question: %s", m.RCode)
-	}
+	must.Equal(t, "no question", ask(t, d, none, false).RCode, dnsmessage.RCodeFormatError)
 }
 
 func FuzzDNS(f *testing.F) {

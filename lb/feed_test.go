@@ -137,9 +137,7 @@ func TestFeedStartsWithoutMongoDB(t *testing.T) {
 	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("e3", "edge", 0))
 	w.silent = map[string]time.Duration{"e2": 20 * time.Second, "e3": 10 * time.Minute}
 	must.OK(t, f.Look(t.Context()))
-	if got := servers(f); !slices.Equal(got, []string{"e1", "e2"}) {
-		t.Errorf("%v", got)
-	}
+	must.NoDiff(t, "servers", servers(f), []string{"e1", "e2"})
 }
 
 // The sessions on an address end only if nothing serves there, which three refused connections or a silence of 11 s show, and
@@ -211,9 +209,7 @@ func TestFeedLosesSlowly(t *testing.T) {
 	members[2].Node.Role = "origin"
 	w.set(members[:9]...)
 	must.OK(t, f.Look(t.Context()))
-	if got := servers(f); !slices.Equal(got, []string{"e4", "e5", "e6", "e7", "e8", "e9", "e3"}) {
-		t.Errorf("%v", got)
-	}
+	must.NoDiff(t, "servers", servers(f), []string{"e4", "e5", "e6", "e7", "e8", "e9", "e3"})
 }
 
 // A role that was drained on purpose leaves the list, its last node, too, once nothing serves at the ports.
@@ -271,9 +267,7 @@ func TestFeedIsStatic(t *testing.T) {
 	w.set()
 	forced := newFeed(t, w, s, func(o *lb.Options) { o.Force = true })
 	must.OK(t, forced.Look(t.Context()))
-	if len(servers(forced)) != 0 {
-		t.Errorf("with force: %v", servers(forced))
-	}
+	must.Equal(t, fmt.Sprintf("servers with force: %v", servers(forced)), len(servers(forced)), 0)
 }
 
 // A stored list that cannot be read is as none, and one that cannot be written is an error that is logged once.
@@ -295,9 +289,7 @@ func TestFeedWithoutState(t *testing.T) {
 			t.Errorf("%v, %v", servers(f), err)
 		}
 	}
-	if n := strings.Count(log.String(), "no permission"); n != 2 { // one for reading
-		t.Errorf("%d lines:\n%s", n, log.String())
-	}
+	must.Equal(t, "lines in\n"+log.String(), strings.Count(log.String(), "no permission"), 2) // one for reading
 }
 
 // A cluster without servers has an empty list, which changes no load balancer.
@@ -307,9 +299,7 @@ func TestEmptyList(t *testing.T) {
 	f := newFeed(t, w, nil, func(o *lb.Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	must.OK(t, f.Look(t.Context()))
 	must.OK(t, f.Look(t.Context()))
-	if n := strings.Count(log.String(), "\n"); n != 1 {
-		t.Errorf("%d lines:\n%s", n, log.String())
-	}
+	must.Equal(t, "lines in\n"+log.String(), strings.Count(log.String(), "\n"), 1)
 	for path, want := range map[string]string{"/nodes": `200 {"servers":[],"read":`, "/traefik": "503 no servers"} {
 		rec := httptest.NewRecorder()
 		lb.Handler(f).ServeHTTP(rec, httptest.NewRequest(http.MethodGet, path, nil))
@@ -330,9 +320,7 @@ func TestHandler(t *testing.T) {
 		h.ServeHTTP(rec, r)
 		return rec
 	}
-	if rec := get("/nodes", ""); rec.Code != http.StatusServiceUnavailable {
-		t.Errorf("before the first list: %d", rec.Code)
-	}
+	must.Equal(t, "before the first list", get("/nodes", "").Code, http.StatusServiceUnavailable)
 	w.set(member("e1", "edge", 40, func(m *cluster.Member) { m.Node.Group = "asg" }), member("e2", "edge", 100), member("o3", "origin", 100))
 	must.OK(t, f.Look(t.Context()))
 	for path, want := range map[string]string{
@@ -355,16 +343,12 @@ func TestHandler(t *testing.T) {
 	}
 	w.set(member("e1", "edge", 40), member("e2", "edge", 100, state(cluster.StateDraining)), member("o3", "origin", 100))
 	must.OK(t, f.Look(t.Context()))
-	if rec := get("/nodes", tag); rec.Code != http.StatusOK {
-		t.Errorf("a node less: %d", rec.Code)
-	}
+	must.Equal(t, "one node less", get("/nodes", tag).Code, http.StatusOK)
 	page := get("/metrics", "").Body.String()
 	for _, line := range []string{`amsagent_balance_servers{role="edge"} 1`, `amsagent_balance_servers{role="origin"} 1`, `amsagent_balance_held_servers{role="edge"} 0`} {
 		if !strings.Contains(page, "\n"+line+"\n") {
 			t.Errorf("%s is not in\n%s", line, page)
 		}
 	}
-	if rec := get("/nothing", ""); rec.Code != http.StatusNotFound {
-		t.Errorf("%d", rec.Code)
-	}
+	must.Equal(t, "an unknown path", get("/nothing", "").Code, http.StatusNotFound)
 }

@@ -20,8 +20,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -259,9 +257,7 @@ func TestHAProxySlots(t *testing.T) {
 			if err := r.Apply(t.Context(), list); errors.Is(err, lb.ErrSlotsFull) != tt.full || !tt.full && err != nil {
 				t.Error(err)
 			}
-			if diff := cmp.Diff(tt.want, r.commands); diff != "" {
-				t.Errorf("commands (-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "commands", r.commands, tt.want)
 			// The stored state is the one after the commands.
 			if n := len(r.stored); n != min(1, len(tt.want)) || n > 0 && r.stored[0] != r.answer("show servers state")+"\n" {
 				t.Errorf("stored: %q", r.stored)

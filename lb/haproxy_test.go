@@ -22,8 +22,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lb"
 )
@@ -243,9 +241,7 @@ func TestHAProxyHangs(t *testing.T) {
 	defer conn.Close()
 	world.set(member("e1", "edge", 0), member("e2", "edge", 0))
 	must.OK(t, f.Look(t.Context()))
-	if diff := cmp.Diff([]string{"e1", "e2"}, servers(f)); diff != "" {
-		t.Error(diff)
-	}
+	must.NoDiff(t, "servers", servers(f), []string{"e1", "e2"})
 	must.OK(t, l.(*net.UnixListener).SetDeadline(time.Now().Add(5*time.Minute)))
 	again, err := l.Accept()
 	must.OK(t, err)

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -112,9 +111,7 @@ func TestMembers(t *testing.T) {
 					t.Errorf("%+v", s)
 				}
 			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			must.NoDiff(t, "servers", got, tt.want)
 		})
 	}
 }
@@ -128,9 +125,7 @@ func TestUnknown(t *testing.T) {
 	if got := ids(first); len(got) != 2 {
 		t.Errorf("the first list: %v", got)
 	}
-	if got := ids(lb.Members(members, lb.Filter{}, first[:1], now)); !slices.Equal(got, []string{"e1"}) {
-		t.Errorf("after a list with e1: %v", got)
-	}
+	must.NoDiff(t, "after a list with e1", ids(lb.Members(members, lb.Filter{}, first[:1], now)), []string{"e1"})
 }
 
 func TestRamp(t *testing.T) {
@@ -140,9 +135,7 @@ func TestRamp(t *testing.T) {
 	for after, want := range map[time.Duration]int{0: 8, 6 * time.Second: 8, 30 * time.Second: 40, time.Minute: 80, time.Hour: 80} {
 		is := lb.Members(members, lb.Filter{}, list, now)
 		is = lb.Members(members, lb.Filter{}, is, now.Add(after))
-		if got := []int{is[0].Weight, is[1].Weight, is[2].Weight}; !slices.Equal(got, []int{100, 50, want}) {
-			t.Errorf("after %s: %v, want %d", after, got, want)
-		}
+		must.NoDiff(t, fmt.Sprintf("weights after %s", after), []int{is[0].Weight, is[1].Weight, is[2].Weight}, []int{100, 50, want})
 	}
 	// A clock that is set back gives a server that entered meanwhile no less than the others.
 	is := lb.Members(members, lb.Filter{}, list, now)
@@ -205,16 +198,12 @@ func TestGuard(t *testing.T) {
 				}
 				return lb.Answers
 			})
-			if diff := cmp.Diff(tt.want, ids(got), cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			must.NoDiff(t, "ids", ids(got), tt.want, cmpopts.EquateEmpty())
 			var kept []string
 			for _, h := range held {
 				kept = append(kept, h.IDs...)
 			}
-			if diff := cmp.Diff(tt.held, kept, cmpopts.EquateEmpty()); diff != "" {
-				t.Errorf("held: -want +got:\n%s", diff)
-			}
+			must.NoDiff(t, "held", kept, tt.held, cmpopts.EquateEmpty())
 		})
 	}
 }
