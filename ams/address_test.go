@@ -130,9 +130,7 @@ func TestChooseAddress(t *testing.T) {
 			c.o.Interfaces = machine
 			got, err := ChooseAddress(c.o)
 			must.OK(t, err)
-			if diff := cmp.Diff(c.warn, warnings(got.Warnings)); diff != "" {
-				t.Errorf("warnings (-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "warnings", warnings(got.Warnings), c.warn)
 			if got.Warnings = nil; got.Addr != c.want.Addr || got.Source != c.want.Source || got.Reason != c.want.Reason || got.Interface != c.want.Interface {
 				t.Errorf("got %+v, want %+v", got, c.want)
 			}

@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -93,18 +91,14 @@ func TestCommandVerbs(t *testing.T) {
 			t.Errorf("%s: not a process group of its own: %v", verb, group)
 		}
 	}
-	if err := c.Reload(t.Context()); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, c.Reload(t.Context()))
 	if _, err := os.Stat(filepath.Join(dir, "said.reload")); err == nil {
 		t.Error("Reload ran the program")
 	}
 	c.SetHostAddress(netip.Addr{})
 	must.OK(t, c.Start(t.Context()))
 	b, _ := os.ReadFile(filepath.Join(dir, "said.start"))
-	if strings.Count(string(b), "AMS_HOST_ADDRESS") != 1 {
-		t.Errorf("an address was given that is not known:\n%s", b)
-	}
+	must.Equal(t, fmt.Sprintf("addresses given, one of them not known, in\n%s", b), strings.Count(string(b), "AMS_HOST_ADDRESS"), 1)
 }
 
 func TestCommandFails(t *testing.T) {
@@ -152,9 +146,7 @@ func TestCommandLeavesServer(t *testing.T) {
 	}()
 	// It writes after the agent is gone, fails, and continues.
 	waitFor(t, func() bool { _, err := os.Stat(filepath.Join(dir, "refused")); return err == nil })
-	if err := syscall.Kill(pid, 0); err != nil {
-		t.Errorf("the server is gone: %v", err)
-	}
+	must.Equal(t, "the server is gone", syscall.Kill(pid, 0), nil)
 }
 
 // hasEnded: process 1, the parent, may not reap it.
@@ -253,9 +245,7 @@ func TestCommandState(t *testing.T) {
 		if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
 			t.Errorf("%d %q: %v", c.code, c.out, err)
 		}
-		if diff := cmp.Diff(c.want, got); diff != "" {
-			t.Errorf("%d %q (-want +got):\n%s", c.code, c.out, diff)
-		}
+		must.NoDiff(t, fmt.Sprintf("%d %q", c.code, c.out), got, c.want)
 	}
 	c, _ := program(t, `echo "failed $1"; echo broken >&2; exit 3`)
 	if st, err := c.State(t.Context()); err != nil || st.Activity != ActivityFailed || st.Detail != "failed status" {

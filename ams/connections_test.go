@@ -105,9 +105,8 @@ func TestCountConnectionsLeavesTheSilentOut(t *testing.T) {
 	for end := time.Now().Add(time.Minute); ; {
 		// One of them sends, the other receives.
 		for _, c := range []net.Conn{theirs[0], ours[1]} {
-			if _, err := c.Write([]byte("x")); err != nil {
-				t.Fatal(err)
-			}
+			_, err = c.Write([]byte("x"))
+			must.OK(t, err)
 		}
 		diff := same(want, count())
 		if diff == "" {
@@ -151,17 +150,11 @@ func TestCountConnectionsOfManyPorts(t *testing.T) {
 		}
 		return n
 	}
-	if n := count(ports...); n != len(ports) {
-		t.Errorf("%d connections to %v", n, ports)
-	}
+	must.Equal(t, fmt.Sprintf("connections to %v", ports), count(ports...), len(ports))
 	for _, p := range ports {
-		if n := count(1, p, 65535); n != 1 {
-			t.Errorf("%d connections to %d", n, p)
-		}
+		must.Equal(t, fmt.Sprintf("connections to %d", p), count(1, p, 65535), 1)
 	}
-	if n := count(1, 65535); n != 0 { // clients never use these ports
-		t.Errorf("%d connections to ports without a listener", n)
-	}
+	must.Equal(t, "connections to ports without a listener", count(1, 65535), 0) // clients never use these ports
 }
 
 // In its own network namespace a machine has remote viewers: the loopback interface owns all of 10.0.0.0/8 there.

@@ -4,6 +4,7 @@
 package ams
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -29,9 +30,7 @@ TimeoutStopSec=140
 ExecStartPre=-+/usr/bin/amsagent converge --before-start
 `
 	got := string(DropIn(netip.MustParseAddr("10.0.0.5"), StopTimeout(4), "/usr/bin/amsagent"))
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
+	must.NoDiff(t, "drop-in", got, want)
 	if got := DropIn(netip.Addr{}, 0, ""); got != nil {
 		t.Errorf("nothing to say, said %q", got)
 	}
@@ -41,9 +40,7 @@ ExecStartPre=-+/usr/bin/amsagent converge --before-start
 	if got := string(DropIn(netip.MustParseAddr("fd00::5"), 0, "")); strings.Contains(got, "Timeout") || !strings.HasSuffix(got, "=fd00::5\n") {
 		t.Errorf("without a timeout: %s", got)
 	}
-	if StopTimeout(-1) != time.Minute {
-		t.Error(StopTimeout(-1))
-	}
+	must.Equal(t, "stop timeout", StopTimeout(-1), time.Minute)
 }
 
 // systemd reads a quoted value unchanged.
@@ -60,9 +57,7 @@ func TestDropInQuotes(t *testing.T) {
 	}
 	for _, addr := range []string{"10.0.0.5", "fd00::5", "fe80::1%eth0", "fe80::1%br-4.100"} {
 		text := DropIn(netip.MustParseAddr(addr), 90*time.Second, "")
-		if got := ParseDropIn(text); got != (DropInValues{Exists: true, Ours: true, HostAddress: addr, StopTimeout: 90 * time.Second}) {
-			t.Errorf("%s: %+v of %s", addr, got, text)
-		}
+		must.Equal(t, fmt.Sprintf("%s of %s", addr, text), ParseDropIn(text), DropInValues{Exists: true, Ours: true, HostAddress: addr, StopTimeout: 90 * time.Second})
 	}
 }
 

@@ -68,9 +68,7 @@ func FuzzServerSettings(f *testing.F) {
 			t.Errorf("%+v", p)
 		}
 		token, err := in.ServerToken(time.Unix(1, 0))
-		if (err == nil) != (token != "") {
-			t.Errorf("%q, %v", token, err)
-		}
+		must.Equal(t, fmt.Sprintf("%q, %v", token, err), err == nil, token != "")
 		props, perr := conf.ParseProperties(b)
 		if perr != nil {
 			return
@@ -105,9 +103,7 @@ func FuzzAnswers(f *testing.F) {
 				t.Errorf("a count of %d", *n)
 			}
 		}
-		if (err == nil) != (known > 0) {
-			t.Errorf("%d figures and %v", known, err)
-		}
+		must.Equal(t, fmt.Sprintf("%d figures and %v", known, err), err == nil, known > 0)
 		l := answer(reply{code: code, body: body})
 		if l.State == Live && code != http.StatusOK {
 			t.Errorf("%d is live", code)

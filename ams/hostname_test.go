@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestLookupHostname(t *testing.T) {
@@ -77,9 +79,7 @@ func TestLookupHostnameBelowRoot(t *testing.T) {
 			if err != nil || h.Name != "node-1" || h.Resolvable() != (c.want != nil) || h.Resolvable() == (h.Problem != "") {
 				t.Errorf("%+v, %v", h, err)
 			}
-			if diff := cmp.Diff(c.want, h.Addrs, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "addresses", h.Addrs, c.want, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }))
 		})
 	}
 	for name, files := range map[string]map[string]string{

@@ -5,6 +5,7 @@ package ams
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,8 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
@@ -40,9 +39,7 @@ func TestOpen(t *testing.T) {
 	root := tree(t, nil)
 	in, err := Open(root, "")
 	must.OK(t, err)
-	if diff := cmp.Diff([]string{"LiveApp", "My App", "canlı-yayın", "root"}, appNames(in)); diff != "" {
-		t.Errorf("apps (-want +got):\n%s", diff)
-	}
+	must.NoDiff(t, "apps", appNames(in), []string{"LiveApp", "My App", "canlı-yayın", "root"})
 	for _, a := range in.Apps {
 		if a.Err != nil || a.DBName == "" || a.Console() != (a.Name == "root") {
 			t.Errorf("app %+v", a)
@@ -57,12 +54,8 @@ func TestOpen(t *testing.T) {
 	if in.Ports.HTTP != 5080 || in.BaseURL() != "http://127.0.0.1:5080" {
 		t.Errorf("%+v", in)
 	}
-	if diff := cmp.Diff(Release{Version: "3.0.3"}, in.Release); diff != "" {
-		t.Errorf("release (-want +got):\n%s", diff)
-	}
-	if len(in.Warnings) != 0 {
-		t.Errorf("warnings: %v", in.Warnings)
-	}
+	must.NoDiff(t, "release", in.Release, Release{Version: "3.0.3"})
+	must.Equal(t, fmt.Sprintf("number of warnings in %v", in.Warnings), len(in.Warnings), 0)
 	if in.Root != root || in.Dir != DefaultDir {
 		t.Errorf("Root %q, Dir %q", in.Root, in.Dir)
 	}
@@ -91,12 +84,8 @@ func TestOpenServerSettings(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			in, err := Open(tree(t, map[string]string{"conf/red5.properties": c.properties}), "")
 			must.OK(t, err)
-			if in.BaseURL() != c.base {
-				t.Errorf("BaseURL = %s, want %s", in.BaseURL(), c.base)
-			}
-			if diff := cmp.Diff(c.warn, warnings(in.Warnings)); diff != "" {
-				t.Errorf("warnings (-want +got):\n%s", diff)
-			}
+			must.Equal(t, "BaseURL", in.BaseURL(), c.base)
+			must.NoDiff(t, "warnings", warnings(in.Warnings), c.warn)
 		})
 	}
 }
@@ -148,13 +137,9 @@ func TestOpenApps(t *testing.T) {
 	in, err := Open(root, "/usr/local/antmedia/")
 	must.OK(t, err)
 	want := []string{"LiveApp", "My App", "again", "bad\nname", "canlı-yayın", "climbing", "folder", "linked", "malformed", "no-db", "root"}
-	if diff := cmp.Diff(want, appNames(in)); diff != "" {
-		t.Errorf("apps (-want +got):\n%s", diff)
-	}
+	must.NoDiff(t, "apps", appNames(in), want)
 	wantWarnings := []string{WarnAppEncoding, WarnAppIncomplete, WarnAppEncoding, WarnAppIncomplete, WarnAppIncomplete, WarnAppIncomplete}
-	if diff := cmp.Diff(wantWarnings, warnings(in.Warnings)); diff != "" {
-		t.Errorf("warnings (-want +got):\n%s\n%v", diff, in.Warnings)
-	}
+	must.NoDiff(t, fmt.Sprintf("warnings\n%v", in.Warnings), warnings(in.Warnings), wantWarnings)
 	for _, w := range in.Warnings {
 		if strings.Contains(w.Text, "\n") {
 			t.Errorf("a warning of two lines: %q", w.Text)
@@ -173,9 +158,7 @@ func TestOpenApps(t *testing.T) {
 	if a := apps["climbing"]; a.DBName != "climbing" {
 		t.Errorf("climbing: %+v", a)
 	}
-	if apps["again"].File.Real != apps["LiveApp"].File.Real {
-		t.Errorf("again: %+v", apps["again"])
-	}
+	must.Equal(t, "the file of again", apps["again"].File.Real, apps["LiveApp"].File.Real)
 	var syntax *conf.SyntaxError
 	if a := apps["malformed"]; !errors.As(a.Err, &syntax) || says(a.Err, "unreadable: ") {
 		t.Errorf("malformed: %v", a.Err)
@@ -199,9 +182,7 @@ func TestOpenLinkedTree(t *testing.T) {
 	must.OK(t, os.Symlink("/etc-antmedia", filepath.Join(root, "usr/local/antmedia/conf")))
 	in, err := Open(root, "/usr/local/antmedia-link")
 	must.OK(t, err)
-	if want := filepath.Join(root, "etc-antmedia/red5.properties"); in.Server.Real != want {
-		t.Errorf("server file at %s, want %s", in.Server.Real, want)
-	}
+	must.Equal(t, "server file at", in.Server.Real, filepath.Join(root, "etc-antmedia/red5.properties"))
 	if len(in.Apps) != 4 || in.Dir != "/usr/local/antmedia-link" {
 		t.Errorf("%+v", in)
 	}

@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -50,9 +48,7 @@ func TestCheckLiveness(t *testing.T) {
 			defer srv.Close()
 			// The environment's proxies are ignored.
 			t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
-			if diff := cmp.Diff(c.want, CheckLiveness(t.Context(), nil, srv.URL)); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "check liveness", CheckLiveness(t.Context(), nil, srv.URL), c.want)
 		})
 	}
 }
@@ -161,12 +157,9 @@ func TestPollingClient(t *testing.T) {
 	must.OK(t, srv.Close())
 	ask(AppRefused)
 	opens(0)
-	if now := conns.Lost(); now != lost+1 {
-		t.Errorf("left without a connection %d times, %d before the server closed", now, lost)
-	}
-	if l, err = net.Listen("tcp", address); err != nil {
-		t.Fatal(err)
-	}
+	must.Equal(t, "connections lost after the server closed", conns.Lost(), lost+1)
+	l, err = net.Listen("tcp", address)
+	must.OK(t, err)
 	srv = serve(l)
 	defer func() { _ = srv.Close() }()
 	ask(AppServes)

@@ -72,9 +72,7 @@ func TestEditedAfter(t *testing.T) {
 		must.OK(t, os.Chtimes(filepath.Join(root, name), time.Time{}, started.Add(at)))
 	}
 	for path, want := range map[string]bool{"/before": false, "/same": false, "/after": true, "/gone": false, "/link": true, "/long": true, "/loop": false} {
-		if got := EditedAfter(root, path, started); got != want {
-			t.Errorf("%s: %v", path, got)
-		}
+		must.Equal(t, path, EditedAfter(root, path, started), want)
 	}
 }
 
@@ -112,8 +110,6 @@ func TestOtherTree(t *testing.T) {
 		{"the next start is of this one", State{MainPID: 12, WorkingDirectory: "/opt/a"}, ""},
 		{"no such process", State{MainPID: 14}, ""},
 	} {
-		if got := in.OtherTree(tt.st); got != tt.want {
-			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
-		}
+		must.Equal(t, tt.name, in.OtherTree(tt.st), tt.want)
 	}
 }

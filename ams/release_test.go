@@ -16,8 +16,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -55,9 +53,7 @@ func TestReleaseAtLeast(t *testing.T) {
 		"unknown": false, "1.9.1": false, "2.4.9": false, "2.5": false, "2.5.0.1-SNAPSHOT": false, "2.5.0.1_rc1": false, "2.5.0.1": true, "2.5.0.1_hotfix1": true,
 		"2.5.1-SNAPSHOT": true, "2.5.1": true, "2.10.0": true, "3": true, "3.0.3-beta": true,
 	} {
-		if got := release(t, version).AtLeast(want...); got != at {
-			t.Errorf("%s at least %v: %v", version, want, got)
-		}
+		must.Equal(t, fmt.Sprintf("%s at least %v", version, want), release(t, version).AtLeast(want...), at)
 	}
 	if !release(t, "2.5").AtLeast(2, 5, 0) || release(t, "2.5-SNAPSHOT").AtLeast(2, 5) || !release(t, "2.5-SNAPSHOT").AtLeast(2, 4, 3) {
 		t.Error("2.5 and its SNAPSHOT")
@@ -131,9 +127,7 @@ func TestJarRelease(t *testing.T) {
 				}
 				return
 			}
-			if diff := cmp.Diff(c.want, got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "release", got, c.want)
 		})
 	}
 }
@@ -195,9 +189,8 @@ func forgedJar(t *testing.T, size int64, directory []byte) (root string) {
 		b  []byte
 		at int64
 	}{{directory, at - int64(length)}, {b, at}} {
-		if _, err := f.WriteAt(part.b, part.at); err != nil {
-			t.Fatal(err)
-		}
+		_, err = f.WriteAt(part.b, part.at)
+		must.OK(t, err)
 	}
 	return root
 }
@@ -243,9 +236,8 @@ func FuzzJar(f *testing.F) {
 		if err == nil {
 			_, err = m.Write([]byte(content))
 		}
-		if err = errors.Join(err, w.Close()); err != nil {
-			f.Fatal(err)
-		}
+		err = errors.Join(err, w.Close())
+		must.OK(f, err)
 		return b.Bytes()
 	}
 	f.Add(z(zip.Store, "Implementation-Version: 3.0.3\n"))
@@ -301,8 +293,6 @@ func FuzzParseRelease(f *testing.F) {
 		if err != nil || again != r {
 			t.Errorf("%q became %+v, then %+v, %v", s, r, again, err)
 		}
-		if fmt.Sprint(r) != r.Version {
-			t.Errorf("%q prints as %q", r.Version, r)
-		}
+		must.Equal(t, "printed", fmt.Sprint(r), r.Version)
 	})
 }

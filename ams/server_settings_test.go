@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -75,9 +73,7 @@ func TestLimits(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if got := opened(t, map[string]string{"conf/red5.properties": tt.file}).Limits; got != tt.want {
-				t.Errorf("%+v, want %+v", got, tt.want)
-			}
+			must.Equal(t, "limits", opened(t, map[string]string{"conf/red5.properties": tt.file}).Limits, tt.want)
 		})
 	}
 }
@@ -118,12 +114,8 @@ func TestSessionsCorpus(t *testing.T) {
 func TestDatabases(t *testing.T) {
 	in := opened(t, map[string]string{"webapps/again/WEB-INF/red5-web.properties": appProperties("live")})
 	got, err := in.Databases()
-	if err != nil {
-		t.Error(err)
-	}
-	if diff := cmp.Diff([]string{"livedb", "mydb", "yayindb"}, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
+	must.OK(t, err)
+	must.NoDiff(t, "databases", got, []string{"livedb", "mydb", "yayindb"})
 	in = opened(t, map[string]string{
 		"webapps/bad/WEB-INF/red5-web.properties":   "db.name=\\u12\n",
 		"webapps/no-db/WEB-INF/red5-web.properties": "",
@@ -138,9 +130,7 @@ func TestDatabases(t *testing.T) {
 	if !strings.Contains(err.Error(), "db.name has 51202 bytes") || len(err.Error()) > 2000 {
 		t.Errorf("a name that is too long: %.2000v", err)
 	}
-	if len(got) != 4 {
-		t.Errorf("the others: %q", got)
-	}
+	must.Equal(t, fmt.Sprintf("the others: %q", got), len(got), 4)
 }
 
 const jwt = "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey="
@@ -148,9 +138,7 @@ const jwt = "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey="
 // The secret and the token are from the vendor's documentation.
 func TestTokenOfTheDocumentation(t *testing.T) {
 	want := "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.e30.tA6sZwz_MvD9Nocf3Xv_DXhJaeTNgfsHPlg3RHEoZRk"
-	if got := token("cizvvh7f6ys0w3x0s1gzg6c2qzpk0gb9", "{}"); got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
+	must.Equal(t, "token", token("cizvvh7f6ys0w3x0s1gzg6c2qzpk0gb9", "{}"), want)
 }
 
 func TestServerToken(t *testing.T) {
@@ -169,9 +157,7 @@ func TestServerToken(t *testing.T) {
 			}
 			mac := hmac.New(sha256.New, []byte(c.secret))
 			mac.Write([]byte(parts[0] + "." + parts[1]))
-			if want := base64.RawURLEncoding.EncodeToString(mac.Sum(nil)); parts[2] != want {
-				t.Errorf("signature %s, want %s", parts[2], want)
-			}
+			must.Equal(t, "signature", parts[2], base64.RawURLEncoding.EncodeToString(mac.Sum(nil)))
 			var decoded [2]map[string]any
 			for i := range decoded {
 				b, err := base64.RawURLEncoding.DecodeString(parts[i])
@@ -181,9 +167,7 @@ func TestServerToken(t *testing.T) {
 				must.OK(t, err)
 			}
 			want := [2]map[string]any{{"alg": "HS256", "typ": "JWT"}, {"exp": float64(1_800_000_060)}}
-			if diff := cmp.Diff(want, decoded); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "payload", decoded, want)
 		})
 	}
 }

@@ -6,6 +6,7 @@ package ams
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -13,7 +14,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -102,9 +102,7 @@ func TestWaitStable(t *testing.T) {
 				if is != errors.Is(c.want, died) || !is && !errors.Is(err, c.want) || err != nil && !strings.Contains(err.Error(), c.text) {
 					t.Errorf("got %v", err)
 				}
-				if took := time.Since(begin); took != c.after {
-					t.Errorf("took %s, want %s", took, c.after)
-				}
+				must.Equal(t, "took", time.Since(begin), c.after)
 				if unstable != nil && !strings.Contains(Hint(err), "journalctl -u antmedia.service") {
 					t.Errorf("hint %q", Hint(err))
 				}
@@ -133,17 +131,13 @@ func TestStateString(t *testing.T) {
 		"inactive (dead)":          {Activity: ActivityInactive, Sub: "dead", Result: "success"},
 		"active (running, restarted 4 times by itself)": {Activity: ActivityActive, Sub: "running", Restarts: 4, Exit: "exit status 1"},
 	} {
-		if got := st.String(); got != want {
-			t.Errorf("%+v = %q, want %q", st, got, want)
-		}
+		must.Equal(t, fmt.Sprintf("%+v", st), st.String(), want)
 	}
 }
 
 func TestStartCommand(t *testing.T) {
 	for name, want := range map[string]string{DefaultUnit: "systemctl start antmedia.service", "/opt/ctl.sh": "/opt/ctl.sh start"} {
-		if got := StartCommand(name); got != want {
-			t.Errorf("%s: %q, want %q", name, got, want)
-		}
+		must.Equal(t, name, StartCommand(name), want)
 	}
 }
 
@@ -158,9 +152,7 @@ func TestNone(t *testing.T) {
 			t.Errorf("%s: %v", verb, err)
 		}
 	}
-	if err := s.Reload(t.Context()); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, s.Reload(t.Context()))
 }
 
 // fakeBus is systemd with one unit.
@@ -239,12 +231,8 @@ func TestSystemdJobs(t *testing.T) {
 				if verb == "stop" {
 					wantCalls = wantCalls[1:]
 				}
-				if diff := cmp.Diff(wantCalls, b.calls); diff != "" {
-					t.Errorf("calls (-want +got):\n%s", diff)
-				}
-				if b.closed != *dials {
-					t.Errorf("%d connections, %d closed", *dials, b.closed)
-				}
+				must.NoDiff(t, "calls", b.calls, wantCalls)
+				must.Equal(t, "connections closed", b.closed, *dials)
 				var job *JobError
 				switch {
 				case result == "done" && err != nil:
@@ -283,9 +271,7 @@ func TestSystemdJobNeverEnds(t *testing.T) {
 		if !errors.As(err, &job) || !job.Pending() || !errors.Is(err, context.DeadlineExceeded) || job.State.Activity != ActivityActivating {
 			t.Errorf("got %v", err)
 		}
-		if time.Since(begin) != 7*time.Second {
-			t.Errorf("took %s", time.Since(begin))
-		}
+		must.Equal(t, "took", time.Since(begin), 7*time.Second)
 	})
 	t.Run("nor does the caller set a limit", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -367,9 +353,7 @@ func TestSystemdState(t *testing.T) {
 	s, _ := fakeSystemd(&fakeBus{props: full})
 	got, err := s.State(t.Context())
 	must.OK(t, err)
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
+	must.NoDiff(t, "units", got, want)
 	if !got.Running() || !got.Known() || got.Crashing() {
 		t.Errorf("%+v", got)
 	}

@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -70,9 +71,7 @@ func TestCheckServing(t *testing.T) {
 				_, _ = io.WriteString(w, c.body)
 			}))
 			defer srv.Close()
-			if diff := cmp.Diff(c.want, CheckServing(t.Context(), nil, srv.URL, c.app)); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "answer", CheckServing(t.Context(), nil, srv.URL, c.app), c.want)
 		})
 	}
 }
@@ -140,9 +139,7 @@ func TestCheckServingNotDeployed(t *testing.T) {
 				_, _ = io.WriteString(w, nobody(r.URL.Path))
 			}))
 			defer srv.Close()
-			if diff := cmp.Diff(tt.want, CheckServing(ctx, nil, srv.URL, "LiveApp")); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "answer", CheckServing(ctx, nil, srv.URL, "LiveApp"), tt.want)
 		})
 	}
 }
@@ -325,19 +322,13 @@ func TestInitialized(t *testing.T) {
 				must.OK(t, os.Chtimes(name, started.Add(when), started.Add(when)))
 			}
 			in := &Installation{Root: root, Dir: "/ams"}
-			if got := in.Initialized(tt.app, started); got != tt.want {
-				t.Errorf("%t, want %t", got, tt.want)
-			}
+			must.Equal(t, "initialized", in.Initialized(tt.app, started), tt.want)
 			// If the start time is not known, only the marks decide.
 			want := tt.want || len(tt.marks) == 1 && tt.marks[0] == InitializedName
-			if got := in.Initialized(tt.app, time.Time{}); got != want {
-				t.Errorf("without the time of the start: %t, want %t", got, want)
-			}
+			must.Equal(t, "without the time of the start", in.Initialized(tt.app, time.Time{}), want)
 			for version, want := range map[string]bool{"2.10.0": true, "2.11.0": tt.want, "3.0.3": tt.want} {
 				in.Release = Release{Version: version}
-				if got := in.Initialized(tt.app, started); got != want {
-					t.Errorf("%s: %t, want %t", version, got, want)
-				}
+				must.Equal(t, version, in.Initialized(tt.app, started), want)
 			}
 		})
 	}
@@ -353,8 +344,6 @@ func TestMadeSince(t *testing.T) {
 	name := filepath.Join(root, "ams/webapps/LiveApp/WEB-INF/web.xml")
 	must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, nil, 0o644), os.Chtimes(name, time.Time{}, now.Add(-2*time.Hour))))
 	for age, want := range map[time.Duration]bool{time.Hour: true, -time.Hour: false} {
-		if got := in.MadeSince("LiveApp", now.Add(-age)); got != want {
-			t.Errorf("made in the last %s: %t, although its archive is old", age, got)
-		}
+		must.Equal(t, fmt.Sprintf("made in the last %s, although its archive is old", age), in.MadeSince("LiveApp", now.Add(-age)), want)
 	}
 }

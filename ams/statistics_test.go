@@ -17,8 +17,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -60,9 +58,7 @@ func TestReadStatistics(t *testing.T) {
 				if r.Method != http.MethodGet || r.URL.Path != "/rest/v2/system-resources" || r.Header.Get("X-Forwarded-For") != "" {
 					t.Errorf("%s %s %v", r.Method, r.URL, r.Header)
 				}
-				if r.Header.Get("ProxyAuthorization") != "to.k.en" {
-					t.Errorf("token %q", r.Header.Get("ProxyAuthorization"))
-				}
+				must.Equal(t, "token", r.Header.Get("ProxyAuthorization"), "to.k.en")
 				if c.code == 302 {
 					w.Header().Set("Location", "/elsewhere")
 				}
@@ -78,9 +74,7 @@ func TestReadStatistics(t *testing.T) {
 			if err != nil && (!says(err, c.err) || !says(err, c.text) || strings.Contains(err.Error(), "to.k.en")) {
 				t.Errorf("%v", err)
 			}
-			if diff := cmp.Diff(c.want, got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "statistics", got, c.want)
 		})
 	}
 }

@@ -64,9 +64,8 @@ func jar(t *testing.T, members map[string]string) string {
 	for name, content := range members {
 		w, err := z.Create(name)
 		must.OK(t, err)
-		if _, err := w.Write([]byte(content)); err != nil {
-			t.Fatal(err)
-		}
+		_, err = w.Write([]byte(content))
+		must.OK(t, err)
 	}
 	must.OK(t, z.Close())
 	return b.String()

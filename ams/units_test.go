@@ -14,8 +14,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -78,12 +76,8 @@ func TestUnits(t *testing.T) {
 			if err := u.Enable(t.Context()); !errors.Is(err, tt.want) {
 				t.Errorf("Enable() = %v, want %v", err, tt.want)
 			}
-			if err := u.Disable(t.Context()); err != nil {
-				t.Errorf("Disable() = %v", err)
-			}
-			if diff := cmp.Diff(tt.calls, b.calls); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.Equal(t, "Disable()", u.Disable(t.Context()), nil)
+			must.NoDiff(t, "calls", b.calls, tt.calls)
 		})
 	}
 }
@@ -110,17 +104,13 @@ func TestUnitsRefused(t *testing.T) {
 	if err := u.Enable(t.Context()); !errors.Is(err, refused) {
 		t.Errorf("got %v", err)
 	}
-	if diff := cmp.Diff([]string{"enable agent.service"}, b.calls); diff != "" {
-		t.Error(diff)
-	}
+	must.NoDiff(t, "calls", b.calls, []string{"enable agent.service"})
 	u, b = fakeUnits(map[string]string{"agent.service": "enabled active"})
 	b.jobErr = refused
 	if err := u.Disable(t.Context()); !errors.Is(err, refused) {
 		t.Errorf("got %v", err)
 	}
-	if diff := cmp.Diff([]string{"disable agent.service", "reload", "stop agent.service"}, b.calls); diff != "" {
-		t.Error(diff)
-	}
+	must.NoDiff(t, "calls", b.calls, []string{"disable agent.service", "reload", "stop agent.service"})
 }
 
 func TestUnitsStartTakesLong(t *testing.T) {
