@@ -51,9 +51,7 @@ func connect(t *testing.T, uri string, o Options) *Client {
 	c, err := Connect(t.Context(), target, o)
 	must.OK(t, err)
 	t.Cleanup(func() {
-		if err := c.Close(context.Background()); err != nil {
-			t.Errorf("Close: %v", err)
-		}
+		must.Equal(t, "Close", c.Close(context.Background()), nil)
 	})
 	return c
 }
@@ -68,9 +66,7 @@ func checkError(t *testing.T, err error, kind Kind, host string) *Error {
 	if e.Kind != kind || KindOf(fmt.Errorf("wrapped: %w", err)) != kind {
 		t.Errorf("kind = %s, want %s (%v)", e.Kind, kind, err)
 	}
-	if e.Host != host {
-		t.Errorf("host = %q, want %q (%v)", e.Host, host, err)
-	}
+	must.Equal(t, fmt.Sprintf("host in %v", err), e.Host, host)
 	for e := err; e != nil; e = errors.Unwrap(e) {
 		for how, out := range printouts(e) {
 			if strings.Contains(out, secretMark) {
@@ -400,9 +396,7 @@ func TestTLS(t *testing.T) {
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.kind == "" {
-				if errs[i] != nil {
-					t.Fatal(errs[i])
-				}
+				must.OK(t, errs[i])
 				return
 			}
 			e := checkError(t, errs[i], tt.kind, hosts[i])

@@ -5,8 +5,6 @@ package cluster
 
 import (
 	"encoding/json"
-	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -73,9 +71,7 @@ func FuzzReadEvent(f *testing.F) {
 		if _, err := json.Marshal(e); err != nil {
 			t.Errorf("%#v cannot be shown as JSON: %v", e, err)
 		}
-		if again := readEvent(data); !reflect.DeepEqual(e, again) {
-			t.Errorf("%#v, and read again %#v", e, again)
-		}
+		must.NoDiff(t, "read again", readEvent(data), e)
 	})
 }
 
@@ -121,9 +117,7 @@ func TestHistory(t *testing.T) {
 					t.Errorf("%+v", e)
 				}
 			}
-			if !slices.Equal(kinds, tt.want) {
-				t.Errorf("%q, want %q", kinds, tt.want)
-			}
+			must.NoDiff(t, "kinds", kinds, tt.want)
 		})
 	}
 	silent := History(node(StateActive, "join", time.Hour), node(StateActive, ReasonRun, 0), now)

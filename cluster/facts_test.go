@@ -4,11 +4,9 @@
 package cluster
 
 import (
-	"slices"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -21,9 +19,7 @@ func TestReplicaSet(t *testing.T) {
 	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(), nil }
 	c := connect(t, "mongodb://"+s.listener.Addr().String()+"/?directConnection=true", Options{})
 	must.OK(t, c.Ping(t.Context()))
-	if d := cmp.Diff(ReplicaSet{Name: "rs0", Hosts: []string{"a:1", "b:1", "c:1"}}, c.ReplicaSet()); d != "" {
-		t.Error(d)
-	}
+	must.NoDiff(t, "replica set", c.ReplicaSet(), ReplicaSet{Name: "rs0", Hosts: []string{"a:1", "b:1", "c:1"}})
 }
 
 // OpenToAll sends no password, even if the connection string has one.
@@ -88,11 +84,7 @@ func TestHostNames(t *testing.T) {
 	} {
 		target, err := ParseTarget(text)
 		must.OK(t, err)
-		if got := target.HostNames(); !slices.Equal(got, want) {
-			t.Errorf("%s: %v", text, got)
-		}
-		if target.UsesTLS() != target.SRV() {
-			t.Errorf("%s: TLS %v", text, target.UsesTLS())
-		}
+		must.NoDiff(t, text, target.HostNames(), want)
+		must.Equal(t, text+": TLS", target.UsesTLS(), target.SRV())
 	}
 }

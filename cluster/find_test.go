@@ -84,9 +84,7 @@ func TestRefusalWithoutItsCommand(t *testing.T) {
 	}
 	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 3 * time.Second})
 	err := c.CheckRead(t.Context(), []string{"liveapp"})
-	if KindOf(err) != KindForbidden {
-		t.Fatalf("%v", err)
-	}
+	must.Equal(t, fmt.Sprintf("kind of %v", err), KindOf(err), KindForbidden)
 	for _, no := range []string{"lsid", "clusterTime", "filter", "{"} {
 		if strings.Contains(err.Error(), no) {
 			t.Errorf("the message has %s: %v", no, err)

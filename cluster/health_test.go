@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
 
@@ -104,9 +105,7 @@ func (s *stage) bystander() { s.heartbeat(bystander, "10.0.0.250") }
 func (s *stage) want(want string) {
 	s.t.Helper()
 	s.bystander()
-	if got := s.members(); got != want {
-		s.t.Errorf("after %s: %s\nwant %s", s.now.Format("04:05"), got, want)
-	}
+	must.NoDiff(s.t, "after "+s.now.Format("04:05"), s.members(), want)
 }
 
 func TestHealths(t *testing.T) {
@@ -334,9 +333,7 @@ func TestAgeOfAChange(t *testing.T) {
 	s.pass(2 * time.Second)
 	s.heartbeat("a", "10.0.0.1")
 	s.skew = 10 * time.Minute
-	if got := s.look()[0].Agent.Age; got != seconds.Duration(2*time.Second) {
-		t.Errorf("the age is %s", got)
-	}
+	must.Equal(t, "the age", s.look()[0].Agent.Age, seconds.Duration(2*time.Second))
 }
 
 // On a first look after an outage of MongoDB, no node is gone.

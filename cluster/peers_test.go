@@ -8,8 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
 
@@ -20,9 +19,7 @@ func TestPeersAfterFailover(t *testing.T) {
 	zero := time.Duration(0)
 	want := func(want ...string) {
 		t.Helper()
-		if diff := cmp.Diff(want, p.serving(s.seen(), []string{"i-a", "i-b"})); diff != "" {
-			t.Errorf("at %s -want +got\n%s", s.now.Format("04:05"), diff)
-		}
+		must.NoDiff(t, "at "+s.now.Format("04:05"), p.serving(s.seen(), []string{"i-a", "i-b"}), want)
 	}
 	for _, id := range []string{"i-a", "i-b"} {
 		s.heartbeat(id, "10.0.0."+id, func(n *Node) { n.State, n.Clock = StateDraining, (*seconds.Duration)(&zero) })
@@ -58,9 +55,7 @@ func TestPeersThatJoinedSince(t *testing.T) {
 	beats("i-b")
 	s.pass(24 * time.Second) // MongoDB elects
 	beats("i-a")
-	if diff := cmp.Diff([]string{"i-a", "i-b"}, p.serving(s.seen(), []string{"i-a", "i-b"})); diff != "" {
-		t.Errorf("-want +got\n%s", diff)
-	}
+	must.NoDiff(t, "serving", p.serving(s.seen(), []string{"i-a", "i-b"}), []string{"i-a", "i-b"})
 }
 
 // A machine whose record cannot be read may serve.
@@ -68,9 +63,7 @@ func TestPeersWithABadRecord(t *testing.T) {
 	var p Peers
 	l := newStage(t).seen()
 	l.Bad = []BadRecordError{{ID: "i-b"}, {ID: "i-c", name: "edge_3"}}
-	if diff := cmp.Diff([]string{"EDGE_3", "i-b"}, p.serving(l, []string{"i-a", "i-b", "edge_2", "EDGE_3", ""})); diff != "" {
-		t.Errorf("-want +got\n%s", diff)
-	}
+	must.NoDiff(t, "serving", p.serving(l, []string{"i-a", "i-b", "edge_2", "EDGE_3", ""}), []string{"EDGE_3", "i-b"})
 }
 
 func TestServing(t *testing.T) {
@@ -113,9 +106,7 @@ func TestServing(t *testing.T) {
 				}
 				got = p.serving(l, tc.machines)
 			}
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("-want +got\n%s", diff)
-			}
+			must.NoDiff(t, "peers", got, tc.want)
 		})
 	}
 }

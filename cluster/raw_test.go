@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
@@ -78,9 +77,7 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got := readAMSNode(raw(t, tt.doc))
-			if diff := cmp.Diff(tt.want, got, cmpopts.IgnoreUnexported(AMSNode{})); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			must.NoDiff(t, "node", got, tt.want, cmpopts.IgnoreUnexported(AMSNode{}))
 			if _, err := json.Marshal(got); err != nil {
 				t.Errorf("it cannot be shown as JSON: %v", err)
 			}
@@ -144,9 +141,7 @@ func TestAMSNodeFresh(t *testing.T) {
 		0: true, 20 * time.Second: true, 20*time.Second + time.Millisecond: false,
 		time.Hour: false, -10 * time.Minute: true, // for AMS, a time in the future is fresh, too
 	} {
-		if got := (AMSNode{LastUpdate: now.Add(-age)}).Fresh(now); got != want {
-			t.Errorf("age %s: Fresh = %v, want %v", age, got, want)
-		}
+		must.Equal(t, fmt.Sprintf("age %s: Fresh", age), (AMSNode{LastUpdate: now.Add(-age)}).Fresh(now), want)
 	}
 	if (AMSNode{}).Fresh(time.Time{}) {
 		t.Error("a node without a time is fresh")
@@ -169,9 +164,7 @@ func TestAddresses(t *testing.T) {
 		{"", "", true},
 		{"", "10.0.0.3", false},
 	} {
-		if got := SameAddress(tt.a, tt.b); got != tt.same {
-			t.Errorf("SameAddress(%q, %q) = %v", tt.a, tt.b, got)
-		}
+		must.Equal(t, fmt.Sprintf("SameAddress(%q, %q)", tt.a, tt.b), SameAddress(tt.a, tt.b), tt.same)
 	}
 	for address, want := range map[string]string{
 		"10.0.0.3":           `{"ip": {"$in": ["10.0.0.3"]}}`,
@@ -179,9 +172,7 @@ func TestAddresses(t *testing.T) {
 		"fd00::1":            `{"ip": {"$in": ["fd00:0:0:0:0:0:0:1","fd00::1"]}}`,
 		"fd00:0:0:0:0:0:0:1": `{"ip": {"$in": ["fd00:0:0:0:0:0:0:1","fd00::1"]}}`,
 	} {
-		if got := raw(t, addressFilter("ip", address)).String(); got != want {
-			t.Errorf("%s:\n got %s\nwant %s", address, got, want)
-		}
+		must.NoDiff(t, address, raw(t, addressFilter("ip", address)).String(), want)
 	}
 }
 
@@ -233,12 +224,8 @@ func TestWaitErrorTexts(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			e := tt.seen
 			e.text = e.judge(tt.before, now)
-			if e.Elsewhere != tt.elsewhere {
-				t.Errorf("elsewhere is %v", e.Elsewhere)
-			}
-			if got := e.Error(); got != tt.text {
-				t.Errorf("got  %s\nwant %s", got, tt.text)
-			}
+			must.Equal(t, "elsewhere", e.Elsewhere, tt.elsewhere)
+			must.Equal(t, "text", e.Error(), tt.text)
 		})
 	}
 	var many []AMSNode

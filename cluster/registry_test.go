@@ -97,16 +97,12 @@ func TestRegisterRecord(t *testing.T) {
 				}
 			}
 			got = strings.Join([]string{is.Role, string(is.State), is.Reason, beat}, " ")
-			if changed := !tt.was.readable() || tt.was.State != is.State || beat == "new"; changed != begins {
-				t.Errorf("%s: the state begins: %t", name, begins)
-			}
+			must.Equal(t, name+": the state begins", !tt.was.readable() || tt.was.State != is.State || beat == "new", begins)
 			if is.State == StateActive && (is.StopFailed || is.LeftBy != "") {
 				t.Errorf("%s: %+v", name, is)
 			}
 		}
-		if got != tt.want {
-			t.Errorf("%s: %s, want %s", name, got, tt.want)
-		}
+		must.Equal(t, name, got, tt.want)
 	}
 	// Values that only the daemon knows are kept.
 	if is, _ := register(stored(nil), self(nil), RegisterOptions{}, noon); is.Interval != seconds.Duration(5*time.Second) || is.Port != 5080 {
@@ -175,9 +171,7 @@ func TestTransitionRecord(t *testing.T) {
 	}
 	again, err := transition(left, self(nil), StateLeft, "scale-in", Details{}, noon)
 	must.OK(t, err)
-	if diff := cmp.Diff(left, again, cmp.AllowUnexported(record{})); diff != "" {
-		t.Errorf("made again:\n%s", diff)
-	}
+	must.NoDiff(t, "made again", again, left, cmp.AllowUnexported(record{}))
 	for name, tt := range map[string]struct {
 		was  *record
 		self Node
@@ -320,9 +314,7 @@ func TestLostReplies(t *testing.T) {
 				c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 20 * time.Second})
 				must.OK(t, call.do(t, c))
 				for k, v := range call.want {
-					if a.doc[k] != v {
-						t.Errorf("%s is %v, want %v", k, a.doc[k], v)
-					}
+					must.Equal(t, k, a.doc[k], v)
 				}
 				if a.since != nil && (name != "register" || a.writes == 1) && a.doc["drift"] != "theirs" {
 					t.Errorf("the other's write is lost: %v", a.doc)
@@ -401,9 +393,7 @@ func TestDecode(t *testing.T) {
 		if r.bad == nil || r.bad.ID != "i-1" || len(r.bad.Error()) > 300 {
 			t.Errorf("%s: %v", name, r.bad)
 		}
-		if diff := cmp.Diff(Node{ID: "i-1"}, r.Node, cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("%s is half read:\n%s", name, diff)
-		}
+		must.NoDiff(t, name+" is half read", r.Node, Node{ID: "i-1"}, cmpopts.EquateEmpty())
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
@@ -164,9 +163,7 @@ func TestParseTargetAccepts(t *testing.T) {
 				"hosts": got.Hosts(), "addrs": got.addresses(), "user": got.Username(), "password": decoded(got.get().password),
 				"redacted": got.Redacted(),
 			}
-			if diff := cmp.Diff(want, have); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			must.NoDiff(t, "target", have, want)
 			checkTarget(t, got)
 		})
 	}
@@ -191,9 +188,7 @@ func checkTarget(t *testing.T, got Target) {
 	if err != nil {
 		t.Fatalf("parsing URI: %v", err)
 	}
-	if diff := cmp.Diff(got.Hosts(), full.Hosts()); diff != "" {
-		t.Errorf("hosts of URI (-Raw +URI):\n%s", diff)
-	}
+	must.NoDiff(t, "hosts of URI (-Raw +URI)", full.Hosts(), got.Hosts())
 	if less := got.Schemeless().Reveal(); !got.SRV() && schemePlain+less != got.URI().Reveal() {
 		t.Errorf("Schemeless is not the URI without its scheme")
 	} else if got.SRV() && less != "" {
@@ -212,9 +207,7 @@ func checkTarget(t *testing.T, got Target) {
 		other := *p
 		other.password = "x"
 		hidden := &other
-		if shown := (Target{&hidden}).Redacted(); shown != got.Redacted() {
-			t.Errorf("Redacted depends on the password: %q, %q", got.Redacted(), shown)
-		}
+		must.Equal(t, "Redacted depends on the password", (Target{&hidden}).Redacted(), got.Redacted())
 	}
 }
 
@@ -311,18 +304,14 @@ func TestTargetWarnings(t *testing.T) {
 	got, err := ParseTarget("mongodb+srv://db.internal/?tlsCAFile=x&w=1&w=2&apiToken=" + secretMark)
 	must.OK(t, err)
 	want := []string{"option tlsCAFile: AMS's Java driver ignores it and uses the trust and key stores of its JVM"}
-	if diff := cmp.Diff(want, got.Warnings()); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
-	}
+	must.NoDiff(t, "warnings", got.Warnings(), want)
 	if strings.Contains(got.Redacted(), secretMark) {
 		t.Errorf("an unknown option shows its value: %v", got)
 	}
 	if !got.HasCredentials() {
 		t.Error("an option that sounds secret does not count as a credential")
 	}
-	if got.option("W") != "2" {
-		t.Errorf("option: w=%q", got.option("W"))
-	}
+	must.Equal(t, "option: w", got.option("W"), "2")
 }
 
 func TestTargetProperties(t *testing.T) {
@@ -341,9 +330,7 @@ func TestTargetProperties(t *testing.T) {
 		if (err != nil) != (want == [2]bool{} && strings.Contains(in, "10.1.1") && !strings.Contains(in, "10.1.1.1")) {
 			t.Fatalf("ParseTarget(%q): %v", in, err)
 		}
-		if have := [2]bool{got.Loopback(), got.HasCredentials()}; have != want {
-			t.Errorf("%s: loopback, credentials = %v, want %v", in, have, want)
-		}
+		must.Equal(t, in+": loopback, credentials", [2]bool{got.Loopback(), got.HasCredentials()}, want)
 	}
 	var zero Target
 	if zero.Loopback() || zero.HasCredentials() || !zero.IsZero() || zero.Redacted() != "" || zero.URI() != "" {
@@ -383,9 +370,7 @@ func FuzzParseTarget(f *testing.F) {
 			}
 			return
 		}
-		if diff := cmp.Diff(got.Hosts(), opts.Hosts); diff != "" {
-			t.Errorf("hosts, -ours +driver:\n%s", diff)
-		}
+		must.NoDiff(t, "hosts, -ours +driver", opts.Hosts, got.Hosts())
 		if opts.Auth != nil && (opts.Auth.Username != got.Username() || opts.Auth.Password != decoded(got.get().password)) {
 			t.Errorf("the driver reads credentials %q %q, we %q %q",
 				opts.Auth.Username, opts.Auth.Password, got.Username(), decoded(got.get().password))
