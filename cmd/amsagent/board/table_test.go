@@ -11,8 +11,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
@@ -142,20 +140,12 @@ func TestNodesSummary(t *testing.T) {
 		{"no roles", []Node{aNode(0, func(v *Node) { v.Node.Role = "" })}, "1 node: 1 healthy; 0 publishers, 0 viewers"},
 		{"some without", []Node{aNode(0, func(v *Node) { v.Node.Role = "" }), aNode(1)}, "2 nodes: 2 healthy; 1 origin, 1 without a role; 1 publisher, 31 viewers"},
 	} {
-		if got := Headline(dataOf(tt.members), output.Palette{}); got != tt.want {
-			t.Errorf("%s:\n%s\nwant\n%s", tt.name, got, tt.want)
-		}
+		must.NoDiff(t, tt.name, Headline(dataOf(tt.members), output.Palette{}), tt.want)
 	}
-	if got := Headline(Nodes{}, output.Palette{}); got != "no nodes: nothing is registered, or nothing matches" {
-		t.Error(got)
-	}
-	if got := Headline(Nodes{LeftHidden: 1}, output.Palette{}); got != "no nodes" {
-		t.Error(got)
-	}
+	must.Equal(t, "headline", Headline(Nodes{}, output.Palette{}), "no nodes: nothing is registered, or nothing matches")
+	must.Equal(t, "headline", Headline(Nodes{LeftHidden: 1}, output.Palette{}), "no nodes")
 	some := dataOf([]Node{aNode(0, func(v *Node) { v.Node.Role = "" }), aNode(1)})
-	if diff := cmp.Diff(map[string]int{"none": 1, "origin": 1}, some.Summary.Roles); diff != "" {
-		t.Error(diff)
-	}
+	must.NoDiff(t, "roles", some.Summary.Roles, map[string]int{"none": 1, "origin": 1})
 }
 
 func TestNodesSort(t *testing.T) {
@@ -174,9 +164,7 @@ func TestNodesSort(t *testing.T) {
 		for _, m := range members {
 			order = append(order, m.Address()[len("10.0.0."):])
 		}
-		if got := strings.Join(order, " "); got != want {
-			t.Errorf("%s: %s, want %s", key, got, want)
-		}
+		must.Equal(t, key, strings.Join(order, " "), want)
 	}
 }
 

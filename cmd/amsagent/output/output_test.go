@@ -6,6 +6,7 @@ package output
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"strings"
@@ -32,22 +33,16 @@ func TestRounded(t *testing.T) {
 		2 * time.Hour:            "2 h",
 		-90 * time.Second:        "-1 min 30 s",
 	} {
-		if got := Rounded(d); got != want {
-			t.Errorf("%v: %q, want %q", d, got, want)
-		}
+		must.Equal(t, fmt.Sprint(d), Rounded(d), want)
 	}
 	for d, want := range map[time.Duration]string{
 		0: "just now", 12 * time.Second: "12 s ago", 119 * time.Second: "119 s ago", 5 * time.Minute: "5 min ago",
 		3 * time.Hour: "3 h ago", 72 * time.Hour: "3 d ago", -time.Minute: "in 60 s",
 	} {
 		w := &Text{Now: now}
-		if got := w.Ago(now.Add(-d)); got != want {
-			t.Errorf("%v: %q, want %q", d, got, want)
-		}
+		must.Equal(t, fmt.Sprint(d), w.Ago(now.Add(-d)), want)
 	}
-	if got := (&Text{Now: now}).Ago(time.Time{}); got != "never" {
-		t.Errorf("%q", got)
-	}
+	must.Equal(t, "without a time", (&Text{Now: now}).Ago(time.Time{}), "never")
 }
 
 func TestEnvelope(t *testing.T) {
@@ -71,14 +66,10 @@ func TestTable(t *testing.T) {
 	w := &Text{}
 	w.Table([][]string{{"a", "bb", ""}, {"ccc", "", "d"}, {"\x1b", "é"}})
 	const want = "  a       bb\n  ccc         d\n  \\u001b  é\n"
-	if got := w.String(); got != want {
-		t.Errorf("got:\n%s\nwant:\n%s", got, want)
-	}
+	must.NoDiff(t, "table", w.String(), want)
 	w = &Text{}
 	w.Fields("id", "x", "zone", "", "type", "y")
-	if got := w.String(); got != "  id    x\n  type  y\n" {
-		t.Errorf("%q", got)
-	}
+	must.NoDiff(t, "table", w.String(), "  id    x\n  type  y\n")
 }
 
 func TestLogForms(t *testing.T) {

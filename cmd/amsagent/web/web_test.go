@@ -222,9 +222,7 @@ func TestPages(t *testing.T) {
 			}
 		}
 		for _, form := range []string{browser, program, curl} {
-			if got := w.get("/node/i-0", form); got != "404 Not Found" {
-				t.Errorf("no such node, as %s: %s", form, got)
-			}
+			must.Equal(t, "no such node, as "+form, w.get("/node/i-0", form), "404 Not Found")
 		}
 	})
 }
@@ -365,9 +363,7 @@ func TestBeforeTheFirstLook(t *testing.T) {
 		w := &world{t: t, away: true}
 		w.begin()
 		for _, path := range []string{"/targets", "/", "/events"} {
-			if got := w.get(path, program); got != "503 Service Unavailable" {
-				t.Errorf("%s: %s", path, got)
-			}
+			must.Equal(t, path, w.get(path, program), "503 Service Unavailable")
 		}
 		for _, path := range []string{"/", "/node/i-1", "/events"} {
 			resp := w.ask(path, browser)
@@ -398,9 +394,7 @@ func TestTargets(t *testing.T) {
 			list = append(list, fmt.Sprintf("%s %s %s %s", g.Targets[0], g.Labels["node"], g.Labels["role"], g.Labels["zone"]))
 		}
 		want := "10.0.0.1:9771 i-1 origin eu-1b|10.0.0.2:9771 i-2 edge eu-1a|10.0.0.3:9771 i-3 edge eu-1a|10.0.0.4:9771 i-4 edge eu-1a|10.0.0.6:9771 x\"><script>  eu-1a|10.0.0.7:9771 i-7 edge eu-1a"
-		if strings.Join(list, "|") != want {
-			t.Errorf("%q", list)
-		}
+		must.Equal(t, "list", strings.Join(list, "|"), want)
 	})
 }
 
@@ -444,9 +438,7 @@ func TestHeadroom(t *testing.T) {
 		w.set(func() { w.nodes[0].Load.Score = new(40) })
 		sleep.For(w.t.Context(), 30*time.Second)
 		page := w.get("/", browser)
-		if n := strings.Count(page, "<polyline"); n != 5 { // two of the role and of the first zone, one of the second
-			t.Errorf("%d lines:\n%s", n, page)
-		}
+		must.Equal(t, "lines of\n"+page, strings.Count(page, "<polyline"), 5) // two of the role and of the first zone, one of the second
 		for _, part := range []string{"<h2>role edge</h2><b>60%</b><span> free of 2 serving nodes, 1 unknown</span>", "<h2>zone eu-1b</h2><b>?</b>"} {
 			if !strings.Contains(page, part) {
 				t.Errorf("lacks %s", part)
