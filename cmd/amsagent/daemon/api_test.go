@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 )
 
@@ -30,7 +31,5 @@ func TestRefuse(t *testing.T) {
 			t.Errorf("%v: %+v, status %d", tt.err, r, r.HTTPStatus())
 		}
 	}
-	if text := (&daemon.Refusal{Code: daemon.RefusedInvalid}).Error(); text != "the daemon refused: invalid" {
-		t.Error(text)
-	}
+	must.Equal(t, "refusal", (&daemon.Refusal{Code: daemon.RefusedInvalid}).Error(), "the daemon refused: invalid")
 }

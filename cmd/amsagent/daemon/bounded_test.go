@@ -73,9 +73,7 @@ func TestFlood(t *testing.T) {
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	if healthy != flood/batch {
-		t.Errorf("health answered %d times, want %d", healthy, flood/batch)
-	}
+	must.Equal(t, "health answered (times)", healthy, flood/batch)
 	if used := int64(after.HeapInuse+after.StackInuse) - int64(before.HeapInuse+before.StackInuse); used > 8<<20 {
 		t.Errorf("%d connections take %d kB", flood, used>>10)
 	}
@@ -97,9 +95,7 @@ func TestFlood(t *testing.T) {
 		_ = c.Close()
 	}
 	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	must.OK(t, <-ended)
 }
 
 func TestRequestBounds(t *testing.T) {
@@ -126,9 +122,7 @@ func TestRequestBounds(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		} else {
 			_ = resp.Body.Close()
-			if resp.StatusCode != tt.want {
-				t.Errorf("%s: %s", name, resp.Status)
-			}
+			must.Equal(t, name, resp.StatusCode, tt.want)
 		}
 		_ = c.Close()
 	}
@@ -175,9 +169,7 @@ func TestPortTaken(t *testing.T) {
 	must.OK(t, err)
 	_ = resp.Body.Close()
 	cancel()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
+	must.OK(t, <-ended)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.sent) == 0 || !strings.HasPrefix(l.sent[0], "READY=1") {

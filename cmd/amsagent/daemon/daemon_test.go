@@ -24,8 +24,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
@@ -267,9 +265,7 @@ func TestJoinThatFails(t *testing.T) {
 		for i, at := range p.joins[1:] {
 			pauses = append(pauses, (at.Sub(p.joins[i]) - 3*time.Minute).Round(time.Second))
 		}
-		if diff := cmp.Diff([]time.Duration{15 * time.Second, time.Hour, time.Hour}, pauses); diff != "" {
-			t.Errorf("pauses (-want +got):\n%s", diff)
-		}
+		must.NoDiff(t, "pauses", pauses, []time.Duration{15 * time.Second, time.Hour, time.Hour})
 		if n := strings.Count(l.text(), "in=1h0m0s"); n != 3 || !strings.Contains(l.text(), "systemctl reload amsagent") {
 			t.Errorf("said %d times:\n%s", n, l.text())
 		}
@@ -386,9 +382,7 @@ func TestReloadDuringStep(t *testing.T) {
 		sleep.For(ctx, 10*time.Second)
 		reload <- struct{}{}
 		sleep.For(ctx, 25*time.Second) // the first look ended at 30 s, and the settings are looked at within two
-		if n := p.looks(); n != 2 {
-			t.Errorf("it looked %d times", n)
-		}
+		must.Equal(t, "it looked (times)", p.looks(), 2)
 		cancel()
 		work.Wait()
 	})
@@ -476,9 +470,7 @@ func TestStateChangedByOthers(t *testing.T) {
 			d := newTestDaemon(&fakeMachine{state: tt.is}, &notified{}, nil)
 			d.own = tt.own
 			look := func() error {
-				if got := d.changed(false); got != tt.want {
-					t.Errorf("changed: %v", got)
-				}
+				must.Equal(t, "changed", d.changed(false), tt.want)
 				return nil
 			}
 			if tt.step == "" {
@@ -604,13 +596,10 @@ func TestWarningsSaidOnce(t *testing.T) {
 	d := newTestDaemon(p, l, nil)
 	for _, now := range []bool{true, true, false, true, true} {
 		warn = now
-		if _, err := d.converge(t.Context(), Named{}, askTime); err != nil {
-			t.Fatal(err)
-		}
+		_, err := d.converge(t.Context(), Named{}, askTime)
+		must.OK(t, err)
 	}
-	if n := strings.Count(l.text(), "no answer"); n != 2 {
-		t.Errorf("said %d times:\n%s", n, l.text())
-	}
+	must.Equal(t, "failures in\n"+l.text(), strings.Count(l.text(), "no answer"), 2)
 }
 
 // A malformed tag says nothing against who this machine is, whose end is an event.
@@ -621,9 +610,7 @@ func TestEventOfAMalformedTag(t *testing.T) {
 		}
 		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 	})}
-	if err := l.event(t.Context(), cluster.Event{}); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, l.event(t.Context(), cluster.Event{}))
 }
 
 // freshSocket keeps paths short: a socket's has 107 bytes at most.
@@ -679,16 +666,10 @@ func TestHang(t *testing.T) {
 		return resp.StatusCode
 	}
 	hang <- struct{}{}
-	if code := get(); code != http.StatusOK {
-		t.Errorf("health at first: %d", code)
-	}
+	must.Equal(t, "health at first", get(), http.StatusOK)
 	d.view.change(func(v *View) { v.Started = v.Started.Add(-time.Minute) })
-	if code := get(); code != http.StatusServiceUnavailable {
-		t.Errorf("health after a minute: %d", code)
-	}
-	if n := len(l.rounds()); n != 0 {
-		t.Errorf("the watchdog was fed %d times by a loop that hangs", n)
-	}
+	must.Equal(t, "health after a minute", get(), http.StatusServiceUnavailable)
+	must.Equal(t, "the watchdog was fed (times) by a loop that hangs", len(l.rounds()), 0)
 	cancel()
 	if err := <-ended; err != nil || !strings.Contains(l.text(), "something hangs") {
 		t.Errorf("%v\n%s", err, l.text())

@@ -13,12 +13,11 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestDriftOf(t *testing.T) {
-	if d := driftOf(&bootstrap.Convergence{}, time.Now()); d != nil {
-		t.Errorf("as joined: %+v", d)
-	}
+	must.Equal(t, "as joined", driftOf(&bootstrap.Convergence{}, time.Now()), nil)
 	d := driftOf(&bootstrap.Convergence{Standalone: true}, time.Now())
 	if d == nil || strings.Join(d.Fix, " ") != "amsagent join amsagent leave" || !strings.Contains(d.Means, reasonStandalone) {
 		t.Errorf("standalone: %+v", d)
@@ -63,9 +62,7 @@ func TestLongListsAreCut(t *testing.T) {
 	if err != nil || len(b) > 1<<20 {
 		t.Errorf("the view has %d bytes, %v", len(b), err)
 	}
-	if n := len(drift.Values) + drift.Omitted; n != 4000 {
-		t.Errorf("%d values", n)
-	}
+	must.Equal(t, "values", len(drift.Values)+drift.Omitted, 4000)
 	if v := w.get(); v.Warnings[len(v.Warnings)-1].Text != "and 3968 more" || len(v.Repairs) != maxListed+1 {
 		t.Errorf("%d warnings, the last of which is %v", len(v.Warnings), v.Warnings[len(v.Warnings)-1])
 	}

@@ -22,8 +22,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
@@ -156,14 +154,10 @@ func TestEventTable(t *testing.T) {
 				c.seen = nil
 				c.watch(0)
 				drive(c, c.nodes[0])
-				if diff := cmp.Diff(cells[1:], c.row()); diff != "" {
-					t.Errorf("the table says - and the code does +:\n%s", diff)
-				}
+				must.NoDiff(t, "the table says - and the code does +", c.row(), cells[1:])
 				c.settle()
 				sessions := len(began) - 1 // they stay ended
-				if diff := cmp.Diff(began[:sessions], c.cells()[:sessions]); diff != "" {
-					t.Errorf("three minutes after the event (-before +after):\n%s", diff)
-				}
+				must.NoDiff(t, "three minutes after the event", c.cells()[:sessions], began[:sessions])
 			})
 		})
 	}

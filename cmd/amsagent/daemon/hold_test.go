@@ -38,9 +38,8 @@ func TestHold(t *testing.T) {
 		c, err := net.Dial("unix", path)
 		must.OK(t, err)
 		body := `{"command":"` + command + `"}`
-		if _, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", PathHold, len(body), body); err != nil {
-			t.Fatal(err)
-		}
+		_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", PathHold, len(body), body)
+		must.OK(t, err)
 		for r := bufio.NewReader(c); ; {
 			line, err := r.ReadString('\n')
 			must.OK(t, err)

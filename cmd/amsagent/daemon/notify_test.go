@@ -4,8 +4,11 @@
 package daemon
 
 import (
+	"fmt"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestReady(t *testing.T) {
@@ -21,8 +24,6 @@ func TestReady(t *testing.T) {
 		{4 * time.Second, time.Second, "READY=1\nWATCHDOG_USEC=4000000"},
 	} {
 		d := &Daemon{o: Options{Watchdog: tt.unit, Settings: func() Settings { return Settings{Interval: tt.interval} }}}
-		if got := d.ready(); got != tt.want {
-			t.Errorf("unit %s, beats every %s: %q, want %q", tt.unit, tt.interval, got, tt.want)
-		}
+		must.Equal(t, fmt.Sprintf("unit %s, beats every %s", tt.unit, tt.interval), d.ready(), tt.want)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lifecycle"
 )
@@ -112,9 +113,7 @@ func (n *clusterNode) answersHealthz(when string) {
 	n.t.Helper()
 	rec := httptest.NewRecorder()
 	n.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/healthz", nil))
-	if rec.Code != http.StatusOK {
-		n.t.Errorf("%s, %s: the cloud would replace this machine: %d %s", n.id, when, rec.Code, rec.Body)
-	}
+	must.Equal(n.t, fmt.Sprintf("%s, %s: the cloud would replace this machine because of %s", n.id, when, rec.Body), rec.Code, http.StatusOK)
 }
 
 // While MongoDB is away for ten minutes no machine is replaced, whatever its server does
@@ -252,9 +251,7 @@ func TestRowFollowsServer(t *testing.T) {
 					t.Errorf("the row gives the reason %q, want %q", s.Why, why)
 				}
 			}
-			if is != want {
-				t.Errorf("the row says %s, want %s", is, want)
-			}
+			must.Equal(t, "the row says", is, want)
 		}
 		sleep.For(t.Context(), 900*time.Millisecond)
 		says("true", "") // the first beat came with the first answers

@@ -497,9 +497,7 @@ func TestFewAsksAtATime(t *testing.T) {
 		}
 		w.f.set("")
 		w.becomes(true, 5*time.Second)
-		if w.f.most != maxAsks {
-			t.Errorf("%d asks at a time", w.f.most)
-		}
+		must.Equal(t, "asks at a time", w.f.most, maxAsks)
 	})
 }
 
@@ -659,9 +657,7 @@ func TestJoinedWhileItJoins(t *testing.T) {
 			if s, err := w.d.o.Machine.StateFile(); err != nil || s == nil {
 				w.t.Fatal(s, err)
 			}
-			if l.Joined() != want {
-				w.t.Errorf("%s: joined: %t", text, !want)
-			}
+			must.Equal(w.t, text+": joined", l.Joined(), want)
 		}
 	})
 }
@@ -815,9 +811,7 @@ func TestBrokenSinceABeat(t *testing.T) {
 			Phase: bootstrap.PhaseJoined, State: cluster.StateActive, Lifecycle: &lifecycle.View{Ready: true},
 			Server: ServerView{Since: down}, Beat: BeatView{Last: down.Add(beat)},
 		}
-		if got := v.broken(down.Add(4*time.Second), 5*time.Second); got != want {
-			t.Errorf("a beat %s after: broken is %v", beat, got)
-		}
+		must.Equal(t, fmt.Sprintf("a beat %s after: broken", beat), v.broken(down.Add(4*time.Second), 5*time.Second), want)
 	}
 }
 
@@ -836,9 +830,7 @@ func TestSpareStopped(t *testing.T) {
 			}
 			d.view.change(func(v *View) { v.brokenSince = time.Time{} })
 			m.askToKeep(t.Context())
-			if d.view.get().spared != "" {
-				t.Error("spared, and nothing is broken")
-			}
+			must.Equal(t, "spared, and nothing is broken", d.view.get().spared, "")
 		}
 	})
 }
@@ -860,9 +852,7 @@ func TestAsksOthersSeldom(t *testing.T) {
 		"was stopped before":       {now.Add(-time.Hour), now.Add(-15 * time.Second), serverStopped, true},
 	} {
 		m.spareAsked = tt.asked
-		if got := m.asksOthers(View{brokenSince: tt.broken, spared: tt.spared}, now); got != tt.want {
-			t.Errorf("%s: %v", name, got)
-		}
+		must.Equal(t, name, m.asksOthers(View{brokenSince: tt.broken, spared: tt.spared}, now), tt.want)
 	}
 }
 
@@ -955,9 +945,7 @@ func TestMetricsOfADrain(t *testing.T) {
 				}
 			}
 		}
-		if !slices.Equal(got, tt.want) {
-			t.Errorf("%s: %q, want %q", name, got, tt.want)
-		}
+		must.NoDiff(t, name, got, tt.want)
 	}
 }
 

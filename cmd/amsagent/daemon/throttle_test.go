@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // A cause that is put in other words at each try is reported once a minute.
@@ -18,9 +20,7 @@ func TestThrottle(t *testing.T) {
 			lines++
 		}
 	}
-	if lines != 2 {
-		t.Errorf("%d lines in two minutes", lines)
-	}
+	must.Equal(t, "lines in two minutes", lines, 2)
 	if log.allows("try 60", at.Add(time.Hour)) {
 		t.Error("the same words again")
 	}
