@@ -65,9 +65,7 @@ func TestBeforeStartTellsOfHalfAFile(t *testing.T) {
 		Repairs:  []bootstrap.Finding{{ID: bootstrap.IDDrift, Text: "written again: /x"}},
 		Warnings: []bootstrap.Finding{{ID: bootstrap.IDConflict, Text: "changed"}, {ID: bootstrap.IDTorn, Text: "half written: /x"}},
 	}
-	if got, want := beforeStartLine(c, nil), "AMS-DRIFT: written again: /x; AMS-TORN: half written: /x"; got != want {
-		t.Errorf("%q, want %q", got, want)
-	}
+	must.Equal(t, "before start line", beforeStartLine(c, nil), "AMS-DRIFT: written again: /x; AMS-TORN: half written: /x")
 }
 
 func TestForgottenEnvironment(t *testing.T) {

@@ -6,6 +6,7 @@ package cli
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -61,9 +62,7 @@ func TestDoctorText(t *testing.T) {
 		{doctor.Counts{Unknown: 1, Good: 3}, "OK, as far as it is known"},
 		{doctor.Counts{Good: 3, Ignored: 1}, "OK"},
 	} {
-		if got := doctorHeadline(&output.Text{}, tt.c); got != tt.want {
-			t.Errorf("%+v: %s", tt.c, got)
-		}
+		must.Equal(t, fmt.Sprintf("%+v", tt.c), doctorHeadline(&output.Text{}, tt.c), tt.want)
 	}
 }
 

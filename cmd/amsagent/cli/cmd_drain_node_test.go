@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
 
@@ -216,17 +217,13 @@ func TestDrainNode(t *testing.T) {
 				if took := time.Since(now); tt.opts.timeout > 0 && took > tt.opts.timeout+time.Second {
 					t.Errorf("took %s with a timeout of %s", took, tt.opts.timeout)
 				}
-				if code != tt.code {
-					t.Errorf("exit %d, want %d\n%s", code, tt.code, said)
-				}
+				must.Equal(t, "exit with\n"+said, code, tt.code)
 				for _, want := range tt.said {
 					if !strings.Contains(said, want) {
 						t.Errorf("no %q in\n%s", want, said)
 					}
 				}
-				if strings.Contains(said, next) != strings.Contains(said, "left: ") {
-					t.Errorf("what is next is missing, or is there, in\n%s", said)
-				}
+				must.Equal(t, "what is next is in\n"+said, strings.Contains(said, next), strings.Contains(said, "left: "))
 				if tt.state == "" && (r.asked == nil || !strings.HasPrefix(r.asked.Who, "ann, amsagent drain on ")) || tt.state != "" && r.asked != nil {
 					t.Errorf("asked %+v", r.asked)
 				}

@@ -48,9 +48,7 @@ func TestEvents(t *testing.T) {
 	}
 	want := "  2026-11-20 07:00:00 UTC  i-1  join     amsagent  address 10.0.1.5\n" +
 		"  -                        i-1  drained  ann       scale-in\\u001b[2J; 3 sessions cut; a b; result left\n"
-	if got := e.stdout.String(); got != want {
-		t.Errorf("it says\n%s\nwant\n%s", got, want)
-	}
+	must.NoDiff(t, "stdout", e.stdout.String(), want)
 
 	// Off a cloud an id is no name. Of a node whose row is gone nothing else is known.
 	const id, gone = "m-bce15aa9449b48d5a7ee27d83cc6dd98", "m-00000000000000000000000000000000"
@@ -60,9 +58,7 @@ func TestEvents(t *testing.T) {
 	must.OK(t, events(t.Context(), eventsOptions{limit: 2}, nil, plainGlobals(e), h))
 	want = `  -  edge-7\u001b[2J (` + id + ")  join  -  -\n" +
 		"  -  " + gone + "                    left  -  -\n"
-	if got := e.stdout.String(); got != want {
-		t.Errorf("it says\n%s\nwant\n%s", got, want)
-	}
+	must.NoDiff(t, "stdout", e.stdout.String(), want)
 	e = &testEnv{}
 	g := plainGlobals(e)
 	g.out.SetForm("json", "never", 0)

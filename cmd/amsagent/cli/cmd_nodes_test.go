@@ -179,12 +179,8 @@ func TestWatchLines(t *testing.T) {
 			"i-3 10.0.0.3 ams-stale -> removed", // left, and those are not shown
 			"i-2 10.0.0.2 ams-stale -> gone",
 		}
-		if diff := cmp.Diff(want, p.lines()); diff != "" {
-			t.Errorf("-want +got:\n%s", diff)
-		}
-		if got := p.env.stderr.String(); got != "" {
-			t.Errorf("stderr: %s", got)
-		}
+		must.NoDiff(t, "lines", p.lines(), want)
+		must.Equal(t, "stderr", p.env.stderr.String(), "")
 	})
 }
 
@@ -210,9 +206,7 @@ func TestWatchServing(t *testing.T) {
 			"i-1 10.0.0.1 healthy -> not-serving (LiveApp fails)",
 			"i-1 10.0.0.1 not-serving -> healthy",
 		}
-		if diff := cmp.Diff(want, p.lines()); diff != "" {
-			t.Errorf("-want +got:\n%s", diff)
-		}
+		must.NoDiff(t, "lines", p.lines(), want)
 	})
 }
 
@@ -273,9 +267,7 @@ func TestWatchJSON(t *testing.T) {
 			}
 			got = append(got, fmt.Sprintf("%d %s %s %s>%s %s %t", c.SchemaVersion, c.Kind, c.Change, c.Before, c.Member.Health, c.Member.Node.ID, c.At.IsZero()))
 		}
-		if diff := cmp.Diff([]string{"1 node first >ams-stale i-1 false", "1 node changed ams-stale>gone i-1 false"}, got); diff != "" {
-			t.Errorf("-want +got:\n%s", diff)
-		}
+		must.NoDiff(t, "lines", got, []string{"1 node first >ams-stale i-1 false", "1 node changed ams-stale>gone i-1 false"})
 	})
 }
 
@@ -301,9 +293,7 @@ func TestWatchWithoutMongoDB(t *testing.T) {
 			passes(3 * time.Second)
 		})
 		// No agent could write meanwhile, so no node is gone.
-		if diff := cmp.Diff([]string{"1 node: 1 ams-stale; 1 origin", "i-1 10.0.0.1 active ams-stale"}, p.lines()); diff != "" {
-			t.Errorf("-want +got:\n%s", diff)
-		}
+		must.NoDiff(t, "lines", p.lines(), []string{"1 node: 1 ams-stale; 1 origin", "i-1 10.0.0.1 active ams-stale"})
 		stderr := p.env.stderr.String()
 		if strings.Count(stderr, "MongoDB is away") != 1 || strings.Count(stderr, "MongoDB is back") != 1 {
 			t.Errorf("stderr:\n%s", stderr)
@@ -412,9 +402,7 @@ func TestNodesAfterFailover(t *testing.T) {
 			if first, _, _ := strings.Cut(got, "\n"); first != tt.want {
 				t.Errorf("%q, want %q", first, tt.want)
 			}
-			if strings.Contains(got, board.AllSilent) != strings.Contains(tt.want, "unknown") {
-				t.Error(got)
-			}
+			must.Equal(t, "all are unknown in "+got, strings.Contains(got, board.AllSilent), strings.Contains(tt.want, "unknown"))
 		})
 	}
 }
@@ -524,9 +512,7 @@ func TestPrune(t *testing.T) {
 		if diff := cmp.Diff(want, p.out.String()); diff != "" || code != 0 {
 			t.Errorf("exit %d, -want +got:\n%s", code, diff)
 		}
-		if took := time.Since(begin); took != pruneWait {
-			t.Errorf("it took %s", took)
-		}
+		must.Equal(t, "it took", time.Since(begin), pruneWait)
 		p.json = true
 		code = p.prune(t, pruneOptions{})
 		var got struct {
@@ -546,9 +532,7 @@ func TestPrune(t *testing.T) {
 		if code := p.prune(t, pruneOptions{yes: true, left: true}); code != 0 {
 			t.Errorf("exit %d: %s", code, p.env.stderr.String())
 		}
-		if diff := cmp.Diff([]string{"i-1", "i-4"}, p.removed); diff != "" {
-			t.Error(diff)
-		}
+		must.NoDiff(t, "removed", p.removed, []string{"i-1", "i-4"})
 		if len(p.docs) != 0 || len(p.events) != 2 || p.events[0].Kind != "prune" || p.events[0].Node != "i-1" ||
 			p.events[0].Details["documents"] != "d1" || p.events[0].Details["address"] != "10.0.0.1" {
 			t.Errorf("%+v, %+v", p.docs, p.events)

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // On a tree that is not this machine: every part is there, also where the settings are wrong.
@@ -40,9 +42,7 @@ func TestSupport(t *testing.T) {
 		if strings.Contains(stdout+stderr, "hush") {
 			t.Errorf("%s: the password is shown:\n%s", config, stdout)
 		}
-		if want := len(supportCommands()); len(got.Parts) != want {
-			t.Errorf("%d parts, want %d", len(got.Parts), want)
-		}
+		must.Equal(t, "parts", len(got.Parts), len(supportCommands()))
 		said := map[string]supportPart{}
 		for _, p := range got.Parts {
 			said[p.Command] = p
@@ -65,7 +65,5 @@ func TestSupportPrograms(t *testing.T) {
 	if exit, said := runOfSystem(t.Context(), "", []string{"amsagent-no-such-program"}); exit != 127 || !bytes.Contains(said, []byte("No such file")) {
 		t.Errorf("one that is not there: exit %d, %q", exit, said)
 	}
-	if got := lastOf([]byte("one\ntwo\nthree\n"), 8); got != "(the first 8 bytes are left out)\nthree\n" {
-		t.Errorf("%q", got)
-	}
+	must.NoDiff(t, "the last 8 bytes", lastOf([]byte("one\ntwo\nthree\n"), 8), "(the first 8 bytes are left out)\nthree\n")
 }

@@ -183,9 +183,7 @@ func (c *command) ends(want int) {
 	case <-time.After(time.Minute):
 		c.t.Fatalf("does not end; stderr:\n%s", c.stderr.String())
 	}
-	if c.code != want {
-		c.t.Errorf("exit %d, want %d; stdout:\n%s\nstderr:\n%s", c.code, want, c.stdout.String(), c.stderr.String())
-	}
+	must.Equal(c.t, fmt.Sprintf("exit with stdout:\n%s\nstderr:\n%s", c.stdout.String(), c.stderr.String()), c.code, want)
 }
 
 // says waits until stderr has a text.

@@ -173,9 +173,7 @@ func TestDrainDaemonKilled(t *testing.T) {
 	c.says("the daemon is back after")
 	d.set(left)
 	c.ends(exitOK)
-	if d.posted != 1 {
-		t.Errorf("asked %d times", d.posted)
-	}
+	must.Equal(t, "asked (times)", d.posted, 1)
 }
 
 // A daemon that is back at once is not reported.
@@ -211,9 +209,7 @@ func TestFollowLost(t *testing.T) {
 	e := &testEnv{}
 	f, drain := d.quick(e)
 	d.kill()
-	if code := report(t.Context(), f.g, drain(0)); code != exitUnknown {
-		t.Errorf("exit %d", code)
-	}
+	must.Equal(t, "exit", report(t.Context(), f.g, drain(0)), exitUnknown)
 	for _, want := range []string{
 		"no answer", "the daemon has not answered for", "amsagent: error: lost sight of it [AGENT-DAEMON-DOWN]\n",
 		"connection refused", "amsagent: hint: systemctl start amsagent\n", "amsagent: the daemon continues when it is back\n",
@@ -306,9 +302,7 @@ func TestProgressOf(t *testing.T) {
 	} {
 		v := drainOf(2, 31)
 		tt.change(&v)
-		if got := progressOf(v, now); got != tt.want {
-			t.Errorf("%q, want %q", got, tt.want)
-		}
+		must.Equal(t, "progress", progressOf(v, now), tt.want)
 	}
 }
 
@@ -410,9 +404,7 @@ func TestEventWithoutDaemon(t *testing.T) {
 	plant(t, d.root, map[string]string{"etc/hostname": "7777\n"})
 	c := d.runWith(bridge, "event", "--provider", "generic")
 	c.ends(exitOK)
-	if c.stdout.String() != "not this instance: the event is about i-0abc, this is host-7777\n" {
-		t.Error(c.stdout.String())
-	}
+	must.Equal(t, "stdout", c.stdout.String(), "not this instance: the event is about i-0abc, this is host-7777\n")
 	ours := strings.Replace(bridge, "i-0abc", "host-7777", 1)
 	c = d.runWith(ours, "event", "--provider", "generic")
 	c.ends(exitNotMember)

@@ -220,9 +220,7 @@ func TestManyCauses(t *testing.T) {
 	g := errorGlobals(e)
 	report(t.Context(), g, &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: exitPreflight})
 	const want = "amsagent: error: 2 checks failed [AGENT-FAILED]\namsagent: cause: first\namsagent: cause:   and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
-	if e.stderr.String() != want {
-		t.Errorf("got:\n%s\nwant:\n%s", e.stderr.String(), want)
-	}
+	must.NoDiff(t, "stderr", e.stderr.String(), want)
 	// An error that wraps several things below its own text is one.
 	one := &metadata.Error{Provider: "aws", Item: "x", Kind: cloud.ErrNotReady, Cause: errors.New("y"), Context: context.DeadlineExceeded}
 	if got := settings.Flatten(errors.Join(one, errors.Join(errors.New("z")))); len(got) != 2 || got[0].Error() != one.Error() {
@@ -242,12 +240,8 @@ func TestHintsStandByTheirCause(t *testing.T) {
 		"amsagent: cause: AMS-A: first\namsagent: cause:   its detail\namsagent: hint: for a\n" +
 		"amsagent: cause: AMS-B: second\namsagent: cause: AMS-C: third\namsagent: hint: for both\namsagent: cause: AMS-D: fourth\n" +
 		"amsagent: nothing was changed on this machine\n"
-	if got := e.stderr.String(); got != want {
-		t.Errorf("got:\n%s\nwant:\n%s", got, want)
-	}
-	if hints := g.explain(err).Hints; !slices.Equal(hints, []string{"for a", "for both"}) {
-		t.Errorf("hints %q", hints) // as in JSON
-	}
+	must.NoDiff(t, "stderr", e.stderr.String(), want)
+	must.NoDiff(t, "hints", g.explain(err).Hints, []string{"for a", "for both"}) // as in JSON
 }
 
 func TestErrorJSONObject(t *testing.T) {
@@ -257,9 +251,7 @@ func TestErrorJSONObject(t *testing.T) {
 	g.out.AddSecrets("hunter22")
 	report(t.Context(), g, &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: exitUnknown, ID: "AMS-X"})
 	const want = `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n"
-	if e.stderr.String() != want {
-		t.Errorf("got  %s\nwant %s", e.stderr.String(), want)
-	}
+	must.NoDiff(t, "stderr", e.stderr.String(), want)
 }
 
 // sayEverywhere sends a text by each way out.

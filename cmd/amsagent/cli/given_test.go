@@ -59,9 +59,7 @@ func TestGivenWinsOverTheFile(t *testing.T) {
 			if role.Value != "edge" || role.Origin.Layer != "given" {
 				t.Errorf("%s with %q: %+v\n%s", command, tt.config, role, stderr)
 			}
-			if strings.Count(strings.Join(got.Notes, "\n"), way) != min(len(tt.keys), 1) {
-				t.Errorf("%s with %q: notes %q", command, tt.config, got.Notes)
-			}
+			must.Equal(t, fmt.Sprintf("%s with %q: number of %q in %q", command, tt.config, way, got.Notes), strings.Count(strings.Join(got.Notes, "\n"), way), min(len(tt.keys), 1))
 		}
 	}
 }
@@ -114,9 +112,7 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 		}
 		plant(t, root, map[string]string{path: line + "\n"})
 		must.OK(t, a.reread())
-		if a.outdated() != outdated {
-			t.Errorf("%s: outdated: %v", line, !outdated)
-		}
+		must.Equal(t, line+": outdated", a.outdated(), outdated)
 		if strings.Contains(line, "edge") && (a.settings().Role != "edge" || !slices.Equal(a.hookNames(), []string{"drain"})) {
 			t.Errorf("%s: %+v", line, a.settings())
 		}
@@ -189,12 +185,10 @@ func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	work.Go(func() { _, _ = a.identify(ctx) })
 	<-asked
 	_ = a.settings()
-	if _, err := a.mongo(ctx); err != nil {
-		t.Error(err)
-	}
-	if _, err := a.openCloud(); err != nil {
-		t.Error(err)
-	}
+	_, err := a.mongo(ctx)
+	must.Equal(t, "MongoDB's settings", err, nil)
+	_, err = a.openCloud()
+	must.Equal(t, "the cloud", err, nil)
 	cancel()
 	close(release)
 	work.Wait()
@@ -268,14 +262,10 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 				shown = got.Settings[1:4]
 			}
 			for i, s := range shown {
-				if is := fmt.Sprintf("%s %s %s:%d", s.Value, s.Origin.Layer, s.Origin.Name, s.Origin.Line); is != tt.want[i] {
-					t.Errorf("%s: %s: %q, want %q", tt.name, command, is, tt.want[i])
-				}
+				must.Equal(t, fmt.Sprintf("%s: %s", tt.name, command), fmt.Sprintf("%s %s %s:%d", s.Value, s.Origin.Layer, s.Origin.Name, s.Origin.Line), tt.want[i])
 			}
 			noted := slices.ContainsFunc(got.Notes, func(n string) bool { return strings.Contains(n, "not applied yet: "+tt.note+";") })
-			if noted != (tt.note != "") {
-				t.Errorf("%s: %s: notes %q", tt.name, command, got.Notes)
-			}
+			must.Equal(t, fmt.Sprintf("%s: %s: noted in %q", tt.name, command, got.Notes), noted, tt.note != "")
 		}
 	}
 }
@@ -298,9 +288,7 @@ func TestGroupOfAPartialAnswer(t *testing.T) {
 				plant(t, g.settings.Root, map[string]string{bootstrap.StateDir + "/state.json!": tt.state})
 			}
 			must.OK(t, g.use(machine{Instance: metadata.Instance{TagsKnown: tt.known, Group: "edge-asg"}}))
-			if g.settings.Group != tt.want {
-				t.Errorf("group %q, want %q", g.settings.Group, tt.want)
-			}
+			must.Equal(t, "group", g.settings.Group, tt.want)
 		})
 	}
 }

@@ -73,9 +73,7 @@ func TestHelpOfEveryCommand(t *testing.T) {
 			t.Error("is in no group")
 		}
 		_, byHelp, _ := run(t, nil, append([]string{"help"}, args...)...)
-		if byHelp != stdout {
-			t.Errorf("`help %s` says something else:\n%s", strings.Join(args, " "), byHelp)
-		}
+		must.NoDiff(t, fmt.Sprintf("`help %s`", strings.Join(args, " ")), byHelp, stdout)
 	})
 }
 
@@ -155,12 +153,8 @@ func TestExitCodesEqualDocs(t *testing.T) {
 	for _, c := range exitCodes() {
 		want = append(want, fmt.Sprint(c.code))
 	}
-	if !slices.Equal(got, want) {
-		t.Errorf("docs/commands.md has the codes %v, the program %v", got, want)
-	}
-	if frozen := "0 1 2 3 4 5 6 130"; strings.Join(want, " ") != frozen { // scripts read them
-		t.Errorf("the codes %v, want %s", want, frozen)
-	}
+	must.NoDiff(t, "codes in docs/commands.md, beside those of the program", got, want)
+	must.Equal(t, "the codes", strings.Join(want, " "), "0 1 2 3 4 5 6 130") // scripts read them
 }
 
 // The help of a later command does not list the flags that a join keeps. They work, because a hint may name them.

@@ -89,9 +89,7 @@ func TestJSONDoc(t *testing.T) {
 		d.line("")
 		d.table(next)
 	}
-	if d.err != nil {
-		t.Fatal(d.err)
-	}
+	must.OK(t, d.err)
 	must.Golden(t, *update, "../../../../docs/json.md", d.b.String())
 
 	// It has every kind that a command prints.

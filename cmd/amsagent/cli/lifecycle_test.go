@@ -134,19 +134,14 @@ func TestRoleOfALateTag(t *testing.T) {
 	a, _ := adapterOnAWS(t, srv, t.TempDir())
 	role := func() string {
 		t.Helper()
-		if _, err := a.identify(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		_, err := a.identify(t.Context())
+		must.OK(t, err)
 		return a.settings().Role
 	}
-	if r := role(); r != "" {
-		t.Errorf("role %q", r)
-	}
+	must.Equal(t, "role", role(), "")
 	tags.Store(&map[string]string{"amsagent:role": "edge"})
 	a.identified = a.identified.Add(-time.Minute)
-	if r := role(); r != "edge" {
-		t.Errorf("role %q after a minute", r)
-	}
+	must.Equal(t, "role after a minute", role(), "edge")
 }
 
 // The deadline of a drain is not final until the tags are read, unless a source that counts more names it.
@@ -161,9 +156,8 @@ func TestDrainDeadlineOfATag(t *testing.T) {
 		}
 	}
 	check("before the tags are read", time.Hour, false)
-	if _, err := a.identify(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	_, err := a.identify(t.Context())
+	must.OK(t, err)
 	check("after it", 20*time.Minute, true)
 	must.OK(t, a.reread())
 	check("reloaded", time.Hour, false)

@@ -37,9 +37,7 @@ func TestOutcomeOfNothingToDo(t *testing.T) {
 			b, err := os.ReadFile(g.settings.Root + resultPath)
 			must.OK(t, err)
 			if !tt.write {
-				if string(b) != tt.last {
-					t.Errorf("it wrote %s", b)
-				}
+				must.Equal(t, "it wrote", string(b), tt.last)
 				return
 			}
 			want := outcome{SchemaVersion: output.SchemaVersion, Command: "join", Outcome: "unchanged", At: fixedNow()}

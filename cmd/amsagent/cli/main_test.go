@@ -350,17 +350,13 @@ func testInterrupt(t *testing.T) {
 	sig.ch <- syscall.SIGTERM
 	<-ctx.Done()
 	synctest.Wait()
-	if code := report(ctx, g, ctx.Err()); code != exitInterrupted {
-		t.Errorf("exit %d, want %d", code, exitInterrupted)
-	}
+	must.Equal(t, "exit", report(ctx, g, ctx.Err()), exitInterrupted)
 	const want = "amsagent: error: interrupted [AGENT-INTERRUPTED]\namsagent: cause: interrupted by signal: terminated\n"
 	if !strings.Contains(e.stderr.String(), want) {
 		t.Errorf("stderr:\n%s\nlacks:\n%s", e.stderr.String(), want)
 	}
 	// An error that has nothing to do with the signal keeps its own.
-	if code := report(ctx, g, errors.New("undo failed")); code != exitFailed {
-		t.Errorf("exit %d, want %d", code, exitFailed)
-	}
+	must.Equal(t, "exit", report(ctx, g, errors.New("undo failed")), exitFailed)
 
 	// A check that was cut short has no finding: neither its exit code nor its cause.
 	e.stderr.Reset()
@@ -368,18 +364,14 @@ func testInterrupt(t *testing.T) {
 		{ID: bootstrap.IDService, Text: "systemd is not available: connecting: context canceled", Hint: "say it with --service-command"},
 		{ID: bootstrap.IDMongo, Text: "server selection error"},
 	}})
-	if code := report(ctx, g, pre); code != exitInterrupted {
-		t.Errorf("exit %d in the preflight", code)
-	}
+	must.Equal(t, "exit in the preflight", report(ctx, g, pre), exitInterrupted)
 	if got := e.stderr.String(); !strings.HasPrefix(got, want) || !strings.Contains(got, stateUntouched) || strings.Contains(got, "service-command") || strings.Contains(got, "canceled") {
 		t.Errorf("in the preflight:\n%s", got)
 	}
 	// The error has other failures, and not the end of the context.
 	e.stderr.Reset()
 	both := &userError{Msg: "cannot join", State: "half done", Cause: errors.Join(fmt.Errorf("asking the bus: %w", context.Canceled), errors.New("undo: no space left on device"))}
-	if code := report(ctx, g, both); code != exitInterrupted {
-		t.Errorf("exit %d", code)
-	}
+	must.Equal(t, "exit", report(ctx, g, both), exitInterrupted)
 	if got := e.stderr.String(); !strings.Contains(got, "no space left on device") || !strings.Contains(got, "signal: terminated") || strings.Contains(got, "canceled") || !strings.Contains(got, "half done") {
 		t.Errorf("with a failed rollback:\n%s", got)
 	}
@@ -395,9 +387,7 @@ func testInterrupt(t *testing.T) {
 	}
 	<-time.After(oneSignal)
 	sig.ch <- syscall.SIGINT
-	if code := <-exited; code != exitInterrupted {
-		t.Errorf("second signal: exit %d, want %d", code, exitInterrupted)
-	}
+	must.Equal(t, "second signal: exit", <-exited, exitInterrupted)
 }
 
 func TestJSONErrors(t *testing.T) {
@@ -426,9 +416,7 @@ func TestVersionOutput(t *testing.T) {
 		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
 	_, again, _ := run(t, nil, "--version")
-	if again != stdout {
-		t.Errorf("--version says %q, version %q", again, stdout)
-	}
+	must.Equal(t, "--version, beside version", again, stdout)
 	_, stdout, _ = run(t, nil, "version", "-o", "json")
 	if !strings.HasPrefix(stdout, "{\n  \"schema_version\": 1,\n  \"kind\": \"version\",\n  \"version\": ") {
 		t.Errorf("json: %s", stdout)
@@ -451,9 +439,7 @@ func TestBuildVersion(t *testing.T) {
 	}{
 		{"v9", info, "v9"}, {"", info, "v1.2.3"}, {"", nil, "unknown"}, {"", &debug.BuildInfo{Main: debug.Module{Version: "(devel)"}}, "unknown"},
 	} {
-		if got := buildVersion(tt.stamped, tt.info); got.Version != tt.want {
-			t.Errorf("%q: %q, want %q", tt.stamped, got.Version, tt.want)
-		}
+		must.Equal(t, fmt.Sprintf("stamped %q", tt.stamped), buildVersion(tt.stamped, tt.info).Version, tt.want)
 	}
 	if v := buildVersion("", info); v.Commit != "0123456789abcdef" || v.CommitTime != "2026-11-20T08:00:00Z" || !v.Modified {
 		t.Errorf("%+v", v)

@@ -93,9 +93,8 @@ func TestMongoFileOwner(t *testing.T) {
 		g.out.SetForm("text", "never", 0)
 		path := filepath.Join(g.settings.Root, "mongo")
 		must.OK(t, errors.Join(os.WriteFile(path, []byte("10.0.2.4\n"), 0o600), os.Chmod(path, mode)))
-		if _, err := mongoFile(g, "/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"}); err != nil {
-			t.Fatal(err)
-		}
+		_, err := mongoFile(g, "/mongo", settings.Origin{Layer: settings.FromFlag, Name: "--mongo"})
+		must.OK(t, err)
 		got := e.stderr.String()
 		if want == "" && got != "" || want != "" && (!strings.Contains(got, want) || !strings.Contains(got, "another user can change")) {
 			t.Errorf("%04o: %q", mode, got)

@@ -11,6 +11,7 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -36,13 +37,10 @@ func TestNotesOfTheDaemon(t *testing.T) {
 	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:hooks": "drain"} })
 	a, e := adapterOnAWS(t, srv, t.TempDir())
 	for range 2 {
-		if _, err := a.ask(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		_, err := a.ask(t.Context())
+		must.OK(t, err)
 	}
-	if n := strings.Count(e.stderr.String(), "amsagent:hooks"); n != 1 {
-		t.Errorf("logged %d times:\n%s", n, e.stderr.String())
-	}
+	must.Equal(t, "hooks in the log:\n"+e.stderr.String(), strings.Count(e.stderr.String(), "amsagent:hooks"), 1)
 	w := &output.Text{Now: fixedNow()}
 	statusText(w, &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Notes: a.g.lastSeen().Notes}})
 	if !strings.Contains(w.String(), "note: tags that are not read: amsagent:hooks; ") {
@@ -82,8 +80,6 @@ func TestRoleNote(t *testing.T) {
 		{"", metadata.Instance{TagsKnown: true}, "no role: balancers by role send nothing here; --role"},
 		{"", metadata.Instance{TagsHint: "no tags are shown"}, "no role: balancers by role send nothing here; --role; no instance tags: no tags are shown"},
 	} {
-		if got := roleNote(tt.role, tt.inst); got != tt.want {
-			t.Errorf("%q: %q, want %q", tt.role, got, tt.want)
-		}
+		must.Equal(t, "role "+tt.role, roleNote(tt.role, tt.inst), tt.want)
 	}
 }

@@ -37,9 +37,7 @@ func TestColor(t *testing.T) {
 			if code := Main(args, env); code != 0 {
 				t.Fatalf("exit %d: %s", code, e.stderr.String())
 			}
-			if got := strings.Contains(e.stdout.String(), "\x1b["); got != tt.want {
-				t.Errorf("color %t, want %t:\n%s", got, tt.want, e.stdout.String())
-			}
+			must.Equal(t, "color in\n"+e.stdout.String(), strings.Contains(e.stdout.String(), "\x1b["), tt.want)
 		})
 	}
 }

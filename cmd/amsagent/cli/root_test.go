@@ -5,6 +5,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -50,9 +51,7 @@ func TestOneAnswer(t *testing.T) {
 		"converge": exitOK, "deregister": exitOK,
 	} {
 		code, stdout, stderr := run(t, map[string]string{"AMSAGENT_PROVIDER": "generic"}, strings.Fields(args)...)
-		if code != want {
-			t.Errorf("%s on a machine that is no node: exit %d, want %d\n%s%s", args, code, want, stdout, stderr)
-		}
+		must.Equal(t, fmt.Sprintf("exit of %s on a machine that is no node, with\n%s%s", args, stdout, stderr), code, want)
 		if args != "status" && !strings.Contains(stdout+stderr, "this machine is not a cluster node\n") {
 			t.Errorf("%s:\n%s%s", args, stdout, stderr)
 		}

@@ -55,9 +55,7 @@ func TestOutputIsSafe(t *testing.T) {
 		var got map[string]any
 		must.OK(t, json.Unmarshal(e.stdout.Bytes(), &got))
 		// A program gets back what was said, but for what is no character.
-		if got["role"] != strings.ToValidUTF8(hostile, "\ufffd") {
-			t.Errorf("%q", got["role"])
-		}
+		must.Equal[any](t, "role", got["role"], strings.ToValidUTF8(hostile, "\ufffd"))
 		for line := range bytes.Lines([]byte(e.stderr.String())) {
 			if !json.Valid(line) {
 				t.Errorf("no JSON: %s", line)

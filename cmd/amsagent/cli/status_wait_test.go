@@ -121,9 +121,7 @@ func TestSummarize(t *testing.T) {
 		"active: in the cluster as 10.0.0.5, exit 0":                                   {Status: statusOf("active")},
 	} {
 		got := v.summarize(output.Palette{})
-		if line := fmt.Sprintf("%s: %s, exit %d", got.paint(got.word), got.text, got.exit); line != want {
-			t.Errorf("%s; want %s", line, want)
-		}
+		must.Equal(t, "result", fmt.Sprintf("%s: %s, exit %d", got.paint(got.word), got.text, got.exit), want)
 	}
 }
 

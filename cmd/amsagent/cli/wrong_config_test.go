@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
 	"github.com/amsagent/amsagent/internal/must"
@@ -115,9 +113,7 @@ func TestEndpoints(t *testing.T) {
 			var got struct{ Endpoints []any }
 			must.OK(t, json.Unmarshal([]byte(stdout), &got))
 			want := []any{map[string]any{"key": e.Name, "value": "http://127.0.0.1:1", "origin": map[string]any{"layer": "env", "name": name}}}
-			if diff := cmp.Diff(want, got.Endpoints); diff != "" {
-				t.Error(diff)
-			}
+			must.NoDiff(t, "endpoints", got.Endpoints, want)
 		}
 	}
 }
