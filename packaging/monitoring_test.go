@@ -145,9 +145,7 @@ func TestMonitoringDashboard(t *testing.T) {
 	if d.Inputs != nil || len(d.Templating.List) != 2 || d.Templating.List[0].Type != "datasource" || d.Templating.List[0].Query != "prometheus" || d.Templating.List[1].Name != "role" {
 		t.Errorf("the variables: %+v; __inputs: %s", d.Templating.List, d.Inputs)
 	}
-	if len(d.Panels) != 12 {
-		t.Errorf("%d panels", len(d.Panels))
-	}
+	must.Equal(t, "panels", len(d.Panels), 12)
 	const source = "${datasource}"
 	ids, taken := map[int]bool{}, map[[2]int]string{}
 	for _, p := range d.Panels {

@@ -18,8 +18,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -62,9 +60,7 @@ func TestPages(t *testing.T) {
 				t.Errorf("%s: there is no page of %s", id, other)
 			}
 		}
-		if doc := elsewhere.FindString(text); doc != "" {
-			t.Errorf("%s: names %q, which is not on the machine; an id alone leads to its page", id, doc)
-		}
+		must.Equal(t, id+": it names a document that is not on the machine; an id alone leads to its page", elsewhere.FindString(text), "")
 	}
 	if total > maxPages {
 		t.Errorf("%d bytes, more than %d", total, maxPages)
@@ -122,9 +118,7 @@ func TestNoHintLeadsElsewhere(t *testing.T) {
 	n := 0
 	literals(t, func(path, text string) {
 		n++
-		if doc := elsewhere.FindString(text); doc != "" {
-			t.Errorf("%s: %q names %q, which is not on the machine", path, text, doc)
-		}
+		must.Equal(t, fmt.Sprintf("%s: %q names a document that is not on the machine", path, text), elsewhere.FindString(text), "")
 	})
 	if n < 1000 {
 		t.Fatalf("only %d literals were found: the walk is wrong", n)
@@ -174,7 +168,5 @@ func TestIndex(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v (make it with -update)", err)
 	}
-	if d := cmp.Diff(b.String(), string(have)); d != "" {
-		t.Errorf("README.md differs (-want +have; -update rewrites it):\n%s", d)
-	}
+	must.NoDiff(t, "README.md (-update rewrites it)", string(have), b.String())
 }

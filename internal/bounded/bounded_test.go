@@ -5,8 +5,8 @@ package bounded_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
-	"slices"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -60,9 +60,7 @@ func TestListener(t *testing.T) {
 		last = c
 	}
 	for i, c := range all {
-		if want := i < len(all)-bounded.MaxConns; c.closed != want {
-			t.Errorf("connection %d is closed: %t", i, c.closed)
-		}
+		must.Equal(t, fmt.Sprintf("connection %d is closed", i), c.closed, i < len(all)-bounded.MaxConns)
 	}
 	must.OK(t, last.Close())
 	one := &silent{}
@@ -81,9 +79,7 @@ func TestListenerGoesOn(t *testing.T) {
 			_, err := l.Accept()
 			must.OK(t, err)
 		}
-		if want := []error{syscall.ENOMEM, syscall.EPERM, nil}; !slices.Equal(reported, want) {
-			t.Errorf("%v, want %v", reported, want)
-		}
+		must.NoDiff(t, "reported", reported, []error{syscall.ENOMEM, syscall.EPERM, nil})
 		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Error(err)
 		}

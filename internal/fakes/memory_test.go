@@ -33,9 +33,7 @@ func TestInMemory(t *testing.T) {
 		}
 		_, err := s.WaitFor(t.Context(), func(e fakegcp.Entry) bool { return e.What == fakegcp.Gone })
 		must.OK(t, err)
-		if d := time.Since(began); d != time.Minute+30*time.Second {
-			t.Errorf("off after %s", d)
-		}
+		must.Equal(t, "off after", time.Since(began), time.Minute+30*time.Second)
 	})
 	synctest.Test(t, func(t *testing.T) {
 		a, s := fakeaws.NewAutoScaling(fakeaws.AutoScalingOptions{}), fakeaws.New(fakeaws.Options{})
@@ -43,9 +41,7 @@ func TestInMemory(t *testing.T) {
 		must.OK(t, a.Attach("edges", s))
 		began := time.Now()
 		must.OK(t, a.Verbs().Run("POST /terminate", nil))
-		if got := s.Get().Signals.Target; got != "Terminated" {
-			t.Errorf("the metadata says %q", got)
-		}
+		must.Equal(t, "the metadata says", s.Get().Signals.Target, "Terminated")
 		_, err := a.WaitFor(t.Context(), func(e fakes.Entry) bool { return e.What == fakes.Gone && e.Text == fakes.ByTime })
 		must.OK(t, err)
 		if d := time.Since(began); d != time.Minute || len(a.Members()) > 0 {

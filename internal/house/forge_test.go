@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -88,9 +87,7 @@ func TestWorkflows(t *testing.T) {
 			pins[m[1]] = m[2]
 		}
 	}
-	if diff := cmp.Diff([]string{"ci.yml", "nightly.yml", "release.yml"}, names); diff != "" {
-		t.Errorf("workflows (-want +got):\n%s", diff)
-	}
+	must.NoDiff(t, "workflows", names, []string{"ci.yml", "nightly.yml", "release.yml"})
 }
 
 // TestWorkflowsRefuse holds that the check above finds each of these.
@@ -110,9 +107,7 @@ func TestWorkflowsRefuse(t *testing.T) {
 	} {
 		text := "permissions: {}\njobs:\n  j:\n    timeout-minutes: 1\n    steps:\n      - uses: a/b@" + commit + " # v1.2.3\n      - run: make gate\n"
 		got := checkWorkflow([]byte(strings.Replace(text, tt.change, tt.to, 1)), map[string]bool{"gate": true})
-		if strings.Join(got, "\n") != tt.want {
-			t.Errorf("%q for %q: got %q, want %q", tt.to, tt.change, got, tt.want)
-		}
+		must.Equal(t, fmt.Sprintf("%q for %q", tt.to, tt.change), strings.Join(got, "\n"), tt.want)
 	}
 }
 
@@ -139,9 +134,7 @@ func TestDependabot(t *testing.T) {
 		}
 	}
 	slices.Sort(want["gomod"])
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("folders (-modules +dependabot.yml):\n%s", diff)
-	}
+	must.NoDiff(t, "folders (-modules +dependabot.yml)", got, want)
 }
 
 // TestIssueForms: GitHub shows no form that has a mistake, and reports none. Each asks for the output of `amsagent support`.
@@ -165,9 +158,7 @@ func TestIssueForms(t *testing.T) {
 			} `yaml:"body"`
 		}
 		text := f.read(t)
-		if err := yaml.Unmarshal(text, &form); err != nil {
-			t.Errorf("%s: %v", f.path, err)
-		}
+		must.Equal(t, f.path, yaml.Unmarshal(text, &form), nil)
 		if form.Name == "" || form.Description == "" || len(form.Body) == 0 {
 			t.Errorf("%s lacks name, description or body", f.path)
 		}
@@ -191,7 +182,5 @@ func TestIssueForms(t *testing.T) {
 			t.Errorf("%s does not ask for the output of amsagent support", f.path)
 		}
 	}
-	if forms != 2 {
-		t.Errorf("%d forms, want 2", forms)
-	}
+	must.Equal(t, "forms", forms, 2)
 }

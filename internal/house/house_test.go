@@ -131,9 +131,7 @@ func TestUnitCapabilities(t *testing.T) {
 func TestGoMod(t *testing.T) {
 	read := func(path string) string { return string(file{path: path}.read(t)) }
 	root := read("go.mod")
-	if m := regexp.MustCompile(`(?m)^(replace\b.*|\s+\S+.*=> .*)$`).FindString(root); m != "" {
-		t.Errorf("go.mod has %q: `go install` of a module with a replacement fails", m)
-	}
+	must.Equal(t, "in go.mod, and `go install` of a module with a replacement fails", regexp.MustCompile(`(?m)^(replace\b.*|\s+\S+.*=> .*)$`).FindString(root), "")
 	version := regexp.MustCompile(`(?m)^go (\S+)$`)
 	want := version.FindStringSubmatch(root)
 	if want == nil {

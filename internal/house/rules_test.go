@@ -15,8 +15,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -291,7 +289,5 @@ func TestCloudWords(t *testing.T) {
 			found = append(found, f.path)
 		}
 	}
-	if diff := cmp.Diff(strings.Fields(cloudFiles), found); diff != "" {
-		t.Errorf("files that name a cloud (-listed +found):\n%s", diff)
-	}
+	must.NoDiff(t, "files that name a cloud (-listed +found)", found, strings.Fields(cloudFiles))
 }

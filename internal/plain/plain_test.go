@@ -6,6 +6,7 @@ package plain_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -32,9 +33,7 @@ func TestTruncate(t *testing.T) {
 		{"1234éé789", "1234…"},
 		{strings.Repeat("\x80", 9), "…"},
 	} {
-		if got := plain.Truncate(tt.text, 8); got != tt.want {
-			t.Errorf("%q becomes %q, want %q", tt.text, got, tt.want)
-		}
+		must.Equal(t, fmt.Sprintf("%q becomes", tt.text), plain.Truncate(tt.text, 8), tt.want)
 	}
 }
 

@@ -6,6 +6,8 @@ package promtext
 import (
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestPage(t *testing.T) {
@@ -15,7 +17,5 @@ func TestPage(t *testing.T) {
 	p.Gauge("b_timestamp_seconds", "Of b.", Timestamp(time.UnixMilli(1_900_000_000_250)))
 	const want = "# HELP a_total Of a.\n# TYPE a_total counter\n" + `a_total{x="",y="2"} 0` + "\n" + `a_total{x="\"\\\n"} 3` + "\n" +
 		"# HELP b_timestamp_seconds Of b.\n# TYPE b_timestamp_seconds gauge\nb_timestamp_seconds 1900000000.25\n"
-	if got := p.String(); got != want {
-		t.Errorf("%s\nwant\n%s", got, want)
-	}
+	must.NoDiff(t, "text", p.String(), want)
 }

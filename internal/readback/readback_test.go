@@ -13,9 +13,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/readback"
-	"github.com/google/go-cmp/cmp"
 )
 
 func TestProperties(t *testing.T) {
@@ -40,9 +41,7 @@ func TestProperties(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := java.Properties(file(t, "x.properties", tc.file))
 			must.OK(t, err)
-			if diff := cmp.Diff(tc.want, got); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			must.NoDiff(t, "keys", got, tc.want)
 		})
 	}
 }
@@ -78,9 +77,7 @@ func TestStoreProperties(t *testing.T) {
 	must.OK(t, java.StoreProperties(path, set))
 	got, err := java.Properties(path)
 	must.OK(t, err)
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
-	}
+	must.NoDiff(t, "values", got, want)
 	stored, err := os.ReadFile(path)
 	must.OK(t, err)
 	lines := strings.Split(string(stored), "\n")
@@ -187,15 +184,11 @@ func TestBeans(t *testing.T) {
 	wantClasses := []string{
 		"com.example.One", "com.example.Store", "com.example.V1", "com.example.V2", "com.example.Two", "", "com.example.Nameless",
 	}
-	if diff := cmp.Diff(wantClasses, got.Classes()); diff != "" {
-		t.Errorf("classes: -want +got:\n%s", diff)
-	}
+	must.NoDiff(t, "classes", got.Classes(), wantClasses)
 	if v := got.Lookup("v"); v == nil || v.Class != "com.example.V1" {
 		t.Errorf("the first inner bean v is %v", v)
 	}
-	if v := got.Lookup("w"); v != nil {
-		t.Errorf("a bean in a comment was found: %v", v)
-	}
+	must.Equal(t, "a bean in a comment was found", got.Lookup("w"), nil)
 	if on, ok := got.Lookup("one").Property("set"); !ok || on.Kind != "set" {
 		t.Errorf("property set of one is %v, %v", on, ok)
 	}
@@ -276,14 +269,10 @@ func TestCorpus(t *testing.T) {
 					t.Errorf("%s has no bean tomcat.server", jee)
 				}
 				cluster := beans.Lookup("tomcat.cluster") != nil
-				if want := strings.HasSuffix(jee, "-cluster.xml"); cluster != want {
-					t.Errorf("%s: bean tomcat.cluster is there: %v, want %v", jee, cluster, want)
-				}
+				must.Equal(t, jee+": bean tomcat.cluster is there", cluster, strings.HasSuffix(jee, "-cluster.xml"))
 			}
 			red5, err := java.Properties(filepath.Join(conf, "red5.properties"))
-			if err != nil {
-				t.Error(err)
-			}
+			must.OK(t, err)
 			if _, ok := red5["clusterdb.host"]; !ok {
 				t.Errorf("red5.properties has no clusterdb.host")
 			}
@@ -293,9 +282,7 @@ func TestCorpus(t *testing.T) {
 			}
 			for _, app := range apps {
 				values, err := java.Properties(app)
-				if err != nil {
-					t.Errorf("%s: %v", app, err)
-				}
+				must.Equal(t, app, err, nil)
 				for _, key := range []string{"db.type", "db.host", "db.name"} {
 					if _, ok := values[key]; !ok {
 						t.Errorf("%s has no %s", app, key)

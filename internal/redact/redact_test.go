@@ -72,18 +72,12 @@ func TestNothingPrintsASecret(t *testing.T) {
 			}
 		}
 	}
-	if got := fmt.Sprintf("%v %s %q %#v %x", secret, secret, secret, secret, secret); got != `*** *** "***" "***" ***` {
-		t.Errorf("Format: %s", got)
-	}
-	if got := fmt.Sprintf("%v %q", redact.Secret(""), redact.Secret("")); got != ` ""` {
-		t.Errorf("an empty secret shows as %s", got)
-	}
+	must.Equal(t, "Format", fmt.Sprintf("%v %s %q %#v %x", secret, secret, secret, secret, secret), `*** *** "***" "***" ***`)
+	must.Equal(t, "an empty secret shows as", fmt.Sprintf("%v %q", redact.Secret(""), redact.Secret("")), ` ""`)
 	if kind, b, err := secret.MarshalBSONValue(); kind != 2 || string(b) != "\x04\x00\x00\x00***\x00" || err != nil {
 		t.Errorf("in BSON: %d %q, %v", kind, b, err)
 	}
-	if secret.Reveal() != mark {
-		t.Error("Reveal does not")
-	}
+	must.Equal(t, "Reveal()", secret.Reveal(), mark)
 	var back struct{ P redact.Secret }
 	if err := json.Unmarshal([]byte(`{"P":"`+mark+`"}`), &back); err != nil || back.P != secret {
 		t.Errorf("a secret cannot be read from JSON: %v", err)
@@ -109,14 +103,10 @@ func TestText(t *testing.T) {
 	spelled["json"] = string(js)
 	for name, s := range spelled {
 		got := redact.Text("connecting with ["+s+"] failed", redact.Secret(pw))
-		if want := "connecting with [***] failed"; strings.ReplaceAll(got, `"`, "") != want {
-			t.Errorf("%s: %q becomes %q", name, s, got)
-		}
+		must.Equal(t, fmt.Sprintf("%s: %q", name, s), strings.ReplaceAll(got, `"`, ""), "connecting with [***] failed")
 		// The same, when the secret is known in its encoded form only.
 		got = redact.Text("connecting with ["+s+"] failed", redact.Secret(percent(pw)))
-		if want := "connecting with [***] failed"; strings.ReplaceAll(got, `"`, "") != want {
-			t.Errorf("%s, secret encoded: %q becomes %q", name, s, got)
-		}
+		must.Equal(t, fmt.Sprintf("%s, secret encoded: %q", name, s), strings.ReplaceAll(got, `"`, ""), "connecting with [***] failed")
 	}
 
 	tests := []struct {
@@ -151,9 +141,7 @@ func TestText(t *testing.T) {
 		{"not UTF-8", "x\xff hunter2", "x\xff ***", []redact.Secret{"hunter2"}},
 	}
 	for _, tt := range tests {
-		if got := redact.Text(tt.in, tt.secrets...); got != tt.want {
-			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
-		}
+		must.Equal(t, tt.name, redact.Text(tt.in, tt.secrets...), tt.want)
 	}
 }
 

@@ -16,8 +16,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -41,9 +39,7 @@ func TestWrite(t *testing.T) {
 		must.OK(t, err)
 		made = append(made, files)
 	}
-	if diff := cmp.Diff(made[0], made[1]); diff != "" {
-		t.Error(diff)
-	}
+	must.NoDiff(t, "made again", made[1], made[0])
 	for _, name := range []string{"completions/bash", "completions/fish", "completions/zsh", "man/amsagent-join.1.gz", "man/amsagent.service.8.gz", "man/amsagent-config.5.gz", "THIRD-PARTY-NOTICES"} {
 		if len(made[0][name]) < 500 {
 			t.Errorf("%s is missing in %v", name, maps.Keys(made[0]))
