@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -60,9 +59,7 @@ func TestAMSNodes(t *testing.T) {
 		"10.0.0.100 " + id.Hex() + " fresh=false cpu=-",
 		"fd00:0:0:0:0:0:0:1 v6 fresh=true cpu=-",
 	}
-	if diff := cmp.Diff(want, lines); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
-	}
+	must.NoDiff(t, "lines", lines, want)
 	for address, ids := range map[string]string{
 		own: "a10.0.0.3 z10.0.0.3", "10.0.0.2": "", "10.0.0.20": "b10.0.0.20", "fd00::1": "v6", "10.0.0.100": id.Hex(),
 	} {
@@ -142,13 +139,9 @@ func TestDeleteAMSNodes(t *testing.T) {
 			if named(gone) != tt.gone || named(stay) != tt.stay {
 				t.Errorf("gone %q, stay %q, want %q and %q", named(gone), named(stay), tt.gone, tt.stay)
 			}
-			if left := b.count(b.ams(), bson.M{}); left != all-len(gone) {
-				t.Errorf("%d documents left of %d after deleting %d", left, all, len(gone))
-			}
+			must.Equal(t, fmt.Sprintf("documents left of %d after deleting %d", all, len(gone)), b.count(b.ams(), bson.M{}), all-len(gone))
 			for _, n := range gone {
-				if b.count(b.ams(), bson.M{"_id": n.ID}) != 0 {
-					t.Errorf("%q was reported as deleted and is there", n.ID)
-				}
+				must.Equal(t, fmt.Sprintf("%q was reported as deleted: documents", n.ID), b.count(b.ams(), bson.M{"_id": n.ID}), 0)
 			}
 		})
 	}
@@ -184,18 +177,12 @@ func TestDeleteAMSNodesRewrittenMeanwhile(t *testing.T) {
 	b.write("mine", own, at.Add(5*time.Second))
 	s.Faults().Clear()
 	r := <-done
-	if r.err != nil {
-		t.Fatal(r.err)
-	}
+	must.OK(t, r.err)
 	if idsOf(r.gone) != "other" || idsOf(r.stay) != "mine" {
 		t.Fatalf("gone %q, stay %q", idsOf(r.gone), idsOf(r.stay))
 	}
-	if got := r.stay[0].LastUpdate.UnixMilli(); got != at.Add(5*time.Second).UnixMilli() {
-		t.Errorf("the version reported is of %d", got)
-	}
-	if n := b.count(b.ams(), bson.M{"_id": "mine", "lastUpdateTime": at.Add(5 * time.Second).UnixMilli()}); n != 1 {
-		t.Error("AMS's write is lost")
-	}
+	must.Equal(t, "the version reported is of", r.stay[0].LastUpdate.UnixMilli(), at.Add(5*time.Second).UnixMilli())
+	must.Equal(t, "AMS's write", b.count(b.ams(), bson.M{"_id": "mine", "lastUpdateTime": at.Add(5 * time.Second).UnixMilli()}), 1)
 }
 
 // The same at random moments: the result is correct, and no write of AMS is lost.
@@ -237,9 +224,8 @@ func TestDeleteAMSNodesWhileAMSWrites(t *testing.T) {
 		case len(gone) == 1 && gone[0].LastUpdate.UnixMilli() != last:
 			t.Errorf("round %d: version %d was deleted, version %d was written", round, gone[0].LastUpdate.UnixMilli(), last)
 		}
-		if _, err := b.ams().DeleteMany(t.Context(), bson.M{}); err != nil {
-			t.Fatal(err)
-		}
+		_, err = b.ams().DeleteMany(t.Context(), bson.M{})
+		must.OK(t, err)
 	}
 }
 
@@ -302,9 +288,7 @@ func TestLocalStreams(t *testing.T) {
 		{Database: "liveapp", IDs: []string{"dated", "double", "just-live", "live"}},
 		{Database: "nosuch", IDs: []string{}},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
-	}
+	must.NoDiff(t, "applications", got, want)
 
 	// The node's clock counts, not the server's.
 	for _, skew := range []time.Duration{10 * time.Minute, -10 * time.Minute} {
@@ -576,9 +560,7 @@ func TestWaitAMSNodeElsewhere(t *testing.T) {
 	if !ok || !errors.Is(err, cluster.ErrElsewhere) || !e.Elsewhere || ctx.Err() != nil {
 		t.Fatalf("%v", err)
 	}
-	if e.Error() != "AMS registered as "+another+", which is another address of this machine, and not as "+own {
-		t.Errorf("other addresses are named: %v", e)
-	}
+	must.Equal(t, "other addresses are named", e.Error(), "AMS registered as "+another+", which is another address of this machine, and not as "+own)
 }
 
 // MongoDB may be away for a part of the wait.
@@ -603,9 +585,7 @@ func TestWaitAMSNodeThroughAnOutage(t *testing.T) {
 	must.Until(t, "it detects the outage", failed.Load)
 	s.Faults().Clear()
 	b.write("mine", own, time.Now())
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	must.OK(t, <-done)
 
 	// MongoDB may stay away.
 	fault(t, s, mongod.Fault{Mode: mongod.Refuse})

@@ -4,7 +4,7 @@
 package clustertest
 
 import (
-	"maps"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -43,9 +43,7 @@ func TestBalancers(t *testing.T) {
 	}
 	is := func(what string, got, want map[string]bool) {
 		t.Helper()
-		if !maps.Equal(got, want) {
-			t.Errorf("%s: %v, want %v", what, got, want)
-		}
+		must.NoDiff(t, what, got, want)
 	}
 	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-1", "i-2"}))
 	must.OK(t, c.SetBalancer(t.Context(), "lb-2", []string{"i-1"}))
@@ -78,9 +76,7 @@ func TestBalancerName(t *testing.T) {
 	for host, want := range map[string]string{
 		"lb-1": "lb-1", "LB1.example.com": "lb1-example-com", "a$b.ö": "a-b--", "": "",
 	} {
-		if got := cluster.BalancerName(host); got != want {
-			t.Errorf("%q: %q, want %q", host, got, want)
-		}
+		must.Equal(t, fmt.Sprintf("name of %q", host), cluster.BalancerName(host), want)
 	}
 }
 

@@ -99,12 +99,10 @@ func TestStreamsByIndex(t *testing.T) {
 	s := startServer(t, mongod.Options{Binary: realmongo.Require(t)})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	coll := b.Database("liveapp").Collection("broadcast")
-	if err := b.Database("liveapp").RunCommand(t.Context(), bson.D{
+	must.OK(t, b.Database("liveapp").RunCommand(t.Context(), bson.D{
 		{Key: "createIndexes", Value: "broadcast"},
 		{Key: "indexes", Value: bson.A{bson.M{"key": bson.M{"status": 1}, "name": "status_1"}}},
-	}).Err(); err != nil {
-		t.Fatal(err)
-	}
+	}).Err())
 	now := time.Now()
 	docs := make([]any, 0, 10_000)
 	for i := range 10_000 {
@@ -151,21 +149,15 @@ func TestRights(t *testing.T) {
 		{Key: "roles", Value: bson.A{on("readWrite", "amsagent"), on("readWrite", "clusterdb")}},
 	})
 	c := connect(t, "mongodb://node:secret@"+s.Addrs()+"/?authSource=admin", cluster.Options{})
-	if err := c.CheckAccess(t.Context()); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, c.CheckAccess(t.Context()))
 	err = c.CheckRead(t.Context(), []string{"liveapp"})
 	if cluster.KindOf(err) != cluster.KindForbidden || strings.Contains(err.Error(), "lsid") || !strings.Contains(err.Error(), "liveapp") {
 		t.Errorf("without read on liveapp: %v", err)
 	}
 	run(bson.D{{Key: "grantRolesToUser", Value: "node"}, {Key: "roles", Value: bson.A{on("read", "liveapp")}}})
-	if err := c.CheckRead(t.Context(), []string{"liveapp"}); err != nil {
-		t.Errorf("with read on liveapp: %v", err)
-	}
+	must.Equal(t, "with read on liveapp", c.CheckRead(t.Context(), []string{"liveapp"}), nil)
 	register(t, c, node())
-	if err := c.EnsureIndexes(t.Context()); err != nil {
-		t.Errorf("the indexes: %v", err)
-	}
+	must.Equal(t, "the indexes", c.EnsureIndexes(t.Context()), nil)
 
 	// An existing index with another expiry is neither a missing right nor an unsupported feature.
 	must.OK(t, b.nodes().Indexes().DropAll(t.Context()))

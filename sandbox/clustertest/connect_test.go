@@ -54,9 +54,7 @@ func TestCredentials(t *testing.T) {
 		if !ok || e.Kind != cluster.KindAuth || e.Host != s.Addr() {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if want := "MongoDB at " + s.Addr() + " refused the user name or the password"; e.Summary() != want {
-			t.Errorf("%s: %s", name, e.Summary())
-		}
+		must.Equal(t, name, e.Summary(), "MongoDB at "+s.Addr()+" refused the user name or the password")
 		noPassword(t, name, fmt.Sprintf("%v %+v %#v", err, err, err))
 		if _, err := c.Register(t.Context(), node(), cluster.RegisterOptions{}); cluster.KindOf(err) != cluster.KindAuth {
 			t.Errorf("%s: registering: %v", name, err)
@@ -64,9 +62,7 @@ func TestCredentials(t *testing.T) {
 	}
 	// Without credentials, the server answers only a ping.
 	c := connect(t, s.URI(), o)
-	if err := c.Ping(t.Context()); err != nil {
-		t.Errorf("ping without credentials: %v", err)
-	}
+	must.Equal(t, "ping without credentials", c.Ping(t.Context()), nil)
 	if err := c.CheckAccess(t.Context()); cluster.KindOf(err) != cluster.KindForbidden {
 		t.Errorf("access without credentials: %v", err)
 	}
@@ -160,9 +156,7 @@ func TestBounds(t *testing.T) {
 	if took := time.Since(start); took > time.Minute {
 		t.Errorf("a dead server held the client for %s", took)
 	}
-	if err := c.Close(context.Background()); err != nil {
-		t.Errorf("closing twice: %v", err)
-	}
+	must.Equal(t, "closing twice", c.Close(context.Background()), nil)
 	if err := c.Ping(t.Context()); err == nil {
 		t.Error("a closed client pings")
 	}
@@ -186,9 +180,7 @@ func TestCloseWhileConnecting(t *testing.T) {
 	go func() { closed <- c.Close(t.Context()) }()
 	select {
 	case err := <-closed:
-		if cluster.KindOf(err) != cluster.KindTimeout {
-			t.Errorf("Close: %v", err)
-		}
+		must.Equal(t, fmt.Sprintf("kind of %v", err), cluster.KindOf(err), cluster.KindTimeout)
 	case <-time.After(time.Minute):
 		t.Error("Close waits for the driver")
 	}
@@ -217,9 +209,7 @@ func TestFewConnections(t *testing.T) {
 	var all sync.WaitGroup
 	for range 30 {
 		all.Go(func() {
-			if err := c.Ping(t.Context()); err != nil {
-				t.Error(err)
-			}
+			must.Equal(t, "ping", c.Ping(t.Context()), nil)
 		})
 	}
 	all.Wait()
@@ -231,9 +221,7 @@ func TestFewConnections(t *testing.T) {
 func TestReplicaSetOption(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{ReplicaSet: "rs0"})
-	if err := connect(t, s.URI()+"?replicaSet=rs0", cluster.Options{}).CheckAccess(t.Context()); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, connect(t, s.URI()+"?replicaSet=rs0", cluster.Options{}).CheckAccess(t.Context()))
 	err := connect(t, s.URI()+"?replicaSet=other", cluster.Options{Timeout: 5 * time.Second}).Ping(t.Context())
 	if cluster.KindOf(err) != cluster.KindConfig || !strings.Contains(err.Error(), "replica set other") {
 		t.Errorf("another replica set: %v", err)
@@ -241,9 +229,7 @@ func TestReplicaSetOption(t *testing.T) {
 	// One of several hosts is enough.
 	dead := startServer(t, mongod.Options{})
 	fault(t, dead, mongod.Fault{Mode: mongod.Refuse})
-	if err := connect(t, dead.Addr()+","+s.Addr(), cluster.Options{}).Ping(t.Context()); err != nil {
-		t.Errorf("one host of two is dead: %v", err)
-	}
+	must.Equal(t, "one host of two is dead", connect(t, dead.Addr()+","+s.Addr(), cluster.Options{}).Ping(t.Context()), nil)
 }
 
 func TestServerClock(t *testing.T) {

@@ -184,9 +184,7 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	must.OK(t, err)
 	a.svc = &service{dir: tr.Dir}
 	t.Cleanup(func() {
-		if err := a.svc.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, a.svc.Stop(context.Background()))
 	})
 	target := a.client.Target()
 	a.target.Store(&target)
@@ -246,9 +244,8 @@ func newAgentAt(t *testing.T, uri, all string) *agent {
 	boot(t, a.root, "boot-1")
 	a.hardware("8eb3085c-1b4d-0a4f-9e6c-3b2a1c0d0001")
 	must.OK(t, a.svc.Start(t.Context()))
-	if _, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: target, Role: "edge", Identify: identify}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: target, Role: "edge", Identify: identify})
+	must.OK(t, err)
 	a.eyes.see(0, 0)
 	return a
 }
@@ -282,9 +279,7 @@ func (a *agent) begin() {
 	d := daemon.New(a.o)
 	go func() {
 		defer close(a.ended)
-		if err := d.Run(ctx); err != nil {
-			a.t.Error(err)
-		}
+		must.Equal(a.t, "run", d.Run(ctx), nil)
 	}()
 	a.t.Cleanup(func() {
 		a.end()
@@ -377,9 +372,7 @@ func TestDaemonUnreadableFile(t *testing.T) {
 	a.start()
 	a.says("comparing or repairing the files failed", 1)
 	a.roundsGoOn(20)
-	if n := strings.Count(a.text(), "comparing or repairing the files failed"); n != 1 {
-		t.Errorf("it was logged %d times", n)
-	}
+	must.Equal(t, "it was logged (times)", strings.Count(a.text(), "comparing or repairing the files failed"), 1)
 	if record := a.door.record(nodeID); record["state"] != "active" {
 		t.Errorf("the record: %v", record)
 	}
@@ -417,9 +410,7 @@ func TestDaemonUnidentified(t *testing.T) {
 	a.start()
 	a.says("taken for "+nodeID, 1)
 	a.roundsGoOn(10)
-	if got := record(); got != "azure edges_7 westeurope 2 F8s active" {
-		t.Errorf("while the cloud does not answer, the record has %s", got)
-	}
+	must.Equal(t, "while the cloud does not answer, the record has", record(), "azure edges_7 westeurope 2 F8s active")
 	moved := known
 	moved.Zone, moved.Type = "3", "F16s"
 	answer.Store(new(moved))
@@ -441,9 +432,7 @@ func TestDaemonUnidentified(t *testing.T) {
 	})
 	answer.Store(nil)
 	a.roundsGoOn(10)
-	if got := record(); got != "azure edges_7 westeurope 3 F32s active" {
-		t.Errorf("while the cloud does not answer, the record has %s", got)
-	}
+	must.Equal(t, "while the cloud does not answer, the record has", record(), "azure edges_7 westeurope 3 F32s active")
 	answer.Store(&moved)
 	must.Until(t, "the record has all facts again", func() bool { return record() == "azure edges_7 westeurope 3 F16s active" })
 	a.serves()
@@ -458,9 +447,8 @@ func TestStopWhileJoinLooks(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	a.svc.silent(true)
-	if _, err := a.door.ams().DeleteMany(t.Context(), bson.D{}); err != nil {
-		t.Fatal(err)
-	}
+	_, err := a.door.ams().DeleteMany(t.Context(), bson.D{})
+	must.OK(t, err)
 	looked := func() int {
 		return len(slices.DeleteFunc(a.mongo.Commands(), func(c mongod.Command) bool {
 			return c.Name != "find" || c.Collection != "clusternode"
@@ -474,13 +462,12 @@ func TestStopWhileJoinLooks(t *testing.T) {
 	}()
 	must.Until(t, "the join looks for the document", func() bool { return looked() >= before+3 })
 	began := time.Now()
-	if _, err := a.machine.StopServer(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	_, err = a.machine.StopServer(t.Context())
+	must.OK(t, err)
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("the stop took %s", took)
 	}
-	err := <-joined
+	err = <-joined
 	if _, unstable := errors.AsType[*ams.UnstableError](err); !unstable {
 		t.Errorf("the join: %v", err)
 	}
@@ -563,9 +550,8 @@ func TestDaemonCancelsStaleDrain(t *testing.T) {
 	a := newAgent(t)
 	a.start()
 	a.end()
-	if _, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"state": "draining", "left_by": "leave"}}); err != nil {
-		t.Fatal(err)
-	}
+	_, err := a.door.nodes().UpdateOne(t.Context(), bson.M{"_id": nodeID}, bson.M{"$set": bson.M{"state": "draining", "left_by": "leave"}})
+	must.OK(t, err)
 	a.start()
 	if record := a.door.record(nodeID); record["state"] != "active" {
 		t.Errorf("the record: %v", record)

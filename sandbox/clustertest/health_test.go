@@ -72,13 +72,11 @@ func TestHealthAmongOthers(t *testing.T) {
 	is(http.StatusOK, "one of two others does not serve either")
 	peer("i-serves-too", group, true)
 	is(http.StatusServiceUnavailable, "two of three others serve")
-	if _, err := a.door.nodes().UpdateByID(t.Context(), "i-serves-too", bson.M{"$set": bson.M{"state": "draining"}}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = a.door.nodes().UpdateByID(t.Context(), "i-serves-too", bson.M{"$set": bson.M{"state": "draining"}})
+	must.OK(t, err)
 	is(http.StatusOK, "one that drains does not count")
-	if _, err := a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": "i-down"}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": "i-down"})
+	must.OK(t, err)
 	is(http.StatusServiceUnavailable, "the one that does not serve is gone")
 	a.svc.hang(false)
 	is(http.StatusOK, "it serves again")

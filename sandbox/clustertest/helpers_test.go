@@ -73,9 +73,8 @@ func (b backdoor) nodes() *mongo.Collection { return b.Database("amsagent").Coll
 
 func (b backdoor) insert(coll *mongo.Collection, docs ...any) {
 	b.t.Helper()
-	if _, err := coll.InsertMany(b.t.Context(), docs); err != nil {
-		b.t.Fatal(err)
-	}
+	_, err := coll.InsertMany(b.t.Context(), docs)
+	must.OK(b.t, err)
 }
 
 // write writes an AMS document as AMS does.
@@ -84,9 +83,7 @@ func (b backdoor) write(id, ip string, at time.Time) {
 	_, err := b.ams().UpdateOne(b.t.Context(), bson.M{"_id": id},
 		bson.M{"$set": bson.M{"_t": "ClusterNode", "ip": ip, "lastUpdateTime": at.UnixMilli(), "memory": "586/1945", "cpu": "7"}},
 		upsert())
-	if err != nil {
-		b.t.Error(err)
-	}
+	must.OK(b.t, err)
 }
 
 func (b backdoor) record(id string) bson.M {

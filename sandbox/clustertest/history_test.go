@@ -5,6 +5,7 @@ package clustertest
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -46,9 +47,7 @@ func (a *agent) hasHistory(want ...string) {
 		backs, rest := parts(got)
 		return backs >= least && len(rest) >= len(others)
 	})
-	if !slices.Equal(slices.Compact(slices.Clone(got)), slices.Compact(slices.Clone(want))) {
-		a.t.Errorf("events %q, want %q", got, want)
-	}
+	must.NoDiff(a.t, fmt.Sprintf("events %q", got), slices.Compact(slices.Clone(got)), slices.Compact(slices.Clone(want)))
 }
 
 // dies ends the daemon when no heartbeat of its can reach MongoDB any more, and makes its record silent.

@@ -256,9 +256,7 @@ func TestJoinAfterDrainWithoutDaemon(t *testing.T) {
 	if res := a.joins(); res.Outcome != bootstrap.OutcomeJoined || !res.Restarted {
 		t.Errorf("%s, restarted %v", res.Outcome, res.Restarted)
 	}
-	if got := a.state(); got != cluster.StateActive {
-		t.Fatalf("the state is %s", got)
-	}
+	must.Equal(t, "state", a.state(), cluster.StateActive)
 	if _, err := os.Stat(filepath.Join(a.root, lifecycle.RecordPath)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the record of the drain: %v", err)
 	}
@@ -290,9 +288,8 @@ func TestUndrainOfTheRecord(t *testing.T) {
 	must.Until(t, "the record is active", func() bool { return a.state() == cluster.StateActive })
 	a.serves()
 
-	if _, err := a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": nodeID}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": nodeID})
+	must.OK(t, err)
 	must.Until(t, "the removed record is back", func() bool {
 		n, err := a.door.nodes().CountDocuments(t.Context(), bson.M{"_id": nodeID, "state": cluster.StateActive})
 		return err == nil && n == 1
@@ -319,9 +316,8 @@ func TestRecordRemovedDuringADrain(t *testing.T) {
 			<-time.After(5 * time.Second) // from now on, the drain does not change the record
 			// After the fault, the test itself must not send find commands.
 			fault(t, a.mongo, spoilt)
-			if _, err := a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": nodeID}); err != nil {
-				t.Fatal(err)
-			}
+			_, err := a.door.nodes().DeleteOne(t.Context(), bson.M{"_id": nodeID})
+			must.OK(t, err)
 			var back time.Time
 			has := func(want bson.M) bool {
 				n, err := a.door.nodes().CountDocuments(t.Context(), want)

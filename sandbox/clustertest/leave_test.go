@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -62,12 +61,10 @@ func TestRepairStreams(t *testing.T) {
 		}
 	}
 	ended := "terminated_unexpectedly"
-	if diff := cmp.Diff(map[string]string{
+	must.NoDiff(t, "status", status, map[string]string{
 		"left-over": ended, "left-over-date": ended, "timeless": ended,
 		"live": "broadcasting", "live-zombi": "broadcasting", "elsewhere": "broadcasting", "finished": "finished",
-	}, status); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
-	}
+	})
 	if err := c.RepairStreams(t.Context(), []string{"liveapp"}, "", now); err == nil {
 		t.Error("without an address")
 	}
@@ -80,9 +77,8 @@ func TestSetLeft(t *testing.T) {
 	c := connect(t, s.URI(), cluster.Options{})
 	n := node()
 	n.State = cluster.StateActive
-	if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	_, err := c.Register(t.Context(), n, cluster.RegisterOptions{})
+	must.OK(t, err)
 	cut, viewers := 3, 3
 	must.OK(t, c.Heartbeat(t.Context(), n, cluster.Heartbeat{Seq: 1, Sessions: &cluster.Sessions{Viewers: &viewers}, Serving: &cluster.Serving{Up: true}}))
 	must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateDraining, "scale-in", cluster.Details{StopFailed: true}))

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -39,9 +38,7 @@ func TestHeartbeat(t *testing.T) {
 	if err := c.Heartbeat(t.Context(), self, cluster.Heartbeat{Seq: 1}); !errors.Is(err, cluster.ErrNoNode) {
 		t.Errorf("a heartbeat without a record: %v", err)
 	}
-	if n := b.count(b.nodes(), bson.M{}); n != 0 {
-		t.Errorf("it made %d records", n)
-	}
+	must.Equal(t, "records", b.count(b.nodes(), bson.M{}), 0)
 	member(t, c, "i-1", own)
 	before, err := c.Node(t.Context(), "i-1")
 	must.OK(t, err)
@@ -62,13 +59,9 @@ func TestHeartbeat(t *testing.T) {
 		must.OK(t, c.Heartbeat(t.Context(), self, want))
 		n, err := c.Node(t.Context(), "i-1")
 		must.OK(t, err)
-		if diff := cmp.Diff(want, n.Heartbeat); diff != "" {
-			t.Errorf("-want +got:\n%s", diff)
-		}
+		must.NoDiff(t, "heartbeat", n.Heartbeat, want)
 		n.Heartbeat, n.UpdatedAt = before.Heartbeat, before.UpdatedAt
-		if diff := cmp.Diff(before, n); diff != "" {
-			t.Errorf("the heartbeat changed more than itself:\n%s", diff)
-		}
+		must.NoDiff(t, "the heartbeat changed more than itself", n, before)
 	}
 	if n, err := c.Node(t.Context(), "i-1"); err != nil || !n.UpdatedAt.After(before.UpdatedAt) {
 		t.Errorf("updated_at %s, before %s, %v", n.UpdatedAt, before.UpdatedAt, err)
@@ -91,9 +84,7 @@ func TestHeartbeatCut(t *testing.T) {
 	if err := c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 1}); cluster.KindOf(err) != cluster.KindLost {
 		t.Errorf("%v", err)
 	}
-	if err := c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 2}); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 2}))
 	if n, err := c.Node(t.Context(), "i-1"); err != nil || n.Seq != 2 {
 		t.Errorf("%+v, %v", n, err)
 	}
@@ -118,9 +109,7 @@ func TestLookAndJudge(t *testing.T) {
 		}
 		return strings.Join(out, "; ")
 	}
-	if got := says(); got != "" {
-		t.Errorf("an empty cluster: %s", got)
-	}
+	must.Equal(t, "an empty cluster", says(), "")
 	member(t, c, "skewed", "10.0.0.1")
 	member(t, c, "plain", "fd00::2")
 	member(t, c, "departed", "10.0.0.4")
@@ -164,29 +153,24 @@ func TestRemoveNode(t *testing.T) {
 	if gone, err := c.RemoveNode(t.Context(), n); err != nil || gone {
 		t.Errorf("a record that was written since: %t, %v", gone, err)
 	}
-	if n, err = c.Node(t.Context(), "i-1"); err != nil {
-		t.Fatal(err)
-	}
+	n, err = c.Node(t.Context(), "i-1")
+	must.OK(t, err)
 	for range 2 { // the second time, there is no record
 		if gone, err := c.RemoveNode(t.Context(), n); err != nil || !gone {
 			t.Errorf("%t, %v", gone, err)
 		}
 	}
-	if n := b.count(b.nodes(), bson.M{}); n != 1 {
-		t.Errorf("%d records are left, want the other one", n)
-	}
+	must.Equal(t, "records left; the other one is wanted", b.count(b.nodes(), bson.M{}), 1)
 	// A record that no agent wrote has no time.
 	b.insert(b.nodes(), bson.M{"_id": "i-3"})
-	if n, err = c.Node(t.Context(), "i-3"); err != nil {
-		t.Fatal(err)
-	}
+	n, err = c.Node(t.Context(), "i-3")
+	must.OK(t, err)
 	if gone, err := c.RemoveNode(t.Context(), n); err != nil || !gone {
 		t.Errorf("%t, %v", gone, err)
 	}
 	// The answer is lost, and the record is read again.
-	if n, err = c.Node(t.Context(), "i-2"); err != nil {
-		t.Fatal(err)
-	}
+	n, err = c.Node(t.Context(), "i-2")
+	must.OK(t, err)
 	fault(t, s, mongod.Fault{Mode: mongod.CutReply, Times: 1, Commands: []string{"delete"}})
 	if gone, err := c.RemoveNode(t.Context(), n); err != nil || !gone {
 		t.Errorf("%t, %v", gone, err)

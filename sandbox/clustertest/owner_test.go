@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -55,9 +54,7 @@ func TestOneRowOneMachine(t *testing.T) {
 		if !isOther(err) {
 			t.Errorf("%s: %v", what, err)
 		}
-		if diff := cmp.Diff(was, b.record(first.ID)); diff != "" {
-			t.Errorf("%s changed the record (-was +is):\n%s", what, diff)
-		}
+		must.NoDiff(t, what+" changed the record", b.record(first.ID), was)
 	}
 
 	register(t, c, first)
@@ -84,15 +81,12 @@ func TestOneRowOneMachine(t *testing.T) {
 	unchanged("a registration of the first", err, was)
 
 	// After two silent intervals and a second, the record is free.
-	if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-12 * time.Second)}}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = b.nodes().UpdateOne(t.Context(), bson.M{"_id": first.ID}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-12 * time.Second)}})
+	must.OK(t, err)
 	if _, err := c.Register(t.Context(), first, cluster.RegisterOptions{GiveWay: true}); err != nil {
 		t.Errorf("the copy is silent: %v", err)
 	}
-	if err := heartbeat(first, 3); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, heartbeat(first, 3))
 }
 
 // A registration does not change the record if another machine writes it between the registration's read and its write.
@@ -118,17 +112,14 @@ func TestTakenWhileRegistering(t *testing.T) {
 			must.Until(t, "the write is held back", func() bool { return s.Faults().Current().Mode == mongod.None })
 			o := other()
 			o.Interval = seconds.Duration(time.Minute)
-			if _, err := copied.Register(t.Context(), o, cluster.RegisterOptions{Replace: true}); err != nil {
-				t.Fatal(err)
-			}
+			_, err := copied.Register(t.Context(), o, cluster.RegisterOptions{Replace: true})
+			must.OK(t, err)
 			was := b.record(n.ID)
 			s.Faults().Clear()
 			if err := <-done; !isOther(err) {
 				t.Errorf("the registration: %v", err)
 			}
-			if diff := cmp.Diff(was, b.record(n.ID)); diff != "" {
-				t.Errorf("it wrote over the other's record (-was +is):\n%s", diff)
-			}
+			must.NoDiff(t, "it wrote over the other's record", b.record(n.ID), was)
 		})
 	}
 }
@@ -155,15 +146,10 @@ func TestNextBootWaits(t *testing.T) {
 		if err := write(next); !isOther(err) {
 			t.Errorf("%s over a fresh record: %v", what, err)
 		}
-		if diff := cmp.Diff(was, b.record(what)); diff != "" {
-			t.Errorf("%s changed a fresh record (-was +is):\n%s", what, diff)
-		}
-		if _, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": what}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-122 * time.Second)}}); err != nil {
-			t.Fatal(err)
-		}
-		if err := write(next); err != nil {
-			t.Errorf("%s over a silent record: %v", what, err)
-		}
+		must.NoDiff(t, what+" changed a fresh record", b.record(what), was)
+		_, err := b.nodes().UpdateOne(t.Context(), bson.M{"_id": what}, bson.M{"$set": bson.M{"updated_at": time.Now().Add(-122 * time.Second)}})
+		must.OK(t, err)
+		must.Equal(t, what+" over a silent record", write(next), nil)
 	}
 }
 
@@ -212,9 +198,7 @@ func TestJoinAfterLeaveForgetsBeats(t *testing.T) {
 	if again.Heartbeats() || again.Load != nil || again.Sessions != nil || again.Clock != nil || again.Cut != nil {
 		t.Errorf("the record has the old heartbeat: %+v", again)
 	}
-	if again.State != cluster.StateJoining {
-		t.Errorf("state %s", again.State)
-	}
+	must.Equal(t, "state", again.State, cluster.StateJoining)
 	if _, there := b.record(n.ID)["left_at"]; there {
 		t.Error("left_at is still there")
 	}
@@ -285,9 +269,7 @@ func TestLeaveAfterAReboot(t *testing.T) {
 			must.OK(t, err)
 			must.OK(t, a.client.Heartbeat(t.Context(), n, cluster.Heartbeat{Seq: 7}))
 			must.OK(t, leave(a))
-			if state := a.door.record(nodeID)["state"]; state != string(cluster.StateLeft) {
-				t.Errorf("the record is %v", state)
-			}
+			must.Equal[any](t, "the record", a.door.record(nodeID)["state"], string(cluster.StateLeft))
 		})
 	}
 }
@@ -314,9 +296,7 @@ func TestDaemonOnACopiedDisk(t *testing.T) {
 	if v := a.view(); v.Ready || v.State != "" {
 		t.Errorf("ready %t, record %q", v.Ready, v.State)
 	}
-	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
-		t.Errorf("the copy changed the record of the original (-was +is):\n%s", diff)
-	}
+	must.NoDiff(t, "the copy changed the record of the original", a.door.record(nodeID), was)
 	a.end()
 
 	// It is the same machine, after a move: the metadata say so. The record is of its former boot.
@@ -325,9 +305,7 @@ func TestDaemonOnACopiedDisk(t *testing.T) {
 	answer.Store(&metadata.Instance{ID: nodeID, Provider: "aws", Address: netip.MustParseAddr(own)})
 	a.begin()
 	must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(a.status(), "uses this node's record") })
-	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
-		t.Errorf("the next boot changed a fresh record (-was +is):\n%s", diff)
-	}
+	must.NoDiff(t, "the next boot changed a fresh record", a.door.record(nodeID), was)
 	a.silent(11 * time.Minute)
 	a.serves()
 }
@@ -353,9 +331,7 @@ func TestDaemonOnOtherHardware(t *testing.T) {
 	})
 	a.end()
 	a.start()
-	if n := events(); n != 1 {
-		t.Errorf("%d events", n)
-	}
+	must.Equal(t, "events", events(), 1)
 	// A person knows: a join takes the next hardware at once.
 	a.end()
 	a.hardware("ec2e1916-9099-7caf-fd21-012345abcdef")
@@ -392,9 +368,7 @@ func TestDaemonDrainOfADuplicate(t *testing.T) {
 	a.begin()
 	must.Until(t, "it drains again", func() bool { return a.view().Lifecycle.Step == lifecycle.StepDraining && a.view().ID != "" })
 	a.roundsGoOn(20)
-	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
-		t.Errorf("it changed the record of the other machine (-was +is):\n%s", diff)
-	}
+	must.NoDiff(t, "it changed the record of the other machine", a.door.record(nodeID), was)
 }
 
 // TestDaemonGetsAnotherMachinesAnswer: the metadata give another instance's data once. The node stays who it is.
@@ -418,9 +392,7 @@ func TestDaemonGetsAnotherMachinesAnswer(t *testing.T) {
 	if v := a.view(); v.ID != nodeID || v.Address != own || !v.Ready || strings.Contains(a.text(), "AGENT-CLONED") {
 		t.Errorf("it is %s at %s, ready: %t", v.ID, v.Address, v.Ready)
 	}
-	if n := a.door.count(a.door.nodes(), bson.M{}); n != 1 {
-		t.Errorf("%d records", n)
-	}
+	must.Equal(t, "records", a.door.count(a.door.nodes(), bson.M{}), 1)
 }
 
 // TestDaemonAndItsCopy: if another machine uses the daemon's record, the daemon logs it once and does not write, until the
@@ -433,22 +405,17 @@ func TestDaemonAndItsCopy(t *testing.T) {
 	must.Until(t, "the record is of this boot", func() bool { return a.door.record(nodeID)["boot_id"] == "boot-1" })
 	n := other()
 	n.ID, n.Interval, n.State = nodeID, seconds.Duration(time.Minute), cluster.StateActive
-	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
-		t.Fatal(err)
-	}
+	_, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true})
+	must.OK(t, err)
 	a.says("another machine uses this node's id", 1)
 	must.Until(t, "the status names it", func() bool { return strings.Contains(a.status(), "10.0.0.77 uses this node's ") })
 	was := a.door.record(nodeID)
 	a.roundsGoOn(10)
-	if diff := cmp.Diff(was, a.door.record(nodeID)); diff != "" {
-		t.Errorf("the daemon wrote over the other's record (-was +is):\n%s", diff)
-	}
+	must.NoDiff(t, "the daemon wrote over the other's record", a.door.record(nodeID), was)
 	a.silent(4 * time.Minute)
 	a.serves()
 	must.Until(t, "the record is this machine's again", func() bool { return a.door.record(nodeID)["ip"] == own })
-	if n := strings.Count(a.text(), "another machine uses this node's id"); n != 1 {
-		t.Errorf("logged %d times", n)
-	}
+	must.Equal(t, "logged (times)", strings.Count(a.text(), "another machine uses this node's id"), 1)
 }
 
 // TestJoinOverALiveMachine: a join under the id of a machine that sends heartbeats is refused and changes nothing; --replace
@@ -459,9 +426,8 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	boot(t, a.root, "boot-1")
 	n := other()
 	n.ID, n.Interval, n.State = nodeID, seconds.Duration(3*time.Second), cluster.StateActive
-	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
-		t.Fatal(err)
-	}
+	_, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true})
+	must.OK(t, err)
 	req := bootstrap.JoinRequest{
 		Mongo: a.client.Target(), Role: "edge",
 		Identify: func(context.Context) (metadata.Instance, error) {
@@ -480,7 +446,7 @@ func TestJoinOverALiveMachine(t *testing.T) {
 			}
 		}
 	}()
-	_, err := a.machine.Join(t.Context(), req)
+	_, err = a.machine.Join(t.Context(), req)
 	refused, ok := errors.AsType[*bootstrap.PreflightError](err)
 	if !ok || len(refused.Findings) != 1 || refused.Findings[0].ID != bootstrap.IDDuplicate {
 		t.Fatalf("a join over a live machine: %v", err)
@@ -488,22 +454,17 @@ func TestJoinOverALiveMachine(t *testing.T) {
 	if f := refused.Findings[0]; !strings.Contains(f.Hint, "machine-id") || !strings.Contains(f.Hint, "--replace") || !isOther(f.Err) {
 		t.Errorf("%+v", f)
 	}
-	if ip := a.door.record(nodeID)["ip"]; ip != n.IP {
-		t.Errorf("the record is of %v now", ip)
-	}
+	must.Equal[any](t, "address in the record", a.door.record(nodeID)["ip"], n.IP)
 	cancel()
 	<-stopped
 	if _, err := a.machine.Join(t.Context(), req); err != nil {
 		t.Errorf("a join over a record that falls silent: %v", err)
 	}
-	if ip := a.door.record(nodeID)["ip"]; ip != own {
-		t.Errorf("the record is of %v", ip)
-	}
+	must.Equal(t, "address in the record", a.door.record(nodeID)["ip"], own)
 
 	n.Interval = seconds.Duration(time.Minute)
-	if _, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true})
+	must.OK(t, err)
 	if _, err := a.machine.Join(t.Context(), req); err == nil {
 		t.Error("a join replaced a fresh record with a long interval")
 	}

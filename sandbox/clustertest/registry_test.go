@@ -58,9 +58,7 @@ func TestRegister(t *testing.T) {
 	first := register(t, c, node())
 	after, err := c.ServerTime(t.Context())
 	must.OK(t, err)
-	if diff := cmp.Diff(node(), first, byServer); diff != "" {
-		t.Errorf("-written +stored:\n%s", diff)
-	}
+	must.NoDiff(t, "stored", first, node(), byServer)
 	for name, at := range map[string]time.Time{"updated_at": first.UpdatedAt, "state_since": first.StateSince} {
 		if at.Before(before) || at.After(after) {
 			t.Errorf("%s = %v, the server's clock was between %v and %v", name, at, before, after)
@@ -73,9 +71,7 @@ func TestRegister(t *testing.T) {
 	// Again: only the time changes.
 	pass(t, c)
 	again := register(t, c, node())
-	if diff := cmp.Diff(first, again, cmpopts.IgnoreFields(cluster.Node{}, "UpdatedAt")); diff != "" {
-		t.Errorf("registering twice (-once +twice):\n%s", diff)
-	}
+	must.NoDiff(t, "registering twice", again, first, cmpopts.IgnoreFields(cluster.Node{}, "UpdatedAt"))
 	if !again.UpdatedAt.After(first.UpdatedAt) {
 		t.Error("updated_at did not move")
 	}
@@ -84,21 +80,15 @@ func TestRegister(t *testing.T) {
 	less := cluster.Node{ID: "i-0abc", IP: own, BootID: "boot-1", State: cluster.StateActive}
 	stored := register(t, c, less)
 	less.Interval = first.Interval
-	if diff := cmp.Diff(less, stored, byServer); diff != "" {
-		t.Errorf("-written +stored:\n%s", diff)
-	}
+	must.NoDiff(t, "stored", stored, less, byServer)
 	record := b.record("i-0abc")
 	var keys []string
 	for k := range record {
 		keys = append(keys, k)
 	}
 	slices.Sort(keys)
-	if diff := cmp.Diff([]string{"_id", "boot_id", "interval_ns", "ip", "rev", "state", "state_since", "updated_at"}, keys); diff != "" {
-		t.Errorf("fields of the record:\n%s", diff)
-	}
-	if n := b.count(b.nodes(), bson.M{}); n != 1 {
-		t.Errorf("%d records, want 1", n)
-	}
+	must.NoDiff(t, "fields of the record", keys, []string{"_id", "boot_id", "interval_ns", "ip", "rev", "state", "state_since", "updated_at"})
+	must.Equal(t, "records", b.count(b.nodes(), bson.M{}), 1)
 
 	for _, bad := range []cluster.Node{{State: cluster.StateJoining}, {ID: "i-1"}, {ID: "i-1", State: "dancing"}} {
 		if _, err := c.Register(t.Context(), bad, cluster.RegisterOptions{}); err == nil {
@@ -140,9 +130,7 @@ func TestRejoinReplacesTheRow(t *testing.T) {
 			n.ID, n.Hostname = id, ""
 			change(&n)
 			r := register(t, c, n)
-			if diff := cmp.Diff(n, r, byServer); diff != "" {
-				t.Errorf("%s (-written +stored):\n%s", id, diff)
-			}
+			must.NoDiff(t, id, r, n, byServer)
 			if r.StateSince.Year() < 2000 {
 				t.Errorf("%s: state_since is of the earlier instance", id)
 			}
@@ -152,9 +140,7 @@ func TestRejoinReplacesTheRow(t *testing.T) {
 					t.Errorf("%s: %s of the earlier instance is still there", id, key)
 				}
 			}
-			if n := b.count(b.nodes(), bson.M{"_id": id}); n != 1 {
-				t.Errorf("%s: %d records", id, n)
-			}
+			must.Equal(t, id+": records", b.count(b.nodes(), bson.M{"_id": id}), 1)
 		}
 	}
 }
@@ -197,12 +183,8 @@ func TestRegisterAgainKeepsTheState(t *testing.T) {
 		n := node()
 		n.ID, n.State, n.Reason = id, tt.as, "new"
 		got := register(t, c, n)
-		if got.State != tt.is {
-			t.Errorf("%s: became %s, want %s", id, got.State, tt.is)
-		}
-		if changed := got.StateSince.Year() > 2000; changed != (tt.is != tt.was) {
-			t.Errorf("%s: state_since moved: %v", id, changed)
-		}
+		must.Equal(t, id+": became", got.State, tt.is)
+		must.Equal(t, id+": state_since moved", got.StateSince.Year() > 2000, tt.is != tt.was)
 		wantReason := "new"
 		if tt.is != tt.as {
 			wantReason = "old"
@@ -248,9 +230,7 @@ func TestSetState(t *testing.T) {
 				if !ok || te.From != from || te.To != to || te.ID != id {
 					t.Errorf("%s: %v", id, err)
 				}
-				if diff := cmp.Diff(was, record); diff != "" {
-					t.Errorf("%s was refused and changed the record:\n%s", id, diff)
-				}
+				must.NoDiff(t, id+" was refused and changed the record", record, was)
 				continue
 			}
 			if err != nil {
@@ -262,9 +242,7 @@ func TestSetState(t *testing.T) {
 			if got.State != to || got.Reason != "because" || (got.Seq == 3) != (to != cluster.StateLeft) || got.UpdatedAt.Year() < 2000 {
 				t.Errorf("%s: %+v", id, got)
 			}
-			if moved := got.StateSince.Year() > 2000; moved != (from != to) {
-				t.Errorf("%s: state_since moved: %v", id, moved)
-			}
+			must.Equal(t, id+": state_since moved", got.StateSince.Year() > 2000, from != to)
 			if _, there := record["left_at"]; there != (to == cluster.StateLeft) {
 				t.Errorf("%s: left_at there: %v", id, there)
 			}
@@ -274,9 +252,7 @@ func TestSetState(t *testing.T) {
 	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "missing"}, cluster.StateLeft, "", cluster.Details{}); !errors.Is(err, cluster.ErrNoNode) {
 		t.Errorf("setting the state of a missing node: %v", err)
 	}
-	if n := b.count(b.nodes(), bson.M{"_id": "missing"}); n != 0 {
-		t.Error("setting the state of a missing node created a record")
-	}
+	must.Equal(t, "records of a missing node after its state was set", b.count(b.nodes(), bson.M{"_id": "missing"}), 0)
 	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "missing"}, "dancing", "", cluster.Details{}); err == nil {
 		t.Error("there is no state dancing")
 	}
@@ -308,9 +284,7 @@ func TestManyAtOnce(t *testing.T) {
 					t.Errorf("registering: %v", err)
 				}
 				err := c.SetOwnState(t.Context(), n, cluster.StateActive, "", cluster.Details{})
-				if err != nil {
-					t.Errorf("setting the state: %v", err)
-				}
+				must.Equal(t, "setting the state", err, nil)
 			})
 		}
 	}
@@ -335,9 +309,7 @@ func TestManyAtOnce(t *testing.T) {
 	pass(t, c)
 	for range 10 {
 		all.Go(func() {
-			if err := c.SetOwnState(t.Context(), nodes[0], cluster.StateActive, "again", cluster.Details{}); err != nil {
-				t.Error(err)
-			}
+			must.Equal(t, "setting the state again", c.SetOwnState(t.Context(), nodes[0], cluster.StateActive, "again", cluster.Details{}), nil)
 			if _, err := c.Register(t.Context(), nodes[0], cluster.RegisterOptions{}); err != nil {
 				t.Error(err)
 			}
@@ -395,14 +367,10 @@ func answerLost(t *testing.T, o mongod.Options) {
 		again.BootID = "boot of " + command
 		fault(t, s, mongod.Fault{Mode: mongod.CutReply, Commands: []string{command}, Times: 1})
 		r := register(t, c, again)
-		if diff := cmp.Diff(again, r, byServer); diff != "" {
-			t.Errorf("the answer to %s lost (-written +stored):\n%s", command, diff)
-		}
+		must.NoDiff(t, fmt.Sprintf("stored, the answer to %s lost", command), r, again, byServer)
 		s.Faults().Clear()
 	}
-	if n := b.count(b.nodes(), bson.M{}); n != 1 {
-		t.Errorf("%d records", n)
-	}
+	must.Equal(t, "records", b.count(b.nodes(), bson.M{}), 1)
 
 	cut := int64(2)
 	event := cluster.Event{
@@ -421,9 +389,7 @@ func answerLost(t *testing.T, o mongod.Options) {
 	if err != nil || len(events) != 1 {
 		t.Fatalf("%d events, %v", len(events), err)
 	}
-	if diff := cmp.Diff(event, events[0].Event); diff != "" {
-		t.Errorf("-written +stored:\n%s", diff)
-	}
+	must.NoDiff(t, "stored", events[0].Event, event)
 	if now, err := c.ServerTime(t.Context()); err != nil || now.Sub(events[0].At) > time.Minute {
 		t.Errorf("the event is of %v, the server's clock is at %v (%v)", events[0].At, now, err)
 	}
@@ -460,9 +426,7 @@ func TestIndexes(t *testing.T) {
 	s := startServer(t, mongod.Options{})
 	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
 	must.OK(t, c.EnsureIndexes(t.Context()))
-	if err := c.EnsureIndexes(t.Context()); err != nil {
-		t.Errorf("a second time: %v", err)
-	}
+	must.Equal(t, "a second time", c.EnsureIndexes(t.Context()), nil)
 	specs, err := b.nodes().Indexes().ListSpecifications(t.Context())
 	if err != nil || !slices.ContainsFunc(specs, func(s mongo.IndexSpecification) bool { return s.ExpireAfterSeconds != nil }) {
 		t.Errorf("%+v, %v", specs, err)
@@ -475,9 +439,7 @@ func TestIndexes(t *testing.T) {
 	events := b.Database("amsagent").Collection("events")
 	b.insert(events, bson.M{"_id": "e-old", "at": old}, bson.M{"_id": "e-new", "at": now})
 	must.Until(t, "the old ones are removed", func() bool { return b.count(b.nodes(), bson.M{}) == 2 && b.count(events, bson.M{}) == 1 })
-	if n := b.count(b.nodes(), bson.M{"_id": bson.M{"$in": bson.A{"i-new", "i-active"}}}); n != 2 {
-		t.Errorf("%d of two records are left", n)
-	}
+	must.Equal(t, "records left of the two", b.count(b.nodes(), bson.M{"_id": bson.M{"$in": bson.A{"i-new", "i-active"}}}), 2)
 }
 
 // A server without TTL indexes is reported, and everything else works.
@@ -487,13 +449,9 @@ func TestIndexesAreOptional(t *testing.T) {
 	c := connect(t, s.URI(), cluster.Options{})
 	fault(t, s, mongod.Fault{Mode: mongod.Error, Commands: []string{"createIndexes"}, Code: 238, Name: "NotImplemented"})
 	err := c.EnsureIndexes(t.Context())
-	if kind := cluster.KindOf(err); kind != cluster.KindUnsupported {
-		t.Errorf("EnsureIndexes: kind %q, %v", kind, err)
-	}
+	must.Equal(t, fmt.Sprintf("EnsureIndexes: kind of %v", err), cluster.KindOf(err), cluster.KindUnsupported)
 	register(t, c, node())
-	if err := c.AddEvent(t.Context(), cluster.Event{Node: "i-0abc", Kind: "join"}); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, c.AddEvent(t.Context(), cluster.Event{Node: "i-0abc", Kind: "join"}))
 }
 
 // CheckAccess detects a missing right, and changes nothing.
@@ -504,9 +462,7 @@ func TestCheckAccess(t *testing.T) {
 	b.write("a", own, time.Now())
 	b.write("", own, time.Now())
 	must.OK(t, c.CheckAccess(t.Context()))
-	if diff := cmp.Diff(map[string]int64{"clusterdb.clusternode": 2}, databases(b)); diff != "" {
-		t.Errorf("documents (-want +got):\n%s", diff)
-	}
+	must.NoDiff(t, "documents", databases(b), map[string]int64{"clusterdb.clusternode": 2})
 	// The driver waits for an election until the timeout.
 	impatient := connect(t, s.URI(), cluster.Options{Timeout: 3 * time.Second})
 	for _, command := range []string{"find", "update", "delete"} {
@@ -579,15 +535,12 @@ func TestOddFields(t *testing.T) {
 	} {
 		doc := bson.M{"_id": n.ID, "boot_id": "old", "ip": n.IP, "state": "active", "": 1, "a.b": 1, "$x": 1, "state.x": 1}
 		maps.Copy(doc, more)
-		if _, err := b.nodes().DeleteMany(t.Context(), bson.M{}); err != nil {
-			t.Fatal(err)
-		}
+		_, err := b.nodes().DeleteMany(t.Context(), bson.M{})
+		must.OK(t, err)
 		b.insert(b.nodes(), doc)
 		r, err := c.Register(t.Context(), n, cluster.RegisterOptions{})
 		must.OK(t, err)
-		if diff := cmp.Diff(n, r, byServer); diff != "" {
-			t.Errorf("%s (-written +stored):\n%s", name, diff)
-		}
+		must.NoDiff(t, name, r, n, byServer)
 		must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateActive, "verified", cluster.Details{}))
 	}
 }

@@ -42,9 +42,7 @@ func TestDrainRequest(t *testing.T) {
 		must.OK(t, err)
 		return id
 	}
-	if record().DrainRequest != nil {
-		t.Fatalf("an unexpected request: %+v", record().DrainRequest)
-	}
+	must.Equal(t, "request at first", record().DrainRequest, nil)
 	first := ask(cluster.DrainRequest{Deadline: seconds.Duration(time.Hour), RepairStreams: true, Reason: "new kernel", Who: "ann"})
 	id := ask(cluster.DrainRequest{Now: true, Who: "bob"})
 	got := *record().DrainRequest
@@ -83,9 +81,7 @@ func TestDrainRequest(t *testing.T) {
 	next := n
 	next.BootID = "boot-2"
 	register(t, c, next)
-	if record().DrainRequest != nil {
-		t.Error("the next instance has the request")
-	}
+	must.Equal(t, "request of the next instance", record().DrainRequest, nil)
 	if _, err := c.AskDrain(t.Context(), asked, cluster.DrainRequest{}); !errors.Is(err, cluster.ErrNotAskable) {
 		t.Errorf("the previous instance is asked: %v", err)
 	}
@@ -97,9 +93,8 @@ func TestDrainRequest(t *testing.T) {
 
 	// An invalid request is reported, and replaced by the next registration.
 	for _, bad := range []any{1, "drain", bson.M{"id": 7}, bson.A{1}, bson.M{"id": "x", "now": "yes"}} {
-		if _, err := b.nodes().UpdateByID(t.Context(), n.ID, bson.M{"$set": bson.M{"drain_request": bad}}); err != nil {
-			t.Fatal(err)
-		}
+		_, err = b.nodes().UpdateByID(t.Context(), n.ID, bson.M{"$set": bson.M{"drain_request": bad}})
+		must.OK(t, err)
 		_, err := c.Node(t.Context(), n.ID)
 		if is, ok := errors.AsType[*cluster.BadRecordError](err); !ok || is.ID != n.ID {
 			t.Errorf("%v: %v", bad, err)
@@ -109,9 +104,7 @@ func TestDrainRequest(t *testing.T) {
 		}
 	}
 	register(t, c, n)
-	if record().DrainRequest != nil {
-		t.Error("the request is still there")
-	}
+	must.Equal(t, "request", record().DrainRequest, nil)
 }
 
 // TestDaemonOldRequest: the daemon refuses a request that is two minutes old.
@@ -127,9 +120,8 @@ func TestDaemonOldRequest(t *testing.T) {
 	}
 	id := nodes[0].ID
 	request := bson.M{"drain_request": bson.M{"id": "x", "asked_by": "ann", "at": time.Now().Add(-2 * time.Minute)}}
-	if _, err := b.nodes().UpdateByID(t.Context(), id, bson.M{"$set": request}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = b.nodes().UpdateByID(t.Context(), id, bson.M{"$set": request})
+	must.OK(t, err)
 	must.Until(t, "the request is refused", func() bool {
 		events, err := a.client.Events(t.Context(), cluster.EventQuery{Nodes: []string{id}, Limit: 10})
 		return err == nil && slices.ContainsFunc(events, func(e cluster.PastEvent) bool {
@@ -165,9 +157,7 @@ func TestDaemonRefusesRemoteDrain(t *testing.T) {
 	}
 	must.Until(t, "both refusals are events", func() bool { return slices.Equal(a.kinds(), []string{"join", "refused", "refused"}) })
 	a.says("a request to drain was refused", 2)
-	if got := a.state(); got != cluster.StateActive {
-		t.Errorf("the state is %s", got)
-	}
+	must.Equal(t, "the state", a.state(), cluster.StateActive)
 	a.drain(`{"asked_by":"uid 0"}`)
 	must.Until(t, "the node drains", func() bool { s := a.state(); return s == cluster.StateDraining || s == cluster.StateLeft })
 }
@@ -178,9 +168,8 @@ func TestDaemonBadRecord(t *testing.T) {
 	a := newAgent(t)
 	a.start()
 	large := bson.M{"balancers": bson.M{"x": bson.M{"text": strings.Repeat("x", 20<<10)}}}
-	if _, err := a.door.nodes().UpdateByID(t.Context(), nodeID, bson.M{"$set": large}); err != nil {
-		t.Fatal(err)
-	}
+	_, err := a.door.nodes().UpdateByID(t.Context(), nodeID, bson.M{"$set": large})
+	must.OK(t, err)
 	must.Until(t, "the record can be read", func() bool {
 		n, err := a.client.Node(t.Context(), nodeID)
 		return err == nil && n.State == cluster.StateActive
@@ -222,9 +211,8 @@ func TestDaemonEventOnce(t *testing.T) {
 	must.OK(t, err)
 	before := len(a.mongo.Commands())
 	fault(t, a.mongo, mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update"}, Database: "amsagent"})
-	if _, err := a.client.AskDrain(t.Context(), n, cluster.DrainRequest{Who: "ann"}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = a.client.AskDrain(t.Context(), n, cluster.DrainRequest{Who: "ann"})
+	must.OK(t, err)
 	must.Until(t, "the event is tried twice", func() bool {
 		tries := 0
 		for _, c := range a.mongo.Commands()[before:] {
@@ -237,9 +225,7 @@ func TestDaemonEventOnce(t *testing.T) {
 	a.mongo.Faults().Clear()
 	events := a.door.Database("amsagent").Collection("events")
 	must.Until(t, "the next event is written", func() bool { return a.door.count(events, bson.M{"kind": "drained"}) > 0 })
-	if n := a.door.count(events, bson.M{"kind": "drain"}); n != 1 {
-		t.Errorf("the event is there %d times", n)
-	}
+	must.Equal(t, "the event is there (times)", a.door.count(events, bson.M{"kind": "drain"}), 1)
 }
 
 // TestDaemonRestored: MongoDB is restored from a backup of yesterday, whose record of a running node is another one

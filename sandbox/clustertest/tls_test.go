@@ -61,9 +61,7 @@ func TestCertificates(t *testing.T) {
 				n := node()
 				n.ID = "i-" + strings.ReplaceAll(name, " ", "-")
 				register(t, c, n)
-				if b.record(n.ID)["state"] != string(n.State) {
-					t.Errorf("the record: %v", b.record(n.ID))
-				}
+				must.Equal[any](t, "state in the record", b.record(n.ID)["state"], string(n.State))
 			case cluster.KindOf(err) != tt.kind, !strings.Contains(err.Error(), tt.text), strings.Contains(err.Error(), "wr0ng"):
 				t.Errorf("kind %s: %v", cluster.KindOf(err), err)
 			}
@@ -75,7 +73,5 @@ func TestCertificates(t *testing.T) {
 	if e, ok := errors.AsType[*cluster.Error](err); !ok || e.Kind != cluster.KindLost || !strings.Contains(e.Hint, "add tls=true") {
 		t.Errorf("without TLS: kind %s: %v", cluster.KindOf(err), err)
 	}
-	if err := connect(t, certificate+known, cluster.Options{Timeout: 5 * time.Second}).CheckAccess(t.Context()); err != nil {
-		t.Errorf("with TLS alone: %v", err)
-	}
+	must.Equal(t, "with TLS alone", connect(t, certificate+known, cluster.Options{Timeout: 5 * time.Second}).CheckAccess(t.Context()), nil)
 }
