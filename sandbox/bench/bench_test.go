@@ -82,9 +82,7 @@ func newHost(b *testing.B, o host.Options) *host.Host {
 	h, err := host.New(b.Context(), o)
 	must.OK(b, err)
 	b.Cleanup(func() {
-		if err := h.Close(); err != nil {
-			b.Error(err)
-		}
+		must.OK(b, h.Close())
 	})
 	must.OK(b, h.Join(b.Context()))
 	return h

@@ -4,11 +4,10 @@
 package fakeams
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -43,9 +42,7 @@ func TestProperties(t *testing.T) {
 			t.Parallel()
 			got, err := parseProperties([]byte(tt.in))
 			must.OK(t, err)
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			must.NoDiff(t, "properties", got, tt.want)
 		})
 	}
 	for _, bad := range []string{`a=\u12`, `a=\u12g4`, `a=\u+123`} {
@@ -91,9 +88,7 @@ func TestMongoURI(t *testing.T) {
 	for _, tt := range tests {
 		r, err := parseRelease(tt.release)
 		must.OK(t, err)
-		if got := mongoURI(r, tt.store, tt.host, tt.user, tt.password); got != tt.want {
-			t.Errorf("release %s, store %v, host %q: %q, want %q", tt.release, tt.store, tt.host, got, tt.want)
-		}
+		must.Equal(t, fmt.Sprintf("release %s, store %v, host %q", tt.release, tt.store, tt.host), mongoURI(r, tt.store, tt.host, tt.user, tt.password), tt.want)
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -95,9 +94,7 @@ func TestRecordedStart(t *testing.T) {
 		}
 	}
 	slices.Sort(order[:min(2, len(order))])
-	if want := []string{"clusternode", "liveness", "an application"}; !slices.Equal(order, want) {
-		t.Errorf("the order of the stand-in is %v, want %v", order, want)
-	}
+	must.NoDiff(t, "the order of the stand-in", order, []string{"clusternode", "liveness", "an application"})
 
 	for release, b := range recorded {
 		var events []struct {
@@ -118,9 +115,7 @@ func TestRecordedStart(t *testing.T) {
 				at[e.What] = i
 			}
 		}
-		if diff := cmp.Diff(theirs, ours); diff != "" {
-			t.Errorf("%s: the server (-) and the stand-in (+):\n%s", release, diff)
-		}
+		must.NoDiff(t, release+": the server (-) and the stand-in (+)", ours, theirs)
 		for _, app := range apps {
 			if at[app] < at["liveness"] || at[app] < at["clusternode"] {
 				t.Errorf("%s: %s served before liveness and the document: %v", release, app, at)
@@ -147,16 +142,12 @@ func TestRecordedStatistics(t *testing.T) {
 		t.Errorf("without a token: %d, and a real server says 403", status)
 	}
 	status, ours := ask(t, s, token(serverSecret, "{}"))
-	if status != 200 {
-		t.Fatalf("with a token: %d", status)
-	}
+	must.Equal(t, "status with a token", status, 200)
 	for release, b := range recorded {
 		var theirs map[string]any
 		must.OK(t, json.Unmarshal(b, &theirs))
 		for field, value := range ours {
-			if got, want := fmt.Sprintf("%T", value), fmt.Sprintf("%T", theirs[field]); got != want {
-				t.Errorf("%s: %s is %s, and in the stand-in %s", release, field, want, got)
-			}
+			must.Equal(t, fmt.Sprintf("%s: type of %s in the stand-in, beside the server's", release, field), fmt.Sprintf("%T", value), fmt.Sprintf("%T", theirs[field]))
 			if count, ok := value.(float64); ok && strings.HasPrefix(field, "local") && count != theirs[field] {
 				t.Errorf("%s: an idle server says %s %v, the stand-in %v", release, field, theirs[field], count)
 			}

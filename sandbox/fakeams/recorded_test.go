@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -49,9 +47,7 @@ func TestRecordedSettings(t *testing.T) {
 		ours := strings.Split(javaProperties(props, at), "\n")
 		slices.Sort(ours)
 		slices.Sort(lines)
-		if diff := cmp.Diff(lines, ours); diff != "" {
-			t.Errorf("%s: the server (-) and the stand-in (+):\n%s", file, diff)
-		}
+		must.NoDiff(t, file+": the server (-) and the stand-in (+)", ours, lines)
 		if !strings.Contains(file, "/2.17.1/") {
 			continue // the stand-in adds what this release adds
 		}

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // The number of a program that has ended may be that of another one: a test ends all
@@ -25,7 +27,6 @@ func TestSignalAfterTheEnd(t *testing.T) {
 		t.Errorf("a signal for what has ended reached another program: it ended with %d", code)
 	}
 	running.Signal(syscall.SIGKILL)
-	if _, err := running.Wait(time.Minute); err != nil {
-		t.Error(err)
-	}
+	_, err := running.Wait(time.Minute)
+	must.OK(t, err)
 }

@@ -26,9 +26,7 @@ func start(t *testing.T, o realmongo.Options) *realmongo.Set {
 	s, err := realmongo.Start(ctx, o)
 	must.OK(t, err)
 	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, s.Close())
 	})
 	return s
 }
@@ -60,9 +58,7 @@ func TestOneServer(t *testing.T) {
 func TestUsers(t *testing.T) {
 	t.Parallel()
 	s := start(t, realmongo.Options{Users: map[string]string{"cluster": "p@ss:w/rd?#%41"}})
-	if err := insert(t, s.URI(), bson.M{"_id": 1}); err != nil {
-		t.Error(err)
-	}
+	must.OK(t, insert(t, s.URI(), bson.M{"_id": 1}))
 	if err := insert(t, "mongodb://"+s.Addrs()+"/", bson.M{"_id": 2}); err == nil {
 		t.Error("a client without a user could write")
 	}

@@ -68,9 +68,7 @@ func TestCopiesForTheAgentAreTheSame(t *testing.T) {
 			return nil
 		})
 		must.OK(t, err)
-		if seen != len(files) {
-			t.Errorf("%s: %d files, want %d (go test ./tree -update)", dir, seen, len(files))
-		}
+		must.Equal(t, dir+": files (go test ./tree -update)", seen, len(files))
 	}
 }
 
@@ -86,9 +84,7 @@ func TestFirmware(t *testing.T) {
 		if name == "kvm" {
 			want = metadata.Generic
 		}
-		if got := stdcmp.Or(d.Platform, d.Provider); got != want {
-			t.Errorf("a machine with the firmware of %s is in %s, by %+v", name, got, d.Because)
-		}
+		must.Equal(t, fmt.Sprintf("a machine with the firmware of %s is in, by %+v", name, d.Because), stdcmp.Or(d.Platform, d.Provider), want)
 	}
 }
 

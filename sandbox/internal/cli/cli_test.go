@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -20,7 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
@@ -162,9 +162,8 @@ func TestMongo(t *testing.T) {
 	c, err := mongo.Connect(options.Client().ApplyURI(uri).SetServerSelectionTimeout(5 * time.Second))
 	must.OK(t, err)
 	defer func() { _ = c.Disconnect(context.Background()) }()
-	if _, err := c.Database("d").Collection("c").InsertOne(t.Context(), bson.M{}); err != nil {
-		t.Fatal(err)
-	}
+	_, err = c.Database("d").Collection("c").InsertOne(t.Context(), bson.M{})
+	must.OK(t, err)
 	resp, err := http.Get("http://" + said["control"].(string) + "/stats")
 	must.OK(t, err)
 	b, _ := io.ReadAll(resp.Body)
@@ -173,9 +172,7 @@ func TestMongo(t *testing.T) {
 		t.Errorf("stats: %s", b)
 	}
 	must.OK(t, cmd.Process.Signal(syscall.SIGTERM))
-	if status := ended(t, cmd); status != 0 {
-		t.Errorf("exit %d after SIGTERM", status)
-	}
+	must.Equal(t, "exit after SIGTERM", ended(t, cmd), 0)
 }
 
 func TestAWS(t *testing.T) {
@@ -197,14 +194,10 @@ func TestAWS(t *testing.T) {
 		must.OK(t, err)
 		b, _ := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
-		if string(b) != want {
-			t.Errorf("%s: %q, want %q", path, b, want)
-		}
+		must.Equal(t, path, string(b), want)
 	}
 	_ = cmd.Process.Signal(syscall.SIGINT)
-	if status := ended(t, cmd); status != 0 {
-		t.Errorf("exit %d", status)
-	}
+	must.Equal(t, "exit", ended(t, cmd), 0)
 }
 
 // TestClouds: what the page of the sandbox says about each cloud goes as it stands there.
@@ -237,9 +230,7 @@ func TestClouds(t *testing.T) {
 		fetched(t, http.MethodPost, control+strings.Replace(c.begin, "=ID", "=i-bp13znx0m0me8cq0001", 1))
 		must.Until(t, "a line in the books", func() bool { return fetched(t, http.MethodGet, control+c.books) != before })
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		if status := ended(t, cmd); status != 0 {
-			t.Errorf("%s: exit %d", c.started, status)
-		}
+		must.Equal(t, c.started+": exit", ended(t, cmd), 0)
 	}
 }
 
@@ -268,9 +259,7 @@ func TestServersDieWithAnother(t *testing.T) {
 	_, cmd := serve(t, "mongo", "--die-with", strconv.Itoa(other.Process.Pid))
 	_ = other.Process.Kill()
 	_ = other.Wait()
-	if status := ended(t, cmd); status != 0 {
-		t.Errorf("exit %d", status)
-	}
+	must.Equal(t, "exit", ended(t, cmd), 0)
 	if status, _, stderr := run(t, sandbox(t, "mongo", "--die-with", strconv.Itoa(other.Process.Pid))); status != 1 {
 		t.Errorf("with a process that has ended: exit %d, %s", status, stderr)
 	}
@@ -314,13 +303,9 @@ func TestAMS(t *testing.T) {
 		resp, err := http.Get("http://" + said["addr"].(string) + "/rest/v2/liveness")
 		must.OK(t, err)
 		_ = resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Errorf("liveness %d", resp.StatusCode)
-		}
+		must.Equal(t, "liveness", resp.StatusCode, http.StatusOK)
 		_ = cmd.Process.Signal(sig)
-		if status := ended(t, cmd); status != want {
-			t.Errorf("exit %d after %v, want %d", status, sig, want)
-		}
+		must.Equal(t, fmt.Sprintf("exit after %v", sig), ended(t, cmd), want)
 	}
 	status, _, stderr := run(t, sandbox(t, "ams", "--root", tr.Dir, "--http-port", "-1", "--fail-start"))
 	if status != 1 || !strings.Contains(stderr, "told to fail") {
@@ -336,9 +321,7 @@ func TestAMS(t *testing.T) {
 		t.Fatalf("%q, %v", line, err)
 	}
 	_ = cmd.Process.Signal(syscall.SIGTERM)
-	if status := ended(t, cmd); status != 143 {
-		t.Errorf("exit %d after SIGTERM during the start", status)
-	}
+	must.Equal(t, "exit after SIGTERM during the start", ended(t, cmd), 143)
 }
 
 // joined switches a tree to cluster mode the crude way.
@@ -414,9 +397,7 @@ func TestAMSCtl(t *testing.T) {
 		t.Errorf("info: %+v", first)
 	}
 	expect("start", 0, "") // already so
-	if again := info(); again.PID != first.PID {
-		t.Error("a second start made a second process")
-	}
+	must.Equal(t, "process after a second start", info().PID, first.PID)
 
 	// A restart reads the files again.
 	joined(t, tr, m.Addr())
@@ -455,13 +436,10 @@ func TestTree(t *testing.T) {
 	}
 	var tr tree.Tree
 	must.OK(t, json.Unmarshal([]byte(out), &tr))
-	if _, err := os.Stat(tr.Conf("red5.properties")); err != nil {
-		t.Error(err)
-	}
+	_, err := os.Stat(tr.Conf("red5.properties"))
+	must.OK(t, err)
 	_, list, _ := run(t, sandbox(t, "tree", "--list", "--skip", "etc", root))
 	want, err := tree.Snapshot(root, "etc")
 	must.OK(t, err)
-	if diff := cmp.Diff(want, strings.Split(strings.TrimSpace(list), "\n")); diff != "" {
-		t.Errorf("list (-want +got):\n%s", diff)
-	}
+	must.NoDiff(t, "list", strings.Split(strings.TrimSpace(list), "\n"), want)
 }

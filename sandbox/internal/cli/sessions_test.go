@@ -13,8 +13,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/tree"
@@ -54,9 +52,7 @@ func TestAMSCtlSessions(t *testing.T) {
 				t.Helper()
 				var got fakeams.Stats
 				must.OK(t, json.Unmarshal([]byte(call(0, "stats")), &got))
-				if diff := cmp.Diff(want, got); diff != "" {
-					t.Fatalf("(-want +got):\n%s", diff)
-				}
+				must.NoDiff(t, "statistics", got, want)
 			}
 
 			if out := call(1, "publish", "LiveApp", "s1"); !strings.Contains(out, "does not run") {
