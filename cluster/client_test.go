@@ -155,9 +155,7 @@ func TestNetworkErrors(t *testing.T) {
 				t.Errorf("it took %s, the limit is %s", took[i], quick)
 			}
 			e := checkError(t, err, tt.kind, tt.host)
-			if !strings.Contains(e.Error(), tt.text) {
-				t.Errorf("got  %s\nwant %s", e, tt.text)
-			}
+			must.Contain(t, "error", e.Error(), tt.text)
 			if tt.kind == KindRefused && tt.dialer == nil && !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("errors.Is does not find the deadline below %v", err)
 			}
@@ -238,9 +236,7 @@ func TestServerErrors(t *testing.T) {
 	for i, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			e := checkError(t, errs[i], tt.kind, hosts[i])
-			if !strings.Contains(e.Error(), tt.text) {
-				t.Errorf("got  %s\nwant %s", e, tt.text)
-			}
+			must.Contain(t, "error", e.Error(), tt.text)
 		})
 	}
 }
@@ -400,9 +396,7 @@ func TestTLS(t *testing.T) {
 				return
 			}
 			e := checkError(t, errs[i], tt.kind, hosts[i])
-			if !strings.Contains(e.Error()+e.Hint, tt.text) {
-				t.Errorf("got  %s (%s)\nwant %s", e, e.Hint, tt.text)
-			}
+			must.Contain(t, "error and hint", e.Error()+e.Hint, tt.text)
 		})
 	}
 }
@@ -500,9 +494,7 @@ func TestSRVOfAPlainName(t *testing.T) {
 	target, err := ParseTarget("mongodb+srv://db.example.net/")
 	must.OK(t, err)
 	_, err = Connect(t.Context(), target, Options{})
-	if e := checkError(t, err, KindDNS, "_mongodb._tcp.db.example.net"); !strings.Contains(e.Hint, "write mongodb://") {
-		t.Errorf("hint %q", e.Hint)
-	}
+	must.Contain(t, "hint", checkError(t, err, KindDNS, "_mongodb._tcp.db.example.net").Hint, "write mongodb://")
 }
 
 // answerA is a DNS server, as by TCP, that has nothing but addresses.

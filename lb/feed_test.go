@@ -346,9 +346,7 @@ func TestHandler(t *testing.T) {
 	must.Equal(t, "one node less", get("/nodes", tag).Code, http.StatusOK)
 	page := get("/metrics", "").Body.String()
 	for _, line := range []string{`amsagent_balance_servers{role="edge"} 1`, `amsagent_balance_servers{role="origin"} 1`, `amsagent_balance_held_servers{role="edge"} 0`} {
-		if !strings.Contains(page, "\n"+line+"\n") {
-			t.Errorf("%s is not in\n%s", line, page)
-		}
+		must.Contain(t, "page", page, "\n"+line+"\n")
 	}
 	must.Equal(t, "an unknown path", get("/nothing", "").Code, http.StatusNotFound)
 }

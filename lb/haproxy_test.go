@@ -159,9 +159,7 @@ func TestHAProxy(t *testing.T) {
 	if n := b.shares(); n["e1"] < 20 || n["e1"] > 30 || n["e1"]+n["e2"] != 100 {
 		t.Errorf("weights 25 and 75: %v", n)
 	}
-	if !strings.Contains(b.state.String(), "127.0.0.2") {
-		t.Errorf("the state: %s", b.state.String())
-	}
+	must.Contain(t, "the state", b.state.String(), "127.0.0.2")
 	if c, err := b.Commands(t.Context(), lb.List{Servers: []lb.Server{edge(1, 25), edge(2, 75)}}); err != nil || len(c) > 0 {
 		t.Errorf("a list without a change sends %q, %v", c, err)
 	}

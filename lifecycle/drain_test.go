@@ -208,9 +208,7 @@ func TestConnectionsOfOtherNodes(t *testing.T) {
 		tick(5 * time.Second)
 		w.set(func(w *world) { w.peers = p(3) })
 		between(t, l.until("done", time.Hour, isDone), 5*time.Minute, 5*time.Minute+10*time.Second)
-		if notes := fmt.Sprint(l.View().Notes); !strings.Contains(notes, "3 connections of other nodes") {
-			t.Errorf("notes: %s", notes)
-		}
+		must.Contain(t, "notes", fmt.Sprint(l.View().Notes), "3 connections of other nodes")
 		if len(w.tombs) != 1 || w.tombs[0].Cut != nil {
 			t.Errorf("it is not known what was cut: %+v", w.tombs)
 		}

@@ -168,9 +168,7 @@ func TestDeadlineOfOthersHooks(t *testing.T) {
 				}
 				if tt.name == "beside ours" {
 					at := time.Now().Add(55 * time.Second).Format("15:04")
-					if text := v.Trouble["hooks"]; !strings.Contains(text, "may end at "+at) {
-						t.Errorf("trouble %q, want %s", text, at)
-					}
+					must.Contain(t, "trouble", v.Trouble["hooks"], "may end at "+at)
 				}
 				if tt.name == "the first that abandons" {
 					l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
@@ -632,9 +630,7 @@ func TestHeartbeatsThatFail(t *testing.T) {
 		began := time.Now()
 		w.set(func(w *world) { w.cloudErr = func(op) error { return errThrottled } })
 		tick(6 * time.Minute)
-		if v := l.View(); !strings.Contains(v.DeadlineBy, "unless a heartbeat gets through") {
-			t.Errorf("deadline by %s", v.DeadlineBy)
-		}
+		must.Contain(t, "deadline by", l.View().DeadlineBy, "unless a heartbeat gets through")
 		w.set(func(w *world) { w.cloudErr = nil })
 		tick(11 * time.Second)
 		if v := l.View(); v.DeadlineBy != "the configured deadline" || v.Hooks[0].Beats != 2 {

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -126,9 +125,7 @@ func TestLastOneOut(t *testing.T) {
 			defer l.kill()
 			tick(time.Minute)
 			must.Equal(t, "it was said while others serve", completed(w), 0)
-			if v := l.View(); !strings.Contains(v.Trouble[string(opContinue)], "edge_2, edge_3") {
-				t.Errorf("the trouble does not name the machines that it waits for: %v", v.Trouble)
-			}
+			must.Contain(t, "the trouble with the machines that it waits for", l.View().Trouble[string(opContinue)], "edge_2, edge_3")
 			others.set([]string{"edge_3"}, nil)
 			tick(time.Minute)
 			must.Equal(t, "it was said while one of them serves", completed(w), 0)

@@ -78,9 +78,7 @@ func TestShutdownThatCannotCount(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		_, l := begin(t, func(w *world) { w.countErr = errors.New("connection refused") })
 		tick(3 * time.Second)
-		if text := l.View().Trouble["sessions"]; !strings.Contains(text, "2m0s at most: connection refused") {
-			t.Errorf("trouble: %s", text)
-		}
+		must.Contain(t, "trouble", l.View().Trouble["sessions"], "2m0s at most: connection refused")
 		between(t, took(l), 115*time.Second, 2*time.Minute)
 		if v := l.View(); !v.Finished() || v.Cut != nil || !strings.Contains(v.Notes[len(v.Notes)-1].Text, "sessions could not be counted for 2m0s") {
 			t.Errorf("%+v", v)

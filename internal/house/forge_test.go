@@ -178,9 +178,7 @@ func TestIssueForms(t *testing.T) {
 				t.Errorf("%s: an item of type %q", f.path, item.Type)
 			}
 		}
-		if !strings.Contains(string(text), "`amsagent support > support.txt`") {
-			t.Errorf("%s does not ask for the output of amsagent support", f.path)
-		}
+		must.Contain(t, f.path, string(text), "`amsagent support > support.txt`")
 	}
 	must.Equal(t, "forms", forms, 2)
 }

@@ -59,6 +59,16 @@ func NoDiff(t testing.TB, what string, got, want any, opts ...cmp.Option) {
 	}
 }
 
+// Contain reports an error for each part that is not in the text. It does not end the test.
+func Contain(t testing.TB, what, text string, parts ...string) {
+	t.Helper()
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			t.Errorf("%s: no %q in\n%s", what, part, text)
+		}
+	}
+}
+
 // Golden compares a text with testdata/name, or writes it there.
 func Golden(t testing.TB, update bool, name, got string) {
 	t.Helper()

@@ -140,9 +140,7 @@ func TestNotes(t *testing.T) {
 			must.OK(t, err)
 			inst, err := p.Instance(t.Context())
 			must.OK(t, err)
-			if all := strings.Join(inst.Notes, "\n"); !strings.Contains(all, want) {
-				t.Errorf("%s: notes %q, want %q in them", name, all, want)
-			}
+			must.Contain(t, name+": notes", strings.Join(inst.Notes, "\n"), want)
 		}
 	}
 }
@@ -151,11 +149,7 @@ func TestNoIdentityHint(t *testing.T) {
 	p, err := New(cloud.Options{Root: "testdata/nameless"})
 	must.OK(t, err)
 	_, err = p.Instance(t.Context())
-	for _, want := range []string{"--offline", "on this machine: systemd-machine-id-setup --root=testdata/nameless"} {
-		if !strings.Contains(cloud.HintOf(err), want) {
-			t.Errorf("hint = %q, want %q; error = %v", cloud.HintOf(err), want, err)
-		}
-	}
+	must.Contain(t, fmt.Sprintf("hint of %v", err), cloud.HintOf(err), "--offline", "on this machine: systemd-machine-id-setup --root=testdata/nameless")
 }
 
 // With another root the addresses of this machine do not count; without one they do.

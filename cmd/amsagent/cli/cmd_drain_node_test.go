@@ -218,11 +218,7 @@ func TestDrainNode(t *testing.T) {
 					t.Errorf("took %s with a timeout of %s", took, tt.opts.timeout)
 				}
 				must.Equal(t, "exit with\n"+said, code, tt.code)
-				for _, want := range tt.said {
-					if !strings.Contains(said, want) {
-						t.Errorf("no %q in\n%s", want, said)
-					}
-				}
+				must.Contain(t, "output", said, tt.said...)
 				must.Equal(t, "what is next is in\n"+said, strings.Contains(said, next), strings.Contains(said, "left: "))
 				if tt.state == "" && (r.asked == nil || !strings.HasPrefix(r.asked.Who, "ann, amsagent drain on ")) || tt.state != "" && r.asked != nil {
 					t.Errorf("asked %+v", r.asked)

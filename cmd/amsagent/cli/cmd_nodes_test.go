@@ -312,14 +312,10 @@ func TestWatchWithoutMongoDB(t *testing.T) {
 			}
 			p.set(func(p *play) { p.err = away })
 			passes(9*time.Second + time.Millisecond)
-			if got := p.frame(); !strings.Contains(got, "\x1b[31mMongoDB at 10.0.2.4:27017 refused the connection; this is from 9 s ago\x1b[0m") {
-				t.Errorf("%q", got)
-			}
+			must.Contain(t, "frame", p.frame(), "\x1b[31mMongoDB at 10.0.2.4:27017 refused the connection; this is from 9 s ago\x1b[0m")
 			p.set(func(p *play) { p.err, p.hang = nil, true })
 			passes(mongoTimeout + 2*time.Second)
-			if got := p.frame(); !strings.Contains(got, "MongoDB at 10.0.2.4:27017 did not answer in time") {
-				t.Errorf("%q", got)
-			}
+			must.Contain(t, "frame", p.frame(), "MongoDB at 10.0.2.4:27017 did not answer in time")
 			p.set(func(p *play) { p.hang, p.docs = false, nil })
 			passes(mongoTimeout) // for the look that hangs
 			p.node("i-1", "10.0.0.1")
@@ -634,9 +630,7 @@ func TestTextsHaveTheHostName(t *testing.T) {
 		lines = append(lines, w.String())
 	}
 	for _, line := range lines {
-		if want := `edge-7\u001b[2J (` + id + ")"; !strings.Contains(line, want) {
-			t.Errorf("lacks %s:\n%s", want, line)
-		}
+		must.Contain(t, "line", line, `edge-7\u001b[2J (`+id+")")
 	}
 }
 

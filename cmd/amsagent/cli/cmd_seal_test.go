@@ -9,6 +9,7 @@ import (
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // What a seal says for people: what goes, what stays, and no letter that a terminal obeys.
@@ -28,11 +29,7 @@ func TestSealText(t *testing.T) {
 		w := &output.Text{}
 		sealText(w, &bootstrap.SealResult{Outcome: tt.outcome, Found: tt.found})
 		got := w.String()
-		for _, want := range tt.want {
-			if !strings.Contains(got, want) {
-				t.Errorf("%s: no %q in\n%s", tt.outcome, want, got)
-			}
-		}
+		must.Contain(t, string(tt.outcome), got, tt.want...)
 		if strings.Contains(got, "\x1b") || len(tt.found) == 0 && strings.Count(got, "\n") != 1 {
 			t.Errorf("%s: %q", tt.outcome, got)
 		}

@@ -196,11 +196,7 @@ func (c *command) says(want string) {
 
 func (c *command) said(wants ...string) {
 	c.t.Helper()
-	for _, want := range wants {
-		if !strings.Contains(c.stderr.String(), want) {
-			c.t.Errorf("stderr lacks %q:\n%s", want, c.stderr.String())
-		}
-	}
+	must.Contain(c.t, "stderr", c.stderr.String(), wants...)
 }
 
 func eventually(t *testing.T, ok func() bool, why func() string) {
@@ -356,15 +352,11 @@ func TestStatusNamesWhatTheDaemonFinds(t *testing.T) {
 	v.askDaemon(t.Context(), g)
 	w := &output.Text{Now: fixedNow()}
 	statusText(w, v)
-	for _, want := range []string{
+	must.Contain(t, "output", w.String(),
 		"AMS-NOT-SERVING: the node is not ready for new sessions: no application is known",
 		"STATUS-PORT: the daemon does not serve /metrics, /healthz and /readyz: 127.0.0.1:9771 is taken",
 		"\nServer settings\n",
-	} {
-		if !strings.Contains(w.String(), want) {
-			t.Errorf("got:\n%s\nwant %q", w.String(), want)
-		}
-	}
+	)
 	// In the first second of a daemon nothing is wrong yet.
 	d.status.NotReady, d.status.MetricsError = daemon.NotAsked, ""
 	v = &statusView{Status: &bootstrap.Status{}}

@@ -154,9 +154,7 @@ func TestUndrainInterrupted(t *testing.T) {
 	if code := Main([]string{"undrain"}, env); code != exitInterrupted || e.stdout.Len() > 0 {
 		t.Errorf("exit %d, stdout:\n%s\nstderr:\n%s", code, e.stdout.String(), e.stderr.String())
 	}
-	if want := "amsagent: this node is active\n"; !strings.Contains(e.stderr.String(), want) {
-		t.Errorf("stderr lacks %q:\n%s", want, e.stderr.String())
-	}
+	must.Contain(t, "stderr", e.stderr.String(), "amsagent: this node is active\n")
 }
 
 // cancelAt ends a context when a text is written to it.

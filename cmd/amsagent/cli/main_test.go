@@ -271,11 +271,7 @@ func TestUsageErrors(t *testing.T) {
 			if says := strings.HasSuffix(stderr, "\namsagent: nothing was changed on this machine\n"); says == reads {
 				t.Errorf("ends with the state of the machine: %v, want %v", says, !reads)
 			}
-			for _, want := range append(tt.want, "amsagent: error: ", "[AGENT-USAGE]\n") {
-				if !strings.Contains(stderr, want) {
-					t.Errorf("stderr lacks %q:\n%s", want, stderr)
-				}
-			}
+			must.Contain(t, "stderr", stderr, append(tt.want, "amsagent: error: ", "[AGENT-USAGE]\n")...)
 			if strings.Contains(stderr, "hunter22") || strings.Contains(stderr, "failed to") {
 				t.Errorf("a password, or failed to:\n%s", stderr)
 			}
@@ -352,9 +348,7 @@ func testInterrupt(t *testing.T) {
 	synctest.Wait()
 	must.Equal(t, "exit", report(ctx, g, ctx.Err()), exitInterrupted)
 	const want = "amsagent: error: interrupted [AGENT-INTERRUPTED]\namsagent: cause: interrupted by signal: terminated\n"
-	if !strings.Contains(e.stderr.String(), want) {
-		t.Errorf("stderr:\n%s\nlacks:\n%s", e.stderr.String(), want)
-	}
+	must.Contain(t, "stderr", e.stderr.String(), want)
 	// An error that has nothing to do with the signal keeps its own.
 	must.Equal(t, "exit", report(ctx, g, errors.New("undo failed")), exitFailed)
 

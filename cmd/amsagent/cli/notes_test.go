@@ -43,9 +43,7 @@ func TestNotesOfTheDaemon(t *testing.T) {
 	must.Equal(t, "hooks in the log:\n"+e.stderr.String(), strings.Count(e.stderr.String(), "amsagent:hooks"), 1)
 	w := &output.Text{Now: fixedNow()}
 	statusText(w, &statusView{Status: &bootstrap.Status{}, Daemon: &daemon.View{Notes: a.g.lastSeen().Notes}})
-	if !strings.Contains(w.String(), "note: tags that are not read: amsagent:hooks; ") {
-		t.Errorf("status:\n%s", w.String())
-	}
+	must.Contain(t, "status", w.String(), "note: tags that are not read: amsagent:hooks; ")
 }
 
 // A machine on which nothing names a cloud is no machine of a cloud that the operator, or the machine, names.

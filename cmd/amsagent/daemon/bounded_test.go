@@ -160,9 +160,7 @@ func TestPortTaken(t *testing.T) {
 	}
 	want := "another program listens on " + other.Addr().String()
 	until("the error", func(v View) bool { return v.MetricsError == want && v.Metrics == "" })
-	if line := d.view.line(); !strings.Contains(line, want) {
-		t.Errorf("the service manager reads %q", line)
-	}
+	must.Contain(t, "the service manager's line", d.view.line(), want)
 	must.OK(t, other.Close())
 	until("the port", func(v View) bool { return v.MetricsError == "" && v.Metrics != "" })
 	resp, err := http.Get("http://" + other.Addr().String() + "/healthz")

@@ -267,9 +267,7 @@ func TestReadyWhileServed(t *testing.T) {
 				within = 6 * time.Second
 			}
 			r := w.becomes(false, within)
-			if !strings.Contains(r.Why, string(state)) {
-				t.Errorf("%s: %+v", state, r)
-			}
+			must.Contain(t, string(state), r.Why, string(state))
 			w.stays(false, 20*time.Second)
 			w.f.set("")
 			w.becomes(true, 2*time.Second)
@@ -538,16 +536,12 @@ func TestNotReadyReasons(t *testing.T) {
 		} {
 			before := w.d.view.get()
 			w.d.view.change(c.change)
-			if r := w.becomes(false, 0); !strings.Contains(r.Why, c.why) {
-				t.Errorf("%+v, want %q", r, c.why)
-			}
+			must.Contain(t, "why", w.becomes(false, 0).Why, c.why)
 			w.d.view.change(func(v *View) { *v = before })
 			w.becomes(true, 0)
 		}
 		w.d.view.setPhase("")
-		if r := w.becomes(false, 0); !strings.Contains(r.Why, "not a cluster node") {
-			t.Errorf("%+v", r)
-		}
+		must.Contain(t, "why", w.becomes(false, 0).Why, "not a cluster node")
 		asks := w.f.count()
 		w.stays(false, time.Minute)
 		if n := w.f.count() - asks; n > 2 {
@@ -565,9 +559,7 @@ func TestReadyKeepsUpWithDrain(t *testing.T) {
 		w.d.view.setLife(func() lifecycle.View { return lifecycle.View{Ready: !drains.Load()} }, nil)
 		w.becomes(true, 0)
 		drains.Store(true)
-		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
-			t.Errorf("%+v", r)
-		}
+		must.Contain(t, "why", w.becomes(false, 0).Why, "drains")
 		drains.Store(false)
 		w.becomes(true, 0)
 	})
@@ -596,9 +588,7 @@ func TestReadyAfterRestart(t *testing.T) {
 		w.d.view.change(func(v *View) { v.Lifecycle = nil })
 		w.becomes(true, 0)
 		newLife(w.d)
-		if r := w.becomes(false, 0); !strings.Contains(r.Why, "drains") {
-			w.t.Errorf("%+v", r)
-		}
+		must.Contain(w.t, "why", w.becomes(false, 0).Why, "drains")
 	})
 }
 
@@ -907,9 +897,7 @@ func TestServingMetrics(t *testing.T) {
 		}
 		w.f.set(ams.AppRefused, "live")
 		sleep.For(w.t.Context(), 2*time.Second)
-		if p := page(); !strings.Contains(p, "\namsagent_server_up 0\n") {
-			t.Error(p)
-		}
+		must.Contain(t, "page", page(), "\namsagent_server_up 0\n")
 	})
 }
 
@@ -1051,8 +1039,6 @@ func TestOwnStopIsNoWarning(t *testing.T) {
 		d.view.life = func() lifecycle.View { return lifecycle.View{Step: tt.step} }
 		d.view.change(func(v *View) { v.held = tt.held })
 		d.reportServer(bootstrap.Served{Why: []string{"LiveApp is not reachable"}})
-		if log := l.text(); !strings.Contains(log, "level="+tt.want+` msg="Ant Media Server does not serve viewers"`) {
-			t.Errorf("%s: want %s\n%s", tt.name, tt.want, log)
-		}
+		must.Contain(t, tt.name, l.text(), "level="+tt.want+` msg="Ant Media Server does not serve viewers"`)
 	}
 }

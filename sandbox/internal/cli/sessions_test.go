@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -55,9 +54,7 @@ func TestAMSCtlSessions(t *testing.T) {
 				must.NoDiff(t, "statistics", got, want)
 			}
 
-			if out := call(1, "publish", "LiveApp", "s1"); !strings.Contains(out, "does not run") {
-				t.Error(out)
-			}
+			must.Contain(t, "publish", call(1, "publish", "LiveApp", "s1"), "does not run")
 			call(1, "stats") // never started
 			call(0, "start")
 			call(0, "publish", "LiveApp", "s1")
@@ -71,9 +68,7 @@ func TestAMSCtlSessions(t *testing.T) {
 			call(0, "unview", "LiveApp", "s1", "--kind", "dash")
 			call(1, "unview", "LiveApp", "s1", "--kind", "dash")
 			call(0, "unpublish", "LiveApp", "s1")
-			if out := call(1, "unpublish", "LiveApp", "s1"); !strings.Contains(out, "no stream") {
-				t.Error(out)
-			}
+			must.Contain(t, "unpublish", call(1, "unpublish", "LiveApp", "s1"), "no stream")
 			call(1, "publish", "Nobody", "s1")
 			for _, bad := range [][]string{
 				{"publish", "LiveApp"},
