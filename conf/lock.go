@@ -56,5 +56,7 @@ func (s *Store) Lock(ctx context.Context, path string, waiting func()) (*Lock, e
 	return &Lock{f}, nil
 }
 
-// Unlock releases the lock.
-func (l *Lock) Unlock() error { return l.f.Close() }
+// Unlock releases the lock, also that of a child between fork and exec, which has the descriptor, too.
+func (l *Lock) Unlock() error {
+	return errors.Join(unix.Flock(int(l.f.Fd()), unix.LOCK_UN), l.f.Close())
+}

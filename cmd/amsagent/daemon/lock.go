@@ -31,5 +31,9 @@ func lockFile(path string) (release func(), err error) {
 	case err != nil:
 		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), f.Close())
 	}
-	return func() { _ = f.Close() }, nil
+	return func() {
+		// A child between fork and exec has the descriptor, too: to close ours alone would leave the lock to it.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		_ = f.Close()
+	}, nil
 }
