@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 )
 
 // Mode is standalone or cluster.
@@ -34,6 +36,23 @@ func (e *LayoutError) Error() string {
 	return fmt.Sprintf("line %d: %s", e.Line, e.Msg)
 }
 
+const (
+	// clusterBean makes the server a node.
+	clusterBean = "tomcat.cluster"
+	// clusterValve serves other nodes' HTTP streams. Every release with marked sections has it in one.
+	clusterValve = "io.antmedia.enterprise.cluster.HttpLiveStreamValve"
+	// remoteIPValve takes the client's address from X-Forwarded-For. Azure's Application Gateway writes ip:port there,
+	// which AMS answers with 403.
+	remoteIPValve = "org.apache.catalina.valves.RemoteIpValve"
+	// anchorValve marks spans that remove the valve.
+	anchorValve = "valve:RemoteIpValve"
+)
+
+var (
+	startWords = []byte("cluster start")
+	endWords   = []byte("cluster end")
+)
+
 // Container is a jee-container.xml with marked cluster sections, which are inactive or active:
 //
 //	<!-- cluster start            <!-- cluster start -->
@@ -53,14 +72,9 @@ type section struct {
 	active bool
 	// word is the end of "cluster start", close the beginning of "cluster end".
 	word, close int
-	openTok     int
-	closeTok    int // equal to openTok if inactive
+	// body and bodyEnd bound the beans: outside of an active section's markers.
+	body, bodyEnd int
 }
-
-var (
-	startWords = []byte("cluster start")
-	endWords   = []byte("cluster end")
-)
 
 // ParseContainer finds the cluster sections. Its errors are a [*SyntaxError] for invalid XML and a [*LayoutError]
 // for sections that are unpaired, in different states, or inactive with a nested comment. A file without sections
@@ -68,104 +82,80 @@ var (
 func ParseContainer(src []byte) (*Container, error) {
 	c := &Container{src: bytes.Clone(src)}
 	var err error
-	if c.toks, err = scanXML(c.src); err != nil {
+	if c.toks, err = parseXML(c.src); err != nil {
 		return nil, err
 	}
 	if err := c.findSections(); err != nil {
 		return nil, err
 	}
-	doc, err := readBeans(c.src)
-	if err != nil {
-		return nil, err
+	c.mode = modeOf(c.toks)
+	for _, s := range c.sections {
+		first := c.sections[0]
+		if s.active != first.active {
+			word := map[bool]string{true: "active", false: "commented out"}
+			return nil, c.layout(s.word, "cluster sections disagree: this one is %s, the one of line %d is %s",
+				word[s.active], lineAt(c.src, first.word), word[first.active])
+		}
 	}
-	c.mode = doc.mode()
-	if len(c.sections) > 0 {
-		c.mode = ModeStandalone
-		if c.sections[0].active {
-			c.mode = ModeCluster
-		}
-		if got := doc.mode(); got != c.mode {
-			return nil, &LayoutError{c.sectionLine(0), fmt.Sprintf("the marked sections say %s, but bean %s makes it %s", c.mode, clusterBean, got)}
-		}
+	if c.Marked() && c.sections[0].active != (c.mode == ModeCluster) {
+		says := map[Mode]Mode{ModeCluster: ModeStandalone, ModeStandalone: ModeCluster}[c.mode]
+		return nil, c.layout(c.sections[0].word, "the marked sections say %s, but bean %s makes it %s", says, clusterBean, c.mode)
 	}
 	return c, nil
 }
 
-func (c *Container) sectionLine(i int) int {
-	return lineAt(c.src, c.toks[c.sections[i].openTok].off)
+func modeOf(toks []xmlToken) Mode {
+	if countBeans(toks, clusterBean) > 0 {
+		return ModeCluster
+	}
+	return ModeStandalone
+}
+
+func (c *Container) layout(off int, format string, args ...any) *LayoutError {
+	return &LayoutError{lineAt(c.src, off), fmt.Sprintf(format, args...)}
 }
 
 // findSections pairs the markers.
 func (c *Container) findSections() error {
-	open := -1 // an active start marker without an end so far
-	for i, t := range c.toks {
-		if t.kind != tokComment {
-			if t.kind == tokText && bytes.Contains(c.src[t.off:t.end], []byte("-->")) {
-				at := t.off + bytes.Index(c.src[t.off:t.end], []byte("-->"))
-				return &LayoutError{lineAt(c.src, at), "a comment ends here that did not begin: a comment inside a commented section, or a marker edited by hand"}
-			}
+	var open *section // an active start marker without an end so far
+	for _, t := range c.toks {
+		raw := c.src[t.off:t.end]
+		if n := bytes.Index(raw, []byte("-->")); n >= 0 && t.kind == isText && !bytes.HasPrefix(raw, []byte("<![CDATA[")) {
+			return c.layout(t.off+n, "a comment ends here that did not begin: a comment inside a commented section, or a marker edited by hand")
+		}
+		if t.kind != isComment {
 			continue
 		}
-		inner := c.src[t.off+4 : t.end-3]
-		lead := len(inner) - len(bytes.TrimLeft(inner, " \t"))
-		body := inner[lead:]
-		line := lineAt(c.src, t.off)
-		switch {
-		case bytes.Equal(bytes.TrimSpace(inner), startWords):
-			if open >= 0 {
-				return &LayoutError{line, fmt.Sprintf("a second cluster start, the section of line %d has no end yet", lineAt(c.src, c.toks[open].off))}
-			}
-			open = i
-		case bytes.Equal(bytes.TrimSpace(inner), endWords):
-			if open < 0 {
-				return &LayoutError{line, "cluster end without a cluster start"}
-			}
-			o := c.toks[open]
-			c.sections = append(c.sections, section{
-				active:   true,
-				word:     o.off + bytes.Index(c.src[o.off:], startWords) + len(startWords),
-				close:    t.off + bytes.Index(c.src[t.off:], endWords),
-				openTok:  open,
-				closeTok: i,
-			})
-			open = -1
-		case bytes.HasPrefix(body, startWords):
-			word := t.off + 4 + lead + len(startWords)
-			if rest := bytes.TrimLeft(c.src[word:t.end-3], " \t"); len(rest) == 0 || (rest[0] != '\n' && rest[0] != '\r') {
-				if len(rest) > 0 && isNameByte(c.src[word]) {
-					continue // "cluster started": prose
-				}
-				return &LayoutError{line, "text behind the opening marker of a cluster section"}
-			}
-			if open >= 0 {
-				return &LayoutError{line, fmt.Sprintf("a cluster section inside the one of line %d", lineAt(c.src, c.toks[open].off))}
-			}
-			if n := bytes.Index(inner, []byte("<!--")); n >= 0 {
-				return &LayoutError{lineAt(c.src, t.off+4+n), "a comment inside a commented cluster section: XML cannot nest comments; remove it"}
-			}
-			trimmed := bytes.TrimRight(inner, " \t\r\n")
-			if !bytes.HasSuffix(trimmed, endWords) {
-				return &LayoutError{line, "this cluster section does not end in `cluster end -->`"}
-			}
-			c.sections = append(c.sections, section{
-				word:     word,
-				close:    t.off + 4 + len(trimmed) - len(endWords),
-				openTok:  i,
-				closeTok: i,
-			})
-		case bytes.HasSuffix(bytes.TrimSpace(inner), endWords) && bytes.ContainsAny(inner, "\n\r"):
-			return &LayoutError{lineAt(c.src, t.end-1), "cluster end closes a comment that is no cluster section"}
+		word := t.off + bytes.Index(raw, startWords) + len(startWords)
+		last := t.off + bytes.LastIndex(raw, endWords)
+		behind, begins := strings.CutPrefix(strings.TrimLeft(t.text, " \t"), string(startWords))
+		line := strings.TrimLeft(behind, " \t")
+		_, commented := sectionText(t.text)
+		switch text := strings.TrimSpace(t.text); {
+		case text == string(startWords) && open != nil:
+			return c.layout(t.off, "a second cluster start, the section of line %d has no end yet", lineAt(c.src, open.word))
+		case text == string(startWords):
+			open = &section{active: true, word: word, body: t.end}
+		case text == string(endWords) && open == nil:
+			return c.layout(t.off, "cluster end without a cluster start")
+		case text == string(endWords):
+			open.bodyEnd, open.close = t.off, last
+			c.sections, open = append(c.sections, *open), nil
+		case begins && isNameByte(behind[0]): // "cluster started": prose
+		case begins && line[0] != '\n' && line[0] != '\r':
+			return c.layout(t.off, "text behind the opening marker of a cluster section")
+		case begins && open != nil:
+			return c.layout(t.off, "a cluster section inside the one of line %d", lineAt(c.src, open.word))
+		case commented:
+			c.sections = append(c.sections, section{word: word, close: last, body: word, bodyEnd: last})
+		case begins:
+			return c.layout(t.off, "this cluster section does not end in `cluster end -->`")
+		case strings.HasSuffix(text, string(endWords)) && strings.ContainsAny(t.text, "\n\r"):
+			return c.layout(t.end-1, "cluster end closes a comment that is no cluster section")
 		}
 	}
-	if open >= 0 {
-		return &LayoutError{lineAt(c.src, c.toks[open].off), "this cluster section has no end"}
-	}
-	for i, s := range c.sections {
-		if s.active != c.sections[0].active {
-			word := map[bool]string{true: "active", false: "commented out"}
-			return &LayoutError{c.sectionLine(i), fmt.Sprintf("cluster sections disagree: this one is %s, the one of line %d is %s",
-				word[s.active], c.sectionLine(0), word[c.sections[0].active])}
-		}
+	if open != nil {
+		return c.layout(open.word, "this cluster section has no end")
 	}
 	return nil
 }
@@ -174,7 +164,7 @@ func isNameByte(b byte) bool {
 	return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '_' || b == '-'
 }
 
-// Mode returns the mode of the sections or, without any, the presence of the bean tomcat.cluster.
+// Mode returns the mode: cluster if the bean tomcat.cluster is live.
 func (c *Container) Mode() Mode { return c.mode }
 
 // Marked reports whether the file has marked sections.
@@ -202,47 +192,60 @@ func (c *Container) SetMode(m Mode) error {
 	if !c.Marked() {
 		return ErrUnmarked
 	}
+	open, end := "", ""
+	if m == ModeCluster {
+		open, end = " -->", "<!-- "
+	}
 	var spans []Span
 	for i, s := range c.sections {
-		anchor := fmt.Sprintf("section:%d", i+1)
-		if m == ModeCluster {
-			blanks := s.word
-			for isBlank(c.src[blanks]) {
-				blanks++
-			}
-			spans = append(spans,
-				c.span(anchor+":start", s.word, blanks, " -->"),
-				c.span(anchor+":end", s.close, s.close, "<!-- "))
-			continue
-		}
-		open, end := c.toks[s.openTok], c.toks[s.closeTok]
-		if n := bytes.Index(c.src[open.end:end.off], []byte("--")); n >= 0 {
-			at := open.end + n
+		body := c.src[s.body:s.bodyEnd]
+		if n := bytes.Index(body, []byte("--")); n >= 0 {
 			msg := "`--` inside a cluster section: XML allows it nowhere in a comment, so the section cannot be commented out"
-			if bytes.HasPrefix(c.src[max(at-2, 0):], []byte("<!--")) {
+			if bytes.HasSuffix(body[:n], []byte("<!")) {
 				msg = "a comment inside a cluster section: XML cannot nest comments, so the section cannot be commented out; remove it"
 			}
-			return &LayoutError{lineAt(c.src, at), msg}
+			return c.layout(s.body+n, "%s", msg)
 		}
-		tail := open.end
-		for tail < end.off && isBlank(c.src[tail]) {
-			tail++
+		text := bytes.TrimLeft(body, " \t\f")
+		at := s.bodyEnd - len(text)
+		if len(text) > 0 && text[0] != '\n' && text[0] != '\r' {
+			return c.layout(at, "text behind the opening marker of a cluster section")
 		}
-		if tail < end.off && c.src[tail] != '\n' && c.src[tail] != '\r' {
-			return &LayoutError{lineAt(c.src, tail), "text behind the opening marker of a cluster section"}
-		}
-		spans = append(spans,
-			c.span(anchor+":start", s.word, tail, ""),
-			c.span(anchor+":end", end.off, s.close, ""))
+		anchor := fmt.Sprintf("section:%d", i+1)
+		spans = append(spans, c.span(anchor+":start", s.word, at, open), c.span(anchor+":end", s.bodyEnd, s.close, end))
 	}
+	return c.edit(spans, "", func(after []xmlToken) error {
+		switch n := countBeans(after, clusterBean); {
+		case (n > 0) != (m == ModeCluster):
+			return &LayoutError{0, fmt.Sprintf("the marked sections hold no bean %s: toggling them does not make it %s", clusterBean, m)}
+		case (countBeans(after, clusterValve) > 0) != (m == ModeCluster):
+			return &LayoutError{0, fmt.Sprintf("the marked sections hold no bean of class %s: this is no cluster section of AMS", clusterValve)}
+		case n > 1:
+			return &LayoutError{0, fmt.Sprintf("bean %s would be defined %d times", clusterBean, n)}
+		}
+		return nil
+	})
+}
+
+// edit adds spans if the result is valid and differs only in its sections and in beans of the class without.
+func (c *Container) edit(spans []Span, without string, check func(after []xmlToken) error) error {
+	spans = slices.Concat(c.spans, spans)
+	sortSpans(spans)
 	out, err := applySpans(c.src, spans)
 	if err != nil {
 		return err
 	}
-	if err := proveMode(c.src, out, m); err != nil {
+	after, err := parseXML(out)
+	if err != nil {
+		return fmt.Errorf("verifying the edit: %w", err)
+	}
+	if err := check(after); err != nil {
 		return err
 	}
-	c.addSpans(spans)
+	if err := proveEdit(c.Bytes(), out, without); err != nil {
+		return err
+	}
+	c.spans = spans
 	return nil
 }
 
@@ -250,102 +253,42 @@ func (c *Container) span(anchor string, off, end int, repl string) Span {
 	return Span{Anchor: anchor, Off: off, Old: c.src[off:end], New: []byte(repl)}
 }
 
-func (c *Container) addSpans(spans []Span) {
-	c.spans = append(c.spans, spans...)
-	sortSpans(c.spans)
-}
-
-// remoteIPValve takes the client's address from X-Forwarded-For. Azure's Application Gateway writes ip:port there,
-// which AMS answers with 403.
-const remoteIPValve = "org.apache.catalina.valves.RemoteIpValve"
-
-// anchorValve marks spans that remove the valve.
-const anchorValve = "valve:RemoteIpValve"
-
 // HasRemoteIPValve reports whether a RemoteIpValve bean is live.
-func (c *Container) HasRemoteIPValve() bool {
-	doc, err := readBeans(c.src)
-	return err == nil && doc.hasClass(remoteIPValve)
-}
+func (c *Container) HasRemoteIPValve() bool { return countBeans(c.toks, remoteIPValve) > 0 }
 
 // RemoveRemoteIPValve removes every live RemoteIpValve bean, with its line if that is then empty.
 func (c *Container) RemoveRemoteIPValve() error {
 	var spans []Span
 	for i := 0; i < len(c.toks); i++ {
 		t := c.toks[i]
-		if t.kind != tokTag || !isBeanOf(c.src[t.off:t.end], remoteIPValve) {
+		if t.bean == nil || t.bean.class != remoteIPValve {
 			continue
 		}
-		last, err := c.elementEnd(i)
-		if err != nil {
-			return err
-		}
-		off, end := t.off, c.toks[last].end
-		for off > 0 && isBlank(c.src[off-1]) {
-			off--
-		}
-		after := end
-		for after < len(c.src) && isBlank(c.src[after]) {
-			after++
-		}
-		alone := (off == 0 || c.src[off-1] == '\n' || c.src[off-1] == '\r') && (after == len(c.src) || c.src[after] == '\n' || c.src[after] == '\r')
-		if alone {
-			end = after
-			if end < len(c.src) && c.src[end] == '\r' {
-				end++
+		for depth := 1; depth > 0; {
+			i++
+			switch c.toks[i].kind {
+			case isStart:
+				depth++
+			case isEnd:
+				depth--
 			}
-			if end < len(c.src) && c.src[end] == '\n' {
-				end++
-			}
-		} else {
-			off = t.off
 		}
+		off, end := c.wholeLine(t.off, c.toks[i].end)
 		spans = append(spans, c.span(anchorValve, off, end, ""))
-		i = last
 	}
 	if len(spans) == 0 {
 		return nil
 	}
-	out, err := applySpans(c.src, append(spans, c.spans...))
-	if err != nil {
-		return err
-	}
-	before, err := applySpans(c.src, c.spans)
-	if err != nil {
-		return err
-	}
-	if err := proveRemoved(before, out, remoteIPValve); err != nil {
-		return err
-	}
-	c.addSpans(spans)
-	return nil
+	return c.edit(spans, remoteIPValve, func([]xmlToken) error { return nil })
 }
 
-// elementEnd returns the token that closes the element of token i.
-func (c *Container) elementEnd(i int) (int, error) {
-	depth := 0
-	for j := i; j < len(c.toks); j++ {
-		t := c.toks[j]
-		if t.kind != tokTag {
-			continue
-		}
-		tag := c.src[t.off:t.end]
-		switch {
-		case bytes.HasPrefix(tag, []byte("</")):
-			depth--
-		case !bytes.HasSuffix(tag, []byte("/>")):
-			depth++
-		}
-		if depth <= 0 {
-			return j, nil
-		}
+// wholeLine extends a span to its line if nothing else is on it.
+func (c *Container) wholeLine(off, end int) (int, int) {
+	before := len(bytes.TrimRight(c.src[:off], " \t\f"))
+	rest := bytes.TrimLeft(c.src[end:], " \t\f")
+	if before > 0 && c.src[before-1] != '\n' && c.src[before-1] != '\r' || len(rest) > 0 && rest[0] != '\n' && rest[0] != '\r' {
+		return off, end
 	}
-	return 0, &SyntaxError{lineAt(c.src, c.toks[i].off), "this element is never closed"}
-}
-
-func isBeanOf(tag []byte, class string) bool {
-	if !bytes.HasPrefix(tag, []byte("<bean")) {
-		return false
-	}
-	return bytes.Contains(tag, []byte(`"`+class+`"`)) || bytes.Contains(tag, []byte(`'`+class+`'`))
+	rest = bytes.TrimPrefix(bytes.TrimPrefix(rest, []byte{'\r'}), []byte{'\n'})
+	return before, len(c.src) - len(rest)
 }

@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/beevik/etree"
 )
 
 // TestDenseFiles parses settings files of the largest size that is read, each as dense as its format allows: the server's
@@ -61,11 +63,11 @@ func parseContainer(src []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	doc, err := readBeans(src)
-	if err != nil {
+	doc := etree.NewDocument()
+	if err := doc.ReadFromBytes(src); err != nil {
 		return nil, err
 	}
-	tokens, err := doc.tokens()
+	tokens, err := flatten(nil, doc.Child, "")
 	return []any{c, doc, tokens}, err
 }
 

@@ -5,11 +5,7 @@ package conf
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
-	"strings"
-
-	"github.com/beevik/etree"
 )
 
 // sameMeaning reports whether the server reads the same from both. When it saves its settings, it changes order,
@@ -47,53 +43,12 @@ func sameProperties(a, b []byte) bool {
 
 // sameBeans ignores comments, blanks between elements, the order of attributes, CDATA and entities.
 func sameBeans(a, b []byte) bool {
-	p, err := liveTokens(a)
+	p, err := parseXML(a)
 	if err != nil {
 		return false
 	}
-	q, err := liveTokens(b)
-	return err == nil && slices.Equal(p, q)
-}
-
-func liveTokens(src []byte) ([]string, error) {
-	if err := wellFormed(src); err != nil {
-		return nil, err
-	}
-	doc := etree.NewDocument()
-	if err := doc.ReadFromBytes(src); err != nil {
-		return nil, err
-	}
-	return flattenLive(nil, doc.Child), nil
-}
-
-func flattenLive(out []string, toks []etree.Token) []string {
-	var text strings.Builder // split by CDATA and comments
-	flush := func() {
-		if s := text.String(); strings.TrimSpace(s) != "" {
-			out = append(out, "text "+s)
-		}
-		text.Reset()
-	}
-	for _, tok := range toks {
-		switch t := tok.(type) {
-		case *etree.CharData:
-			text.WriteString(t.Data)
-		case *etree.Element:
-			flush()
-			attrs := make([]string, 0, len(t.Attr))
-			for _, a := range t.Attr {
-				attrs = append(attrs, fmt.Sprintf("%s=%q", a.FullKey(), a.Value))
-			}
-			slices.Sort(attrs)
-			out = append(out, "start "+t.FullTag()+" "+strings.Join(attrs, " "))
-			out = append(flattenLive(out, t.Child), "end "+t.FullTag())
-		case *etree.Directive:
-			flush()
-			out = append(out, "directive "+t.Data)
-		}
-	}
-	flush()
-	return out
+	q, err := parseXML(b)
+	return err == nil && slices.Equal(meaning(p), meaning(q))
 }
 
 // revertKeys reverts the change from before to after in now. Keys that were edited since stay, and are conflicts.

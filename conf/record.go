@@ -216,8 +216,8 @@ func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 
 // IsStandalone reports whether a jee-container.xml has no cluster bean, whether or not it can be toggled.
 func IsStandalone(container []byte) bool {
-	doc, err := readBeans(container)
-	return err == nil && doc.mode() == ModeStandalone
+	toks, err := parseXML(container)
+	return err == nil && countBeans(toks, clusterBean) == 0
 }
 
 // holdsOurs reports whether an undo would change current.

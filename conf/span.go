@@ -43,6 +43,10 @@ func applySpans(src []byte, spans []Span) ([]byte, error) {
 	return append(out, src[at:]...), nil
 }
 
+func sortSpans(s []Span) {
+	slices.SortStableFunc(s, func(a, b Span) int { return a.Off - b.Off })
+}
+
 // lineAt is 1-based.
 func lineAt(src []byte, off int) int {
 	return 1 + bytes.Count(src[:min(off, len(src))], []byte{'\n'})
