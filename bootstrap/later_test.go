@@ -4,7 +4,6 @@
 package bootstrap
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,12 +26,10 @@ func TestLeaveOfLaterApplications(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		again string // the MongoDB of a second join
-		old   bool   // a former release's join
 	}{
 		{name: "joined once"},
 		{name: "joined again", again: mongo},
 		{name: "joined with another MongoDB", again: other},
-		{name: "joined by a former release", old: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
@@ -57,9 +54,6 @@ func TestLeaveOfLaterApplications(t *testing.T) {
 			if tt.again != "" {
 				joinOffline(t, m, tt.again, "10.0.1.7")
 			}
-			if tt.old {
-				forgetKnown(t, m)
-			}
 			res := leaveOffline(t, m)
 			after := treeFiles(t, m)
 			for path, was := range before {
@@ -69,7 +63,7 @@ func TestLeaveOfLaterApplications(t *testing.T) {
 			}
 			got := after["/webapps/made/WEB-INF/red5-web.properties"]
 			standalone := strings.Contains(got, "\ndb.type=mapdb\n") && strings.Contains(got, "\ndb.host=localhost\n") && !strings.Contains(got, "secret")
-			if standalone == tt.old {
+			if !standalone {
 				t.Errorf("the application that was made on the node:\n%s", got)
 			}
 			if got := after["/webapps/redis/WEB-INF/red5-web.properties"]; !strings.Contains(got, "\ndb.type=redisdb\n") {
@@ -81,33 +75,14 @@ func TestLeaveOfLaterApplications(t *testing.T) {
 					said[strings.TrimPrefix(f.Path, filepath.Join(ams.DefaultDir, "webapps"))] = f.Restored
 				}
 			}
-			if how := said["/made/WEB-INF/red5-web.properties"]; !tt.old && how != RestoredStandalone || res.Exact != tt.old {
+			if how := said["/made/WEB-INF/red5-web.properties"]; how != RestoredStandalone || res.Exact {
 				t.Errorf("said %q of it, exact is %v", how, res.Exact)
 			}
-			named := slices.ContainsFunc(res.Warnings, func(f Finding) bool { return strings.Contains(f.Text, "webapps/made/") })
-			if named != tt.old {
+			if slices.ContainsFunc(res.Warnings, func(f Finding) bool { return strings.Contains(f.Text, "webapps/made/") }) {
 				t.Errorf("warnings: %v", res.Warnings)
 			}
 		})
 	}
-}
-
-// forgetKnown makes the undo record one of a release that did not note the settings files. renamed
-// are parts of paths, each followed by what they become.
-func forgetKnown(t *testing.T, m *Machine, renamed ...string) {
-	t.Helper()
-	path := filepath.Join(m.Root, StateDir, "undo.json")
-	b, err := os.ReadFile(path)
-	must.OK(t, err)
-	var outer, journal map[string]any
-	must.OK(t, json.Unmarshal(b, &outer))
-	journal = outer["journal"].(map[string]any)
-	delete(journal["record"].(map[string]any), "known")
-	journal["version"] = 1 // which has no checksum
-	if b, err = json.Marshal(journal); err != nil {
-		t.Fatal(err)
-	}
-	must.OK(t, os.WriteFile(path, []byte(strings.NewReplacer(renamed...).Replace(string(b))), 0o600))
 }
 
 // A second name of an application's folder, made while the machine was a node, keeps nobody from
@@ -167,34 +142,21 @@ func TestLeaveWithASecondName(t *testing.T) {
 }
 
 // A folder that gets another name while the machine is a node, with a link by the former one, gets
-// back what it had, whatever is joined meanwhile. So does one that a former release knew by a link.
+// back what it had, whatever is joined meanwhile.
 func TestLeaveOfARenamedApplication(t *testing.T) {
 	t.Parallel()
 	const file = "WEB-INF/red5-web.properties"
 	for _, tt := range []struct {
-		name          string
-		again, before bool // a second join; the link was there before the first one
-	}{{"renamed", false, false}, {"renamed, and joined again", true, false}, {"known by the link", true, true}} {
+		name  string
+		again bool // a second join
+	}{{"renamed", false}, {"renamed, and joined again", true}} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
 			webapps := filepath.Join(m.Root, ams.DefaultDir, "webapps")
-			rename := func() {
-				t.Helper()
-				must.OK(t, errors.Join(os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")), os.Symlink("renamed", filepath.Join(webapps, "LiveApp"))))
-			}
 			put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", file), "db.type=mongodb\ndb.host=10.0.9.9\ndb.name=own\n")
 			was := treeFiles(t, m)["/webapps/LiveApp/"+file]
-			if tt.before {
-				must.OK(t, os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")))
-			}
 			joinOffline(t, m, testMongo, "10.0.1.7")
-			if tt.before {
-				// As that release noted it.
-				must.OK(t, os.Symlink("renamed", filepath.Join(webapps, "LiveApp")))
-				forgetKnown(t, m, "webapps/renamed/", "webapps/LiveApp/")
-			} else {
-				rename()
-			}
+			must.OK(t, errors.Join(os.Rename(filepath.Join(webapps, "LiveApp"), filepath.Join(webapps, "renamed")), os.Symlink("renamed", filepath.Join(webapps, "LiveApp"))))
 			if tt.again {
 				joinOffline(t, m, "10.0.2.5", "10.0.1.7")
 			}

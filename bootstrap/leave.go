@@ -482,13 +482,6 @@ func (l *leaver) planLater(plan *conf.Plan, left *[]Finding) (findings []Finding
 		if err == nil && !uses || slices.Contains(l.record.Known, path) {
 			continue
 		}
-		if l.record.Known == nil {
-			if err == nil && l.record.File(path) == nil {
-				l.warn(IDDrift, "where it was made after the join, set db.type=mapdb and empty db.host",
-					"%s makes its application use MongoDB, and a former release joined this machine, which did not note whether it did so before", path)
-			}
-			continue
-		}
 		if f := l.then(plan, left, path, conf.KindProperties, propertySpans(appSettings(""), conf.ModeStandalone)); f != nil {
 			findings = append(findings, *f)
 		}

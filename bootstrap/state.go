@@ -6,7 +6,6 @@ package bootstrap
 import (
 	"encoding/json"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/conf"
@@ -88,7 +87,6 @@ func loadState(store *conf.Store) (*State, error) {
 	}
 	switch s.Version {
 	case stateVersion:
-		s.Role = strings.ToLower(s.Role) // earlier versions did not
 		return s, nil
 	case 0:
 		return nil, &conf.DamagedError{Path: statePath, Err: errors.New("it does not say its format")}

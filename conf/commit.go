@@ -211,7 +211,7 @@ func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, er
 	if from == nil {
 		return to, nil, nil
 	}
-	out := &Record{Version: recordVersion, Known: from.Known}
+	out := &Record{Known: from.Known}
 	if to != nil {
 		out.Files, out.Dirs, out.Known = slices.Clone(to.Files), slices.Clone(to.Dirs), to.Known
 	}
@@ -244,7 +244,7 @@ func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, er
 }
 
 func (s *Store) writeRecord(j *journal, record *Record) error {
-	data, err := (&journal{Version: journalVersion, ID: j.ID, Purpose: j.Purpose, Record: record}).encode()
+	data, err := (&journal{ID: j.ID, Purpose: j.Purpose, Record: record}).encode()
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,6 @@ import (
 
 // journal is written before a commit's first change, for recovery. Renamed, it is the undo record.
 type journal struct {
-	Version int           `json:"version"` // journalVersion, or 1
 	ID      string        `json:"id"`
 	Purpose string        `json:"purpose"`
 	Files   []journalFile `json:"files"`
@@ -31,8 +30,8 @@ type journal struct {
 	Record     *Record  `json:"record,omitempty"`
 }
 
-// journalVersion is of the journal and the undo record. Version 1 had no checksum.
-const journalVersion = 2
+// journalVersion is of the journal and the undo record.
+const journalVersion = 1
 
 // maxRecordSize bounds reads and writes, so that each record can be read again.
 const maxRecordSize = 16 << 20
@@ -66,27 +65,23 @@ func (j *journal) encode() ([]byte, error) {
 	return data, nil
 }
 
-// decodeJournal also reads version 1. It returns a [DamagedError] or a [VersionError].
+// decodeJournal returns a [DamagedError] or a [VersionError].
 func decodeJournal(path string, data []byte) (*journal, error) {
 	damaged := func(err error) error { return &DamagedError{Path: path, Err: err} }
 	var e envelope
 	if err := json.Unmarshal(data, &e); err != nil {
 		return nil, damaged(err)
 	}
-	body := data
-	switch e.Version {
-	case 1:
-	case journalVersion:
-		if body = e.Journal; sum(body) != e.SHA256 {
-			return nil, damaged(errors.New("its checksum is wrong"))
-		}
-	case 0:
+	switch {
+	case e.Version == 0:
 		return nil, damaged(errors.New("it does not say its format"))
-	default:
+	case e.Version != journalVersion:
 		return nil, &VersionError{Path: path, Version: e.Version}
+	case sum(e.Journal) != e.SHA256:
+		return nil, damaged(errors.New("its checksum is wrong"))
 	}
 	j := &journal{}
-	if err := json.Unmarshal(body, j); err != nil {
+	if err := json.Unmarshal(e.Journal, j); err != nil {
 		return nil, damaged(err)
 	}
 	if err := j.check(); err != nil {
@@ -96,10 +91,6 @@ func decodeJournal(path string, data []byte) (*journal, error) {
 }
 
 func (j *journal) check() error {
-	if j.ID == "" {
-		// Only an [envelope] with a modified version has none.
-		return errors.New("it has no id")
-	}
 	for _, f := range j.Files {
 		if err := f.check(); err != nil {
 			return err
@@ -186,7 +177,7 @@ func (t *transaction) newJournal(purpose string, changes []Change, record *Recor
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, err
 	}
-	j := &journal{Version: journalVersion, ID: hex.EncodeToString(id[:]), Purpose: purpose, Record: record}
+	j := &journal{ID: hex.EncodeToString(id[:]), Purpose: purpose, Record: record}
 	seen := map[string]bool{}
 	for _, c := range changes {
 		p, err := t.Files().Locate(c.Before.Path)
@@ -224,7 +215,6 @@ func (t *transaction) newJournal(purpose string, changes []Change, record *Recor
 		}
 	}
 	if record != nil {
-		record.Version = recordVersion
 		for _, d := range j.MakeDirs {
 			if !slices.Contains(record.Dirs, d) {
 				record.Dirs = append(record.Dirs, d)

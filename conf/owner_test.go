@@ -59,19 +59,17 @@ func TestRecordOfAnotherOwner(t *testing.T) {
 		content string // what stands there afterwards
 		now     int
 		nowMode fs.FileMode
-		unknown bool // the record of a former release
 		back    bool // what the record knows is written
 	}{
-		"emptied":                      {0, 0o600, "", 4711, 0o640, false, false},
-		"emptied, root's for all":      {0, 0o600, "", 0, 0o644, false, false},
-		"our values":                   {0, 0o600, "clusterdb.host=10.0.0.1\nclusterdb.password=\n", 4711, 0o640, false, false},
-		"our values, root's for all":   {0, 0o600, "clusterdb.host=10.0.0.1\nclusterdb.password=\n", 0, 0o644, false, false},
-		"another user's":               {4712, 0o640, "", 4711, 0o640, false, false},
-		"the same owner":               {4711, 0o640, "", 4711, 0o640, false, true},
-		"the same owner, who shows it": {4711, 0o640, "", 4711, 0o644, false, true},
-		"root's own":                   {0, 0o600, "", 0, 0o600, false, true},
-		"everybody could":              {0, 0o644, "", 4711, 0o640, false, true},
-		"of a former release":          {4711, 0o640, "", 4711, 0o640, true, true},
+		"emptied":                      {0, 0o600, "", 4711, 0o640, false},
+		"emptied, root's for all":      {0, 0o600, "", 0, 0o644, false},
+		"our values":                   {0, 0o600, "clusterdb.host=10.0.0.1\nclusterdb.password=\n", 4711, 0o640, false},
+		"our values, root's for all":   {0, 0o600, "clusterdb.host=10.0.0.1\nclusterdb.password=\n", 0, 0o644, false},
+		"another user's":               {4712, 0o640, "", 4711, 0o640, false},
+		"the same owner":               {4711, 0o640, "", 4711, 0o640, true},
+		"the same owner, who shows it": {4711, 0o640, "", 4711, 0o644, true},
+		"root's own":                   {0, 0o600, "", 0, 0o600, true},
+		"everybody could":              {0, 0o644, "", 4711, 0o640, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // an empty file is waited for
@@ -79,9 +77,6 @@ func TestRecordOfAnotherOwner(t *testing.T) {
 			putFile(t, s, "http.port=5080\nclusterdb.host="+secret+"\nclusterdb.password="+secret+"\n", tt.uid, tt.mode)
 			p, err := planServer(t, s)
 			must.OK(t, err)
-			if tt.unknown {
-				p.files[0].record.Owner = nil
-			}
 			must.OK(t, p.Commit("join"))
 			shown := func(when string) {
 				t.Helper()

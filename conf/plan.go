@@ -243,10 +243,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	if len(spans) > 0 || f.Mode != mode {
 		f.record = &FileRecord{
 			Path: t.Path, Kind: t.Kind, Existed: original != nil, Original: original, Spans: spans,
-			Mode: mode, WrittenMode: f.Mode, Written: sum(after),
-		}
-		if original != nil {
-			f.record.Owner = &Owner{now.UID, now.GID}
+			Mode: mode, WrittenMode: f.Mode, Written: sum(after), Owner: Owner{now.UID, now.GID},
 		}
 	}
 	p.files = append(p.files, f)
@@ -410,7 +407,7 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	}
 	record := p.record
 	keep := func(f *FileRecord) {
-		next := &Record{Version: recordVersion, Files: []*FileRecord{f}, Known: committed.Known}
+		next := &Record{Files: []*FileRecord{f}, Known: committed.Known}
 		if record != nil {
 			next.Dirs = record.Dirs
 			for _, g := range record.Files {
@@ -607,7 +604,7 @@ func (p *Plan) Only(keep func(path string) bool) *Plan {
 // Commit makes the changes and writes a record that undoes them and the earlier ones. It writes nothing if nothing
 // changes.
 func (p *Plan) Commit(purpose string) error {
-	record := &Record{Version: recordVersion, Known: p.known}
+	record := &Record{Known: p.known}
 	if p.record != nil {
 		record.Dirs = p.record.Dirs
 		for _, f := range p.record.Files {

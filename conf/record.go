@@ -30,12 +30,10 @@ const (
 
 // Record contains what an undo of one or more commits needs. It may contain passwords and has mode 0600.
 type Record struct {
-	Version int           `json:"version"` // of the format: 1
-	Files   []*FileRecord `json:"files"`
+	Files []*FileRecord `json:"files"`
 	// Dirs are the directories that were made, outermost first, below the root.
 	Dirs []string `json:"dirs,omitempty"`
-	// Known are the settings files of the first commit, changed or not. Others were added later. Nil in records of
-	// earlier releases.
+	// Known are the settings files of the first commit, changed or not. Others were added later.
 	Known []string `json:"known,omitempty"`
 }
 
@@ -49,8 +47,8 @@ type FileRecord struct {
 	// Original is the file before the first commit. Spans turn it into the last commit's.
 	Original []byte `json:"original,omitempty"`
 	Spans    []Span `json:"spans,omitempty"`
-	// Owner is Original's. Nil without a file, and in records of earlier releases, which check only the path.
-	Owner *Owner `json:"owner,omitempty"`
+	// Owner is Original's.
+	Owner Owner `json:"owner"`
 	// Mode is the permissions before the first commit. The agent only removes those of others (0o007), for a secret.
 	Mode fs.FileMode `json:"mode"`
 	// WrittenMode is the permissions after the commit.
@@ -68,7 +66,7 @@ type Owner struct {
 // of returns f, or nil if its content must not go into the present file: whoever replaced the file must not read
 // what was unreadable before.
 func (f *FileRecord) of(now File) *FileRecord {
-	if f == nil || f.Owner != nil && !now.shows(*f.Owner, f.Mode) {
+	if f == nil || f.Existed && !now.shows(f.Owner, f.Mode) {
 		return nil
 	}
 	return f
@@ -77,7 +75,7 @@ func (f *FileRecord) of(now File) *FileRecord {
 // found returns the mode from before the commit, if owner and mode are still the written ones, and else the
 // present mode.
 func (f *FileRecord) found(now File) fs.FileMode {
-	if f == nil || now.Mode != f.WrittenMode || f.Owner != nil && now.UID != f.Owner.UID {
+	if f == nil || now.Mode != f.WrittenMode || f.Existed && now.UID != f.Owner.UID {
 		return files.Plain(now.Mode)
 	}
 	return files.Plain(f.Mode)

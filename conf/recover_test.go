@@ -32,7 +32,7 @@ func interrupted(t *testing.T, s *Store, renames int) (before, after map[string]
 	after = snapshot(t, s)
 	undoAll(t, s)
 	p := planCluster(t, s, "10.0.0.1")
-	record := &Record{Version: recordVersion}
+	record := &Record{}
 	for _, f := range p.files {
 		record.Files = append(record.Files, f.record)
 	}
@@ -257,8 +257,7 @@ func TestDamagedRecord(t *testing.T) {
 	}
 	body, err := json.Marshal(j)
 	must.OK(t, err)
-	data, err := json.Marshal(envelope{Version: journalVersion, SHA256: sum(body), Journal: body})
-	must.OK(t, err)
+	data := sealed(t, string(body))
 	must.OK(t, os.WriteFile(path, data, 0o600))
 	var damaged *DamagedError
 	if _, err := s.Record(); !errors.As(err, &damaged) {
@@ -554,43 +553,40 @@ func TestDamagedLetter(t *testing.T) {
 	}
 }
 
-// TestFormat1: what a release before the checksum wrote is read.
-func TestFormat1(t *testing.T) {
-	s := newTree(t)
-	before := snapshot(t, s)
-	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
-	j, err := s.loadJournal(undoName)
-	must.OK(t, err)
-	j.Version = 1
-	data, err := json.Marshal(j)
-	must.OK(t, err)
-	must.OK(t, os.WriteFile(filepath.Join(s.Root, stateDir, undoName), data, 0o600))
-	undoAll(t, s)
-	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
-		t.Errorf("after undo (-want +got):\n%s", d)
-	}
-}
-
 // TestDamagedEntries: what was written by hand, or by a broken disk, is an error
 // that says so and no panic.
 func TestDamagedEntries(t *testing.T) {
 	for _, content := range []string{
-		`{"version":1,"id":"1","record":{"version":1,"files":[null]}}`,
-		`{"version":1,"id":"1","record":{"version":1,"files":[{"path":"etc/passwd","kind":"whole"}]}}`,
-		`{"version":1,"id":"1","record":{"version":1,"files":[{"path":"/a","kind":"properties","spans":[{"anchor":"k","new":"YQ=="}]}]}}`,
-		`{"version":1,"id":"1","record":{"version":1,"files":[{"path":"/a","kind":"whole","spans":[{"off":-1,"old":"YQ=="}]}]}}`,
-		`{"version":1,"id":"1","record":{"version":1,"dirs":["/a/../etc"]}}`,
-		`{"version":1,"id":"1","files":[{"target":"/a/b","temp":"/etc/passwd"}]}`,
-		`{"version":1,"id":"1","files":[{"target":"/a/b","backup":"/a/.b.amsagent-/../c.old"}]}`,
-		`{"version":2,"sha256":"","journal":{}}`,
-		`{"version":2}`,
+		`{"id":"1","record":{"files":[null]}}`,
+		`{"id":"1","record":{"files":[{"path":"etc/passwd","kind":"whole"}]}}`,
+		`{"id":"1","record":{"files":[{"path":"/a","kind":"properties","spans":[{"anchor":"k","new":"YQ=="}]}]}}`,
+		`{"id":"1","record":{"files":[{"path":"/a","kind":"whole","spans":[{"off":-1,"old":"YQ=="}]}]}}`,
+		`{"id":"1","record":{"dirs":["/a/../etc"]}}`,
+		`{"id":"1","files":[{"target":"/a/b","temp":"/etc/passwd"}]}`,
+		`{"id":"1","files":[{"target":"/a/b","backup":"/a/.b.amsagent-/../c.old"}]}`,
+		`[]`,
 	} {
+		_, err := decodeJournal("/undo.json", sealed(t, content))
+		var damaged *DamagedError
+		if !errors.As(err, &damaged) || strings.Contains(err.Error(), "checksum") {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+	for _, content := range []string{`{"version":1,"sha256":"","journal":{}}`, `{"version":1}`} {
 		_, err := decodeJournal("/undo.json", []byte(content))
 		var damaged *DamagedError
 		if !errors.As(err, &damaged) {
 			t.Errorf("%s: %v", content, err)
 		}
 	}
+}
+
+// sealed is a journal as it is on disk, with its checksum.
+func sealed(t testing.TB, journal string) []byte {
+	t.Helper()
+	data, err := json.Marshal(envelope{Version: journalVersion, SHA256: sum([]byte(journal)), Journal: json.RawMessage(journal)})
+	must.OK(t, err)
+	return data
 }
 
 // TestRecordTooLarge: a change that could not be undone, because its record would

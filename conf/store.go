@@ -130,12 +130,8 @@ func (s *Store) Record() (*Record, error) {
 	if err != nil || j == nil {
 		return nil, err
 	}
-	path := s.statePath(undoName)
-	switch {
-	case j.Record == nil:
-		return nil, &DamagedError{Path: path, Err: errors.New("it holds no record")}
-	case j.Record.Version != recordVersion:
-		return nil, &VersionError{Path: path, Version: j.Record.Version}
+	if j.Record == nil {
+		return nil, &DamagedError{Path: s.statePath(undoName), Err: errors.New("it holds no record")}
 	}
 	return j.Record, nil
 }
@@ -302,8 +298,6 @@ func ListIn(d *files.Folder) ([]string, error) {
 	}
 	return names, err
 }
-
-const recordVersion = 1
 
 // DamagedError reports an unusable file of the agent. Nothing was changed.
 type DamagedError struct {

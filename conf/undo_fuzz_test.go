@@ -142,9 +142,9 @@ func FuzzStateFiles(f *testing.F) {
 	good, err := s.read(s.statePath(undoName), maxRecordSize)
 	must.OK(f, err)
 	f.Add(good.Bytes)
-	f.Add([]byte(`{"version":1,"id":"1","record":{"version":1,"files":[null]}}`))
-	f.Add([]byte(`{"version":1,"id":"1","files":[{"target":"/a/b","temp":"/a/.b.amsagent-1.new"}],"make_dirs":["/etc"]}`))
-	f.Add([]byte(`{"version":1,"id":"1","record":{"version":1,"files":[{"path":"/a","kind":"properties","spans":[{"off":9223372036854775807,"old":"YQ=="}]}]}}`))
+	f.Add(sealed(f, `{"id":"1","record":{"files":[null]}}`))
+	f.Add(sealed(f, `{"id":"1","files":[{"target":"/a/b","temp":"/a/.b.amsagent-1.new"}],"make_dirs":["/etc"]}`))
+	f.Add(sealed(f, `{"id":"1","record":{"files":[{"path":"/a","kind":"properties","spans":[{"off":9223372036854775807,"old":"YQ=="}]}]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		j, err := decodeJournal("/undo.json", data)
 		if err != nil {

@@ -206,8 +206,7 @@ type shownSetting struct {
 // Role, group and address are those that the node has, with their origin, in the JSON of status as in that of config. If the
 // settings differ by now, one note names that.
 func TestStatusTellsTheOrigins(t *testing.T) {
-	// An earlier version kept a role as it was given.
-	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"Origin","group":"studio","address":"10.0.0.5"}`
+	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"origin","group":"studio","address":"10.0.0.5"}`
 	const config, asJoined = "/etc/amsagent/config.yaml:1", "stored as joined:0"
 	for _, tt := range []struct {
 		name        string
