@@ -99,7 +99,7 @@ func TestContainerVendorDrift(t *testing.T) {
 	if got := string(c.Bytes()); got != clusterXML {
 		t.Errorf("cluster form of a drifted file:\n%s", got)
 	}
-	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(drifted), Spans: c.Spans()}
+	rec := recordOf(t, KindContainer, []byte(drifted), c)
 	u, err := rec.Undo(c.Bytes())
 	if err != nil || string(u.Bytes) != drifted || !u.Exact {
 		t.Errorf("undone to %q, %v", u.Bytes, err)
@@ -198,7 +198,7 @@ func TestRemoteIPValve(t *testing.T) {
 	if got, want := string(c.Bytes()), strings.Replace(clusterXML, line, "", 1); got != want {
 		t.Errorf("got\n%s", got)
 	}
-	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(standaloneXML), Spans: c.Spans()}
+	rec := recordOf(t, KindContainer, []byte(standaloneXML), c)
 	edited := strings.Replace(string(c.Bytes()), `value="a > b"`, `value="combined"`, 1)
 	u, err := rec.Undo([]byte(edited))
 	if err != nil || len(u.Conflicts) != 1 || !strings.Contains(u.Conflicts[0].Msg, "put it back by hand: <bean id") {
@@ -252,7 +252,7 @@ func TestRemoteIPValveForms(t *testing.T) {
 		if want := strings.Replace(clusterXML, line, form.left, 1); string(c.Bytes()) != want {
 			t.Errorf("%s: got\n%s", name, c.Bytes())
 		}
-		rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(before), Spans: c.Spans()}
+		rec := recordOf(t, KindContainer, []byte(before), c)
 		if u, err := rec.Undo(c.Bytes()); err != nil || string(u.Bytes) != before {
 			t.Errorf("%s: %v, undone to\n%s", name, err, u.Bytes)
 		}
@@ -264,17 +264,28 @@ func TestUndoKeepsHTTPSOff(t *testing.T) {
 	on := strings.NewReplacer("<!-- https start\n", "<!-- https start -->\n", "\thttps end -->", "\t<!-- https end -->").Replace(standaloneXML)
 	c := mustContainer(t, on)
 	must.OK(t, c.SetMode(ModeCluster))
-	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(on), Spans: c.Spans()}
+	rec := recordOf(t, KindContainer, []byte(on), c)
 	off := strings.NewReplacer("<!-- https start -->", "<!-- https start", "<!-- https end -->", "https end -->")
 	if u, err := rec.Undo([]byte(off.Replace(string(c.Bytes())))); err != nil || string(u.Bytes) != standaloneXML {
 		t.Errorf("https switched off after the join: %v, undone to\n%s", err, u.Bytes)
 	}
 }
 
+// TestUndoKeepsTheMode: a commit that found a cluster's file and took out the valve is undone to a cluster's file.
+func TestUndoKeepsTheMode(t *testing.T) {
+	c := mustContainer(t, clusterXML)
+	must.OK(t, c.RemoveRemoteIPValve())
+	rec := recordOf(t, KindContainer, []byte(clusterXML), c)
+	edited := strings.Replace(string(c.Bytes()), `value="a > b"`, `value="combined"`, 1)
+	if u, err := rec.Undo([]byte(edited)); err != nil || string(u.Bytes) != edited || len(u.Conflicts) != 1 {
+		t.Errorf("%v %v, undone to\n%s", err, u.Conflicts, u.Bytes)
+	}
+}
+
 func TestContainerUndoDrift(t *testing.T) {
 	c := mustContainer(t, standaloneXML)
 	must.OK(t, c.SetMode(ModeCluster))
-	rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: []byte(standaloneXML), Spans: c.Spans()}
+	rec := recordOf(t, KindContainer, []byte(standaloneXML), c)
 	// The vendor's script ran over it: blanks behind the markers.
 	drifted := strings.ReplaceAll(clusterXML, "<!-- cluster start -->\n", "<!-- cluster start --> \n")
 	u, err := rec.Undo([]byte(drifted))
@@ -312,7 +323,7 @@ func FuzzContainer(f *testing.F) {
 		if err != nil || d.Mode() != other {
 			t.Fatalf("%q: toggled to %q: %v", src, out, err)
 		}
-		rec := &FileRecord{Path: "/x", Kind: KindContainer, Existed: true, Original: src, Spans: c.Spans()}
+		rec := recordOf(t, KindContainer, src, c)
 		u, err := rec.Undo(out)
 		if err != nil || !bytes.Equal(u.Bytes, src) {
 			t.Fatalf("%q: undone to %q, %v", src, u.Bytes, err)

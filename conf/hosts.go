@@ -35,18 +35,33 @@ func AddHost(src []byte, address netip.Addr, name string) []Span {
 
 // DropHost removes the marked line, if any.
 func DropHost(src []byte) []Span {
-	if out := dropMarkedHost(src); len(out) != len(src) {
+	if out := replaceMarkedHost(src, nil); len(out) != len(src) {
 		return []Span{{Anchor: "hosts", Old: src, New: out}}
 	}
 	return nil
 }
 
-func dropMarkedHost(src []byte) []byte {
-	var out []byte
-	for _, l := range bytes.SplitAfter(src, []byte{'\n'}) {
-		if !bytes.HasSuffix(bytes.TrimRight(l, "\r\n"), []byte(hostsMark)) {
-			out = append(out, l...)
+func isMarkedHost(line []byte) bool {
+	return bytes.HasSuffix(bytes.TrimRight(line, "\r\n"), []byte(hostsMark))
+}
+
+// markedHost returns the marked line, with its end, or nil.
+func markedHost(src []byte) []byte {
+	for l := range bytes.SplitAfterSeq(src, []byte{'\n'}) {
+		if isMarkedHost(l) {
+			return l
 		}
+	}
+	return nil
+}
+
+func replaceMarkedHost(src, line []byte) []byte {
+	var out []byte
+	for l := range bytes.SplitAfterSeq(src, []byte{'\n'}) {
+		if isMarkedHost(l) {
+			l, line = line, nil
+		}
+		out = append(out, l...)
 	}
 	return out
 }

@@ -5,7 +5,6 @@ package conf
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -241,22 +240,22 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 		}
 	}
 	if len(spans) > 0 || f.Mode != mode {
-		f.record = &FileRecord{
-			Path: t.Path, Kind: t.Kind, Existed: original != nil, Original: original, Spans: spans,
-			Mode: mode, WrittenMode: f.Mode, Written: sum(after), Owner: Owner{now.UID, now.GID},
-		}
+		f.record = newFileRecord(t.Path, t.Kind, original, after, spans, now)
+		f.record.Mode, f.record.WrittenMode = mode, f.Mode
 	}
 	p.files = append(p.files, f)
 	return nil
 }
 
 // PlanUndo plans to restore all files of the record.
-func (s *Store) PlanUndo(record *Record) (*Plan, error) {
+func (s *Store) PlanUndo(record *Record) (*Plan, error) { return s.planUndo(record, nil) }
+
+// planUndo also names paths that are not undone: a file that is theirs by now stays as it is.
+func (s *Store) planUndo(record *Record, paths []string) (*Plan, error) {
 	p := s.NewPlan(record)
 	if record == nil {
 		return p, nil
 	}
-	var paths []string
 	for _, rec := range record.Files {
 		paths = append(paths, rec.Path)
 	}
@@ -281,16 +280,12 @@ func (s *Store) PlanUndo(record *Record) (*Plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		current := now.Bytes
+		u := Undone{Bytes: rec.Original, Exact: true}
 		if half {
-			if err := p.torn(rec.Path, now); err != nil {
-				return nil, err
-			}
-			if current, err = applySpans(rec.Original, rec.Spans); err != nil {
-				return nil, err
-			}
+			err = p.torn(rec.Path, now)
+		} else {
+			u, err = rec.undoToLeave(now.Bytes)
 		}
-		u, err := rec.undoToLeave(current)
 		if err != nil {
 			return nil, err
 		}
@@ -395,110 +390,62 @@ func (p *Plan) Planned(path string) []byte {
 	return nil
 }
 
-// Revert restores the files and the record from before the plan's commit. Later edits stay if they can be
-// separated. Other files stay unchanged, with their record, and are conflicts.
+// Revert restores the files and the record from before the plan's commit: it is the undo of this commit alone. Later
+// edits stay if they can be separated. Files that cannot be reverted keep their record, and are conflicts.
 func (p *Plan) Revert(purpose string) ([]Conflict, error) {
-	var conflicts []Conflict
-	var changes []Change
-	var dirs []string
 	committed, err := p.store.Record()
 	if err != nil {
 		return nil, err
 	}
-	record := p.record
-	keep := func(f *FileRecord) {
-		next := &Record{Files: []*FileRecord{f}, Known: committed.Known}
-		if record != nil {
-			next.Dirs = record.Dirs
-			for _, g := range record.Files {
-				if g.Path != f.Path {
-					next.Files = append(next.Files, g)
-				}
-			}
-		}
-		record = next
+	if committed == nil {
+		committed = &Record{}
 	}
-	var paths []string
+	var others []string
+	back := &Record{}
 	for _, f := range p.files {
-		paths = append(paths, f.Before.Path)
+		if !f.Changed() {
+			others = append(others, f.Before.Path)
+			continue
+		}
+		rec := f.record
+		if rec == nil || p.record.File(f.Before.Path) != nil {
+			rec = newFileRecord(f.Before.Path, f.Kind, f.Before.Bytes, f.After, nil, f.Before)
+			rec.WrittenMode = f.Mode
+		}
+		back.Files = append(back.Files, rec)
 	}
-	// A changed file comes last: it wins over an equal name.
-	names, err := p.store.names(append(paths, p.ChangedPaths()...))
+	undo, err := p.store.planUndo(back, others)
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range slices.Backward(p.Changed()) {
-		ours := committed.File(f.Before.Path)
-		now, err := p.read(f.Before.Path, f.Kind)
-		if name := names[now.Target]; err == nil && name != f.Before.Path {
-			err = fmt.Errorf("%w %s", errOtherName, cmp.Or(name, "another one"))
-		}
-		if files.Refused(err) || errors.Is(err, errOtherName) {
-			// As in a leave, the others are still restored.
-			conflicts = append(conflicts, leftAsItIs(f.Before.Path, err))
-			if ours != nil {
-				keep(ours)
-			}
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		c := Change{Before: now, After: f.Before.Bytes, Remove: !f.Before.Exists(), Mode: f.Before.Mode}
-		switch {
-		case fileSum(now) == fileSum(f.Before) && now.Mode == f.Before.Mode:
-			continue
-		case f.Kind == KindProperties && f.Before.Exists() && now.Exists() && (len(now.Bytes) == 0 || torn(ours, now.Bytes)):
-			conflicts = append(conflicts, Conflict{Path: f.Before.Path, Msg: "was half written or empty; it is again as the join found it"})
-		case bytes.Equal(now.Bytes, f.After) || fileSum(now) == fileSum(f.Before):
-		default: // also with the same meaning: the server's other edits stay
-			merged, remove, more := p.revertEdited(f, ours, now)
-			conflicts = append(conflicts, more...)
-			if merged == nil && !remove {
-				if ours != nil {
-					keep(ours)
-				}
-				continue
-			}
-			c.After, c.Remove = merged, remove
-			if now.Mode != f.Mode || f.Before.Exists() && now.UID != f.Before.UID {
-				c.Mode = now.Mode // set by an operator, or another file
-			}
-		}
-		changes = append(changes, c)
+	for _, path := range undo.Torn {
+		undo.Conflicts = append(undo.Conflicts, Conflict{Path: path, Msg: "was half written or empty; it is again as the join found it"})
 	}
-	if committed != nil {
-		for _, d := range committed.Dirs {
-			if record == nil || !slices.Contains(record.Dirs, d) {
-				dirs = append(dirs, d)
+	record := &Record{Known: committed.Known}
+	if p.record != nil {
+		record.Dirs = p.record.Dirs
+		for _, f := range p.record.Files {
+			if undo.has(f.Path) || back.File(f.Path) == nil {
+				record.Files = append(record.Files, f)
 			}
 		}
 	}
-	return conflicts, p.store.Commit(purpose, changes, record, dirs)
-}
-
-// revertEdited returns nil and false if the change cannot be reverted.
-func (p *Plan) revertEdited(f PlannedFile, ours *FileRecord, file File) (merged []byte, remove bool, _ []Conflict) {
-	left := []Conflict{{Path: f.Before.Path, Msg: "was edited since we wrote it; it is left as it is"}}
-	now := file.Bytes
-	if now == nil || f.Kind == KindWhole || f.Before.Exists() && !file.shows(Owner{f.Before.UID, f.Before.GID}, f.Before.Mode) {
-		return nil, false, left
-	}
-	if p.record.File(f.Before.Path) == nil && ours != nil {
-		// It was the original, so this is what a leave does.
-		u, err := ours.Undo(now)
-		if err != nil {
-			return nil, false, left
-		}
-		return u.Bytes, u.Remove, u.Conflicts
-	}
-	if f.Kind == KindProperties && f.Before.Exists() {
-		// The server rewrites the whole file at its start.
-		if merged, conflicts, err := revertKeys(f.Before.Path, f.Before.Bytes, f.After, now); err == nil {
-			return merged, false, conflicts
+	for _, f := range back.Files {
+		if ours := committed.File(f.Path); ours != nil && !undo.has(f.Path) {
+			record.Files = append(record.Files, ours)
 		}
 	}
-	return nil, false, left
+	if p.record == nil && len(record.Files) == 0 {
+		record = nil
+	}
+	for _, d := range committed.Dirs {
+		if record == nil || !slices.Contains(record.Dirs, d) {
+			undo.dirs = append(undo.dirs, d)
+		}
+	}
+	changes := undo.changes()
+	slices.Reverse(changes)
+	return undo.Conflicts, p.store.Commit(purpose, changes, record, undo.dirs)
 }
 
 // torn keeps the file's content.

@@ -383,8 +383,25 @@ func (p *Properties) Set(key, value string, standalone *string) {
 	if _, again := p.edits[key]; !again {
 		p.added = append(p.added, key)
 	}
-	span.Added = true
 	p.edits[key] = span // Spans sets the bytes, which depend on the other added keys
+}
+
+// spellAs gives the edited value of key the bytes that it has in q, if they mean the same here.
+func (p *Properties) spellAs(key string, q *Properties) {
+	span, edited := p.edits[key]
+	i, ok := q.last[key]
+	if !edited || !ok {
+		return
+	}
+	raw := q.src[q.entries[i].valOff:q.entries[i].end]
+	if value, err := unescape(raw); err != nil || value != p.values[key] || len(raw) == 0 || raw[0] == '=' || raw[0] == ':' {
+		return // continued in another line, or with a sign that may be a separator
+	}
+	if p.entries[p.last[key]].sep == sepNone {
+		raw = append([]byte{'='}, raw...)
+	}
+	span.New = raw
+	p.edits[key] = span
 }
 
 // Spans returns the edits by offset. New lines are appended; a file without a final newline stays so.

@@ -172,7 +172,7 @@ func FuzzProperties(f *testing.F) {
 		if n := len(p.Spans()); n > 1 {
 			t.Fatalf("one edit made %d spans", n)
 		}
-		rec := &FileRecord{Path: "/f", Kind: KindProperties, Existed: true, Original: src, Spans: p.Spans()}
+		rec := recordOf(t, KindProperties, src, p)
 		u, err := rec.Undo(out)
 		if err != nil || !bytes.Equal(u.Bytes, src) || !u.Exact {
 			t.Fatalf("%q: undone to %q, exact %v, %v", src, u.Bytes, u.Exact, err)

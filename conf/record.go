@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"strings"
 
 	"github.com/amsagent/amsagent/files"
 )
@@ -44,17 +43,29 @@ type FileRecord struct {
 	Kind Kind   `json:"kind"`
 	// Existed is false for a file that the agent made. An undo removes it.
 	Existed bool `json:"existed"`
-	// Original is the file before the first commit. Spans turn it into the last commit's.
+	// Original is the file before the first commit.
 	Original []byte `json:"original,omitempty"`
-	Spans    []Span `json:"spans,omitempty"`
+	// Written is the SHA-256 of the last commit's content; "" means no file.
+	Written string `json:"written_sha256"`
+	// Keys are what the commits changed in a settings file, for an undo after another program wrote the file, too.
+	Keys []Key `json:"keys,omitempty"`
+	// Valve is the removed bean of a container.
+	Valve string `json:"valve,omitempty"`
 	// Owner is Original's.
 	Owner Owner `json:"owner"`
 	// Mode is the permissions before the first commit. The agent only removes those of others (0o007), for a secret.
 	Mode fs.FileMode `json:"mode"`
 	// WrittenMode is the permissions after the commit.
 	WrittenMode fs.FileMode `json:"written_mode"`
-	// Written is the SHA-256 of the committed content.
-	Written string `json:"written_sha256"`
+}
+
+// Key is a changed property.
+type Key struct {
+	Name  string  `json:"name"`
+	Was   *string `json:"was,omitempty"` // nil: the file did not have it
+	Wrote string  `json:"wrote"`
+	// Standalone, if not nil, replaces a value that was edited since.
+	Standalone *string `json:"standalone,omitempty"`
 }
 
 // Owner is a file's user and group.
@@ -107,6 +118,74 @@ func (r *Record) File(path string) *FileRecord {
 	return nil
 }
 
+// newFileRecord leads from after, made of before by spans, back to before. now is the present file.
+func newFileRecord(path string, kind Kind, before, after []byte, spans []Span, now File) *FileRecord {
+	f := &FileRecord{
+		Path: path, Kind: kind, Existed: before != nil, Original: before, Written: sumOf(after),
+		Owner: Owner{now.UID, now.GID}, Mode: now.Mode,
+	}
+	if kind == KindProperties {
+		f.Keys = keysBetween(before, after)
+	}
+	for _, s := range spans {
+		if s.Anchor == anchorValve {
+			f.Valve = string(bytes.TrimSpace(s.Old))
+		}
+		for i := range f.Keys {
+			if s.Anchor == keyAnchor+f.Keys[i].Name {
+				f.Keys[i].Standalone = s.Standalone
+			}
+		}
+	}
+	return f
+}
+
+// written repeats the commit of a file in the server's tree, whose user may remove what was staged. The caller compares
+// checksums.
+func (f *FileRecord) written() []byte {
+	switch f.Kind {
+	case KindProperties:
+		p, err := ParseProperties(f.Original)
+		if err != nil {
+			return nil
+		}
+		for _, k := range f.Keys {
+			p.Set(k.Name, k.Wrote, nil)
+		}
+		return p.Bytes()
+	case KindContainer:
+		c, err := ParseContainer(f.Original)
+		if err != nil || c.SetMode(ModeCluster) != nil || f.Valve != "" && c.RemoveRemoteIPValve() != nil {
+			return nil
+		}
+		return c.Bytes()
+	case KindHosts, KindWhole:
+	}
+	return nil
+}
+
+// keysBetween returns the properties of after that differ from before. A file that was cut may have none.
+func keysBetween(before, after []byte) (keys []Key) {
+	was, err := ParseProperties(before)
+	if err != nil {
+		return nil
+	}
+	is, err := ParseProperties(after)
+	if err != nil {
+		return nil
+	}
+	for _, name := range is.Keys() {
+		value, _ := is.Get(name)
+		switch old, existed := was.Get(name); {
+		case !existed:
+			keys = append(keys, Key{Name: name, Wrote: value})
+		case old != value:
+			keys = append(keys, Key{Name: name, Was: &old, Wrote: value})
+		}
+	}
+	return keys
+}
+
 // Conflict is a place that was edited since and not simply restored.
 type Conflict struct {
 	Path   string `json:"path"`
@@ -132,46 +211,36 @@ type Undone struct {
 // edited settings file only the agent's keys are reverted, and a container is toggled. Other edited files are
 // restored whole.
 func (f *FileRecord) Undo(current []byte) (Undone, error) {
-	written, err := applySpans(f.Original, f.Spans)
-	if err != nil {
-		return Undone{}, fmt.Errorf("undo record of %s: %w", f.Path, err)
-	}
-	u, err := f.undo(current, written)
+	u, err := f.undo(current)
 	if !u.Remove && u.Bytes == nil {
 		u.Bytes = []byte{} // empty, not missing
 	}
 	return u, err
 }
 
-func (f *FileRecord) undo(current, written []byte) (Undone, error) {
+func (f *FileRecord) undo(current []byte) (Undone, error) {
 	switch {
+	case sumOf(current) == f.Written:
+		return Undone{Bytes: f.Original, Remove: !f.Existed, Exact: true}, nil
 	case current == nil:
 		u := Undone{Remove: true, Exact: !f.Existed}
 		if f.Existed {
 			u.Conflicts = []Conflict{{Path: f.Path, Msg: "was removed since; it is left removed"}}
 		}
 		return u, nil
-	case bytes.Equal(current, written):
-		return Undone{Bytes: f.Original, Remove: !f.Existed, Exact: true}, nil
 	case f.Existed && bytes.Equal(current, f.Original):
 		return Undone{Bytes: f.Original, Exact: true}, nil
 	case !f.Existed:
 		return Undone{Bytes: current, Remove: true, Keep: true, Conflicts: []Conflict{{
 			Path: f.Path, Msg: "was edited since we made it; it is removed, the edited file is kept beside it as " + savedName(f.Path),
 		}}}, nil
-	}
-	switch f.Kind {
-	case KindProperties:
+	case f.Kind == KindProperties:
 		return f.undoProperties(current)
-	case KindContainer:
+	case f.Kind == KindContainer, f.Kind == KindWhole && marked(current) && !marked(f.Original):
+		// Or a release with marked sections was installed over one without.
 		return f.undoContainer(current)
-	case KindWhole:
-		// A release with marked sections was installed over one without.
-		if marked(current) && !marked(f.Original) {
-			return f.undoContainer(current)
-		}
-	case KindHosts:
-		return Undone{Bytes: dropMarkedHost(current)}, nil
+	case f.Kind == KindHosts:
+		return Undone{Bytes: replaceMarkedHost(current, markedHost(f.Original))}, nil
 	}
 	return f.whole("was edited since"), nil
 }
@@ -244,146 +313,76 @@ func (r *Record) check() error {
 	return nil
 }
 
-// check verifies that the spans turn the original into the written content.
 func (f *FileRecord) check() error {
 	if !isClean(f.Path) {
 		return fmt.Errorf("%q is no path of a file", f.Path)
-	}
-	if f.Kind == KindProperties {
-		for _, s := range f.Spans {
-			if !strings.HasPrefix(s.Anchor, keyAnchor) {
-				return fmt.Errorf("%s: %q names no key", f.Path, s.Anchor)
-			}
-		}
-	}
-	written, err := applySpans(f.Original, f.Spans)
-	if err != nil {
-		return fmt.Errorf("%s: %w", f.Path, err)
-	}
-	if sum(written) != f.Written {
-		return fmt.Errorf("%s: it does not give what was written", f.Path)
 	}
 	return nil
 }
 
 // undoContainer toggles the present sections.
 func (f *FileRecord) undoContainer(current []byte) (Undone, error) {
+	mode := ModeStandalone
+	if was, err := ParseContainer(f.Original); err == nil {
+		mode = was.Mode()
+	}
 	c, err := ParseContainer(current)
+	if err == nil {
+		err = c.SetMode(mode)
+	}
 	if err != nil {
 		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
 	}
-	if err := c.SetMode(ModeStandalone); err != nil {
-		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
-	}
 	u := Undone{Bytes: c.Bytes()}
-	for _, s := range f.Spans {
-		if s.Anchor == anchorValve && !c.HasRemoteIPValve() {
-			u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, "the file was edited since, and the RemoteIpValve stays out; put it back by hand: " + string(bytes.TrimSpace(s.Old))})
-		}
+	if f.Valve != "" && !c.HasRemoteIPValve() {
+		u.Conflicts = []Conflict{{f.Path, anchorValve, "the file was edited since, and the RemoteIpValve stays out; put it back by hand: " + f.Valve}}
 	}
 	return u, nil
 }
 
-// undoProperties searches the keys: the web panel rewrites the whole file when it saves settings.
-func (f *FileRecord) undoProperties(current []byte) (Undone, error) {
+// undoProperties reverts the keys: the server rewrites the whole file when it saves settings.
+func (f *FileRecord) undoProperties(current []byte) (u Undone, _ error) {
 	p, err := ParseProperties(current)
 	if err != nil {
 		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
 	}
-	orig, err := ParseProperties(f.Original)
+	was, err := ParseProperties(f.Original)
 	if err != nil {
 		return Undone{}, fmt.Errorf("undo record of %s: %w", f.Path, err)
 	}
-	writtenBytes, err := applySpans(f.Original, f.Spans)
-	if err != nil {
-		return Undone{}, err
-	}
-	written, err := ParseProperties(writtenBytes)
-	if err != nil {
-		return Undone{}, fmt.Errorf("undo record of %s: %w", f.Path, err)
-	}
-	var u Undone
 	var added []string
-	for _, s := range f.Spans {
-		key := s.key()
-		now, present := p.Get(key)
-		if ours, _ := written.Get(key); present && s.Added && now == ours {
-			added = append(added, key)
-		}
-	}
-	// Added lines first, so that the end of the file is known, and the last one first: without a final newline,
-	// each line brought the newline before it.
-	for _, key := range slices.Backward(added) {
-		if current, err = dropLine(current, key); err != nil {
-			return Undone{}, err
-		}
-	}
-	if len(added) > 0 {
-		if p, err = ParseProperties(current); err != nil {
-			return Undone{}, err
-		}
-	}
-	var spans []Span
-	for _, s := range f.Spans {
-		key := s.key()
-		now, present := p.Get(key)
-		was, _ := orig.Get(key)
-		ours, _ := written.Get(key)
-		switch {
-		case slices.Contains(added, key):
-		case !present:
-			if !s.Added {
-				u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, key + " was removed since; it is left removed"})
-			}
-		case now == ours:
-			spans = append(spans, p.putBack(s, orig.entries[orig.last[key]]))
-		case now == was:
+	for _, k := range f.Keys {
+		conflict := ""
+		switch now, present := p.Get(k.Name); {
+		case !present && k.Was != nil:
+			conflict = " was removed since; it is left removed"
+		case !present, k.Was != nil && now == *k.Was:
 			// Restored already.
-		case s.Standalone != nil && now == *s.Standalone:
+		case now == k.Wrote && k.Was != nil:
+			p.Set(k.Name, *k.Was, nil)
+			p.spellAs(k.Name, was)
+		case now == k.Wrote:
+			added = append(added, k.Name)
+		case k.Standalone != nil && now == *k.Standalone:
 			// The server was made standalone since.
+		case k.Standalone != nil:
+			p.Set(k.Name, *k.Standalone, nil)
+			conflict = " was edited since; its standalone value is written"
 		default:
-			msg := key + " was edited since"
-			if s.Standalone != nil {
-				p.Set(key, *s.Standalone, nil)
-				msg += "; its standalone value is written"
-			}
-			u.Conflicts = append(u.Conflicts, Conflict{f.Path, s.Anchor, msg})
+			conflict = " was edited since"
+		}
+		if conflict != "" {
+			u.Conflicts = append(u.Conflicts, Conflict{f.Path, keyAnchor + k.Name, k.Name + conflict})
 		}
 	}
-	if u.Bytes, err = applySpans(p.src, append(spans, p.Spans()...)); err != nil {
-		return Undone{}, err
+	u.Bytes = p.Bytes()
+	// The last one first: without a final newline, each line brought the newline before it.
+	for _, key := range slices.Backward(added) {
+		if u.Bytes, err = dropLine(u.Bytes, key); err != nil {
+			return Undone{}, err
+		}
 	}
 	return u, nil
-}
-
-func (s Span) key() string { return strings.TrimPrefix(s.Anchor, keyAnchor) }
-
-// putBack returns the span that restores a value: with its former bytes if they have the same meaning here.
-func (p *Properties) putBack(s Span, was property) Span {
-	e := p.entries[p.last[s.key()]]
-	back := Span{Anchor: s.Anchor, Off: e.valOff, Old: p.src[e.valOff:e.end], New: s.Old}
-	switch {
-	case e.sep != was.sep && e.sep == sepNone && was.value != "":
-		back.New = []byte("=" + escapeValue(was.value, false))
-	case e.sep != was.sep:
-		back.New = []byte(escapeValue(was.value, e.sep == sepBlank))
-	case e.end < len(p.src):
-		back.New = closed(s.Old, p.src[e.end])
-	}
-	return back
-}
-
-// closed removes a final backslash that would continue the value in the next line, given the byte next. At the end
-// of a file Java ignores it. A CR before it may become half of a CR LF.
-func closed(raw []byte, next byte) []byte {
-	line := raw
-	if next == '\n' {
-		line = bytes.TrimSuffix(raw, []byte{'\r'})
-	}
-	if n := len(line) - len(bytes.TrimRight(line, `\`)); n%2 == 1 {
-		return line[:len(line)-1]
-	}
-	return raw
 }
 
 func dropLine(src []byte, key string) ([]byte, error) {
@@ -402,6 +401,14 @@ func dropLine(src []byte, key string) ([]byte, error) {
 func SavedName(path string) string { return savedName(path) }
 
 func savedName(path string) string { return path + ".amsagent-saved" }
+
+// sumOf returns "" for a missing file.
+func sumOf(b []byte) string {
+	if b == nil {
+		return ""
+	}
+	return sum(b)
+}
 
 func sum(b []byte) string {
 	h := sha256.Sum256(b)

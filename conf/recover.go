@@ -233,11 +233,11 @@ func (t *transaction) contents() (map[string][]byte, error) {
 			continue
 		}
 		for _, f := range j.Record.Files {
-			if written, err := applySpans(f.Original, f.Spans); err == nil {
-				out[sum(written)] = written
-			}
 			if f.Existed {
 				out[sum(f.Original)] = f.Original
+			}
+			if written := f.written(); written != nil {
+				out[sum(written)] = written
 			}
 		}
 	}

@@ -7,7 +7,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -138,6 +140,32 @@ func TestRecoverWithoutTemps(t *testing.T) {
 	}
 }
 
+// TestRecoverASecondJoin: the owner of the files removes what a second join has beside them, after a crash. What the
+// first one wrote comes from its record.
+func TestRecoverASecondJoin(t *testing.T) {
+	for renames := range 5 {
+		s := newTree(t)
+		must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+		before := snapshot(t, s)
+		p := planCluster(t, s, "10.0.0.2")
+		record := &Record{}
+		for _, f := range p.files {
+			record.Files = append(record.Files, f.record)
+		}
+		for _, f := range interruptedCommit(t, s, "join", p.changes(), record, nil, renames).Files {
+			if strings.HasPrefix(f.Target, "/ams/") {
+				must.OK(t, errors.Join(s.RemoveFile(f.Temp), s.RemoveFile(f.Backup)))
+			}
+		}
+		recovered(t, s)
+		now := snapshot(t, s)
+		must.OK(t, planCluster(t, s, "10.0.0.2").Commit("join"))
+		if after := snapshot(t, s); !cmp.Equal(now, before) && !cmp.Equal(now, after) {
+			t.Errorf("%d renamed: neither all old nor all new; against old (-want +got):\n%s", renames, cmp.Diff(before, now))
+		}
+	}
+}
+
 // TestRecoverImpossible: neither side is to be had. Nothing is changed, the error
 // says so, and setting the journal aside is the way out.
 func TestRecoverImpossible(t *testing.T) {
@@ -241,27 +269,6 @@ func TestDamagedFiles(t *testing.T) {
 				t.Errorf("%s %s: the state folder holds %v", tt.what, name, names)
 			}
 		}
-	}
-}
-
-// TestDamagedRecord: a record that reads, but does not give what was written.
-func TestDamagedRecord(t *testing.T) {
-	s := newTree(t)
-	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
-	path := filepath.Join(s.Root, stateDir, undoName)
-	j, err := s.loadJournal(undoName)
-	must.OK(t, err)
-	j.Record.Files[0].Original = append(j.Record.Files[0].Original, 'x')
-	if _, err := j.encode(); err == nil {
-		t.Error("it was written")
-	}
-	body, err := json.Marshal(j)
-	must.OK(t, err)
-	data := sealed(t, string(body))
-	must.OK(t, os.WriteFile(path, data, 0o600))
-	var damaged *DamagedError
-	if _, err := s.Record(); !errors.As(err, &damaged) {
-		t.Errorf("Record = %v, want a DamagedError", err)
 	}
 }
 
@@ -559,8 +566,6 @@ func TestDamagedEntries(t *testing.T) {
 	for _, content := range []string{
 		`{"id":"1","record":{"files":[null]}}`,
 		`{"id":"1","record":{"files":[{"path":"etc/passwd","kind":"whole"}]}}`,
-		`{"id":"1","record":{"files":[{"path":"/a","kind":"properties","spans":[{"anchor":"k","new":"YQ=="}]}]}}`,
-		`{"id":"1","record":{"files":[{"path":"/a","kind":"whole","spans":[{"off":-1,"old":"YQ=="}]}]}}`,
 		`{"id":"1","record":{"dirs":["/a/../etc"]}}`,
 		`{"id":"1","files":[{"target":"/a/b","temp":"/etc/passwd"}]}`,
 		`{"id":"1","files":[{"target":"/a/b","backup":"/a/.b.amsagent-/../c.old"}]}`,
@@ -593,14 +598,18 @@ func sealed(t testing.TB, journal string) []byte {
 // be larger than what is read again, is not made.
 func TestRecordTooLarge(t *testing.T) {
 	s := newTree(t)
+	var large []string
+	for i := range maxRecordSize / maxFileSize {
+		large = append(large, fmt.Sprintf("/etc/hosts%d", i))
+		must.OK(t, os.WriteFile(filepath.Join(s.Root, large[i]), make([]byte, maxFileSize), 0o644))
+	}
 	before := snapshot(t, s)
-	record, err := s.Record()
-	must.OK(t, err)
-	p := s.NewPlan(record)
-	err = p.Edit(Target{Path: dropInPath, Kind: KindWhole, CreateMode: 0o644}, func([]byte) ([]Span, error) {
-		return []Span{{Anchor: "whole", New: make([]byte, maxRecordSize)}}, nil
-	})
-	must.OK(t, err)
+	p := s.NewPlan(nil)
+	for _, path := range large {
+		must.OK(t, p.Edit(Target{Path: path, Kind: KindHosts}, func(src []byte) ([]Span, error) {
+			return AddHost(src, netip.MustParseAddr("10.0.0.1"), "node"), nil
+		}))
+	}
 	if err := p.Commit("join"); !errors.Is(err, ErrRecordTooLarge) {
 		t.Errorf("Commit = %v, want ErrRecordTooLarge", err)
 	}

@@ -11,15 +11,13 @@ import (
 
 // Span replaces the bytes Old at offset Off of the former content by New.
 type Span struct {
-	// Anchor finds the span again after other edits, such as "key:db.host" or "section:1".
-	Anchor string `json:"anchor"`
-	Off    int    `json:"off"`
-	Old    []byte `json:"old"`
-	New    []byte `json:"new"`
-	// Standalone, if not nil, is the value of a property whose edited span cannot be restored.
-	Standalone *string `json:"standalone,omitempty"`
-	// Added reports a new property line.
-	Added bool `json:"added,omitempty"`
+	// Anchor names the span, such as "key:db.host" or "section:1".
+	Anchor string
+	Off    int
+	Old    []byte
+	New    []byte
+	// Standalone is of a property: see [Key].
+	Standalone *string
 }
 
 // applySpans returns an error if spans overlap, lie outside src, or have other Old bytes.

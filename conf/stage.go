@@ -226,9 +226,4 @@ func (t *transaction) overtaken(f journalFile) (bool, error) {
 	return err == nil && old.Exists() && fileSum(old) != f.Before, err
 }
 
-func fileSum(f File) string {
-	if !f.Exists() {
-		return ""
-	}
-	return sum(f.Bytes)
-}
+func fileSum(f File) string { return sumOf(f.Bytes) }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -421,7 +422,7 @@ func TestUndoOfAnUpgradeToMarks(t *testing.T) {
 	const former, cluster = "<beans>\n<bean id=\"tomcat.server\"/>\n</beans>\n", "<beans>\n<bean id=\"tomcat.cluster\"/>\n</beans>\n"
 	rec := &FileRecord{
 		Path: "/ams/conf/jee-container.xml", Kind: KindWhole, Existed: true, Original: []byte(former),
-		Spans: []Span{{Off: 0, Old: []byte(former), New: []byte(cluster)}}, Written: sum([]byte(cluster)),
+		Written: sum([]byte(cluster)),
 	}
 	c, err := ParseContainer([]byte(standaloneXML))
 	if err == nil {
@@ -662,10 +663,108 @@ func TestRevertTorn(t *testing.T) {
 			if err != nil || len(conflicts) != 1 || conflicts[0].Path != path {
 				t.Fatal(err, conflicts)
 			}
+			if half := cut(string(stored(t, b))); half != "" {
+				want[savedName(path)] = "-rw-r----- " + half
+			}
 			if d := cmp.Diff(want, snapshot(t, s)); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
 			}
 		})
+	}
+}
+
+// TestRevertToAHalfFile: what a second join found half written is found so again, whatever was cut.
+func TestRevertToAHalfFile(t *testing.T) {
+	s := newTree(t)
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+	const half = "#Sat Nov 21 00:34:56 UTC 2026\nhttp.port=5080\nx=\\u00"
+	real := filepath.Join(s.Root, serverPath)
+	must.OK(t, os.WriteFile(real, []byte(half), 0o640))
+	before := snapshot(t, s)
+	p := planCluster(t, s, "10.0.0.2")
+	must.OK(t, p.Commit("join"))
+	conflicts, err := p.Revert("rollback")
+	if err != nil || len(conflicts) > 0 {
+		t.Error(conflicts, err)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// TestRevertEdited: a value that was edited after the commit that is reverted becomes the standalone one after a first
+// join, and stays after a second one.
+func TestRevertEdited(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		s := newTree(t)
+		p := planCluster(t, s, "10.0.0.1")
+		must.OK(t, p.Commit("join"))
+		want := "localhost"
+		if again {
+			p = planCluster(t, s, "10.0.0.2")
+			must.OK(t, p.Commit("join"))
+			want = "10.9.9.9"
+		}
+		now := p.Planned(serverPath)
+		edited := strings.NewReplacer("clusterdb.host=10.0.0.1", "clusterdb.host=10.9.9.9", "clusterdb.host=10.0.0.2", "clusterdb.host=10.9.9.9").Replace(string(now))
+		must.OK(t, os.WriteFile(filepath.Join(s.Root, serverPath), []byte(edited), 0o640))
+		conflicts, err := p.Revert("rollback")
+		if err != nil || len(conflicts) != 1 || conflicts[0].Anchor != "key:clusterdb.host" {
+			t.Errorf("again %v: %v, %v", again, conflicts, err)
+		}
+		f, err := s.Read(serverPath)
+		must.OK(t, err)
+		if got := properties(t, f.Bytes); got["clusterdb.host"] != want || (got["added.key"] == "x") != again {
+			t.Errorf("again %v:\n%s", again, f.Bytes)
+		}
+	}
+}
+
+// TestRevertHosts: the line of a first join is there again when a second one is reverted, beside later lines.
+func TestRevertHosts(t *testing.T) {
+	const path, localhost, other = "/etc/hosts", "127.0.0.1 localhost\n", "10.0.0.9 other\n"
+	for name, tt := range map[string]struct{ before, address, edit string }{
+		"another address":            {localhost, "10.0.0.2", ""},
+		"another address, and edits": {localhost, "10.0.0.2", other},
+		"no line any more":           {localhost, "", ""},
+		"no file any more":           {"", "", ""},
+	} {
+		s := newTree(t)
+		real := filepath.Join(s.Root, path)
+		if tt.before != "" {
+			must.OK(t, os.WriteFile(real, []byte(tt.before), 0o644))
+		}
+		join := func(address string) *Plan {
+			record, err := s.Record()
+			must.OK(t, err)
+			p := s.NewPlan(record)
+			must.OK(t, p.Edit(Target{Path: path, Kind: KindHosts, CreateMode: 0o644}, func(src []byte) ([]Span, error) {
+				if address == "" {
+					return nil, nil
+				}
+				return AddHost(src, netip.MustParseAddr(address), "node"), nil
+			}))
+			must.OK(t, p.Commit("join"))
+			return p
+		}
+		join("10.0.0.1")
+		joined, err := os.ReadFile(real)
+		must.OK(t, err)
+		p := join(tt.address)
+		if tt.edit != "" {
+			f, err := s.Read(path)
+			must.OK(t, errors.Join(err, os.WriteFile(real, append(f.Bytes, tt.edit...), 0o644)))
+		}
+		if conflicts, err := p.Revert("rollback"); err != nil || len(conflicts) > 0 {
+			t.Errorf("%s: %v, %v", name, conflicts, err)
+		}
+		if got, err := os.ReadFile(real); err != nil || string(got) != string(joined)+tt.edit {
+			t.Errorf("%s: %v, %q, want %q", name, err, got, string(joined)+tt.edit)
+		}
+		undoAll(t, s)
+		if f, err := s.Read(path); err != nil || string(f.Bytes) != tt.before+tt.edit {
+			t.Errorf("%s: left with %q, %v", name, f.Bytes, err)
+		}
 	}
 }
 
@@ -688,7 +787,7 @@ func TestRevertRefused(t *testing.T) {
 				t.Fatal(err, conflicts)
 			}
 			record, err := s.Record()
-			if err != nil || !strings.Contains(string(record.File(serverPath).Spans[0].New), "10.0.0.2") {
+			if err != nil || record.File(serverPath).Keys[0].Wrote != "10.0.0.2" {
 				t.Errorf("the record: %+v, %v", record, err)
 			}
 			got := snapshot(t, s)

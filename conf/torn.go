@@ -6,6 +6,7 @@ package conf
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 )
@@ -29,23 +30,11 @@ func torn(rec *FileRecord, now []byte) bool {
 	if rec == nil || !rec.Existed {
 		return len(p.last) == 0 && bytes.HasPrefix(now, []byte("#")) && !bytes.HasSuffix(now, []byte("\n")) // cut in the date
 	}
-	written, err := applySpans(rec.Original, rec.Spans)
-	if err != nil {
-		return false
-	}
-	w, err := ParseProperties(written)
-	if err != nil {
-		return false
-	}
 	if len(p.last) == 0 {
-		return len(w.last) > 0
+		was, err := ParseProperties(rec.Original)
+		return err == nil && len(was.last)+len(rec.Keys) > 0
 	}
-	for _, s := range rec.Spans {
-		if _, ok := p.last[strings.TrimPrefix(s.Anchor, "key:")]; stored && !ok {
-			return true
-		}
-	}
-	return false
+	return stored && slices.ContainsFunc(rec.Keys, func(k Key) bool { _, ok := p.last[k.Name]; return !ok })
 }
 
 // storedByJava reports whether the first line is the date of java.util.Properties.store:

@@ -76,7 +76,7 @@ func TestTornFile(t *testing.T) {
 func TestNotTorn(t *testing.T) {
 	rec := &FileRecord{
 		Kind: KindProperties, Existed: true, Original: []byte("a=1\nb=2\nc=3\nd=4\n"),
-		Spans: []Span{{Anchor: "key:a", Off: 2, Old: []byte("1"), New: []byte("2")}},
+		Keys: []Key{{Name: "a", Wrote: "2"}},
 	}
 	const date = "#Sat Nov 21 00:34:56 UTC 2026\n"
 	for text, want := range map[string]bool{
@@ -282,8 +282,8 @@ func FuzzTorn(f *testing.F) {
 				continue
 			}
 			left := properties(t, part)
-			for _, s := range rec.Spans {
-				key := strings.TrimPrefix(s.Anchor, keyAnchor)
+			for _, k := range rec.Keys {
+				key := k.Name
 				if got, ok := left[key]; !ok || got != ours[key] {
 					t.Errorf("%q is whole, with %s as %q, %v", part, key, got, ok)
 				}

@@ -36,7 +36,16 @@ func joinedProperties(t *testing.T, src []byte, key, value string) (*FileRecord,
 	local := "localhost"
 	p.Set(key, value, &local)
 	written := p.Bytes()
-	return &FileRecord{Path: "/p", Kind: KindProperties, Existed: true, Original: src, Spans: p.Spans(), Written: sum(written)}, written
+	return recordOf(t, KindProperties, src, p), written
+}
+
+// recordOf is the record of an edit, as a plan makes it.
+func recordOf(t *testing.T, kind Kind, before []byte, edited interface {
+	Bytes() []byte
+	Spans() []Span
+}) *FileRecord {
+	t.Helper()
+	return newFileRecord("/x", kind, before, edited.Bytes(), edited.Spans(), File{})
 }
 
 // TestUndoKeepsTheNextLine: putting a value back takes no other line with it,
@@ -44,15 +53,18 @@ func joinedProperties(t *testing.T, src []byte, key, value string) (*FileRecord,
 func TestUndoKeepsTheNextLine(t *testing.T) {
 	for name, tt := range map[string]struct{ orig, from, to, want string }{
 		"backslash at the end":        {`host \`, "", "\nkey=v\n", "host \nkey=v\n"},
-		"backslash, blank line":       {"host=\\\n", "", "\nkey=v", "host=\\\n\nkey=v"},
+		"backslash, blank line":       {"host=\\\n", "", "\nkey=v", "host=\nkey=v"},
 		"backslash and CR":            {"host=\\\r", "", "\nkey=v", "host=\nkey=v"},
-		"backslash and CR, CR after":  {"host=\\\r", "", "\rkey=v", "host=\\\r\rkey=v"},
+		"backslash and CR, CR after":  {"host=\\\r", "", "\rkey=v", "host=\rkey=v"},
 		"two backslashes":             {`host=a\\`, "", "\nkey=v", "host=a\\\\\nkey=v"},
 		"a blank for the sign":        {"host=a\n", "host=", "host ", "host a\n"},
 		"a blank, value with a sign":  {"host=\\=a\n", "host=", "host ", "host \\=a\n"},
 		"a sign for the blank":        {"host a\n", "host ", "host=", "host=a\n"},
 		"a colon for the sign":        {"host=a\n", "host=", "host:", "host:a\n"},
 		"no separator, then a blank":  {"host\n", "host=", "host ", "host \n"},
+		"Java's spelling":             {"host=a\\:b\n", "", "key=v\n", "host=a\\:b\nkey=v\n"},
+		"an escaped sign":             {"host=\\=a\n", "", "key=v\n", "host=\\=a\nkey=v\n"},
+		"a blank, another sign":       {"host==a\n", "host=", "host ", "host \\=a\n"},
 		"added behind a continuation": {"a=b\\", "", "\nkey=v\n", "a=b\\\n\nkey=v\n"},
 	} {
 		rec, written := joinedProperties(t, []byte(tt.orig), "host", "10.0.0.1")
@@ -76,7 +88,7 @@ func TestUndoHosts(t *testing.T) {
 	spans := AddHost([]byte(before), netip.MustParseAddr("10.0.0.1"), "node")
 	written, err := applySpans([]byte(before), spans)
 	must.OK(t, err)
-	rec := &FileRecord{Path: "/etc/hosts", Kind: KindHosts, Existed: true, Original: []byte(before), Spans: spans, Written: sum(written)}
+	rec := &FileRecord{Path: "/etc/hosts", Kind: KindHosts, Existed: true, Original: []byte(before), Written: sum(written)}
 	if u, err := rec.Undo(append(written, other...)); err != nil || string(u.Bytes) != before+other || len(u.Conflicts) > 0 {
 		t.Errorf("%q, %v, %v", u.Bytes, u.Conflicts, err)
 	}
@@ -93,7 +105,7 @@ func FuzzUndo(f *testing.F) {
 	f.Fuzz(func(t *testing.T, orig, more []byte) {
 		const key = "clusterdb.host"
 		rec, written := joinedProperties(t, orig, key, "10.0.0.1")
-		if len(rec.Spans) == 0 {
+		if len(rec.Keys) == 0 {
 			t.Skip("nothing of ours")
 		}
 		if got := properties(t, written)[key]; got != "10.0.0.1" {
