@@ -46,7 +46,7 @@ func TestWatchWritesNothing(t *testing.T) {
 	if len(c.Repairs) > 0 || !c.RestartNeeded {
 		t.Errorf("got %+v", c)
 	}
-	const want = "/usr/local/antmedia/webapps/LiveApp/WEB-INF/red5-web.properties: db.type is mapdb and is to be mongodb"
+	const want = "/usr/local/antmedia/webapps/LiveApp/WEB-INF/red5-web.properties: db.type is mapdb, must be mongodb"
 	if len(c.Differences) != 1 || c.Differences[0].String() != want {
 		t.Errorf("differences %v", c.Differences)
 	}

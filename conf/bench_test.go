@@ -77,7 +77,7 @@ func BenchmarkCommitRatio(b *testing.B) {
 	b.ReportMetric(float64(bare.Microseconds())/float64(b.N), "µs-bare/op")
 }
 
-// bareWrite is what anybody would write: no journal, no undo, no owner, and no
+// bareWrite is the shortest way to write a file: no journal, no undo, no owner, and no
 // fsync of the folder.
 func bareWrite(path string, data []byte) error {
 	f, err := os.Create(path + ".tmp")

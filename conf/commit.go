@@ -164,7 +164,7 @@ func (t *transaction) syncDirs(j *journal) error {
 	return each(len(dirs), func(i int) error {
 		d, err := t.folder(dirs[i])
 		if err != nil {
-			return gone(err) // it was removed with the change
+			return ignoreGone(err) // it was removed with the change
 		}
 		return d.Sync()
 	})

@@ -184,7 +184,7 @@ func (c *Container) Bytes() []byte {
 
 // SetMode toggles every section, and verifies by parsing that nothing else changes. It returns [ErrUnmarked] or,
 // if commenting a section out is not valid XML, a [*LayoutError]. The standalone form is that of a release,
-// without trailing blanks of the vendor's script.
+// without trailing whitespace of the vendor's script.
 func (c *Container) SetMode(m Mode) error {
 	if m == c.mode {
 		return nil

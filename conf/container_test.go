@@ -104,7 +104,7 @@ func TestContainerVendorDrift(t *testing.T) {
 	if err != nil || string(u.Bytes) != drifted || !u.Exact {
 		t.Errorf("undone to %q, %v", u.Bytes, err)
 	}
-	// What the script makes of that file in cluster mode, without a record.
+	// The script's form of that file in cluster mode, without a record.
 	script := strings.ReplaceAll(clusterXML, "<!-- cluster start -->\n", "<!-- cluster start -->  \n")
 	d := mustContainer(t, script)
 	must.OK(t, d.SetMode(ModeStandalone))
@@ -224,7 +224,7 @@ func TestRemoteIPValve(t *testing.T) {
 	}
 }
 
-// The forms in which people leave the valve. A leave gives back the bytes of before the join.
+// The forms in which people leave the valve. A leave restores the bytes from before the join.
 func TestRemoteIPValveForms(t *testing.T) {
 	const (
 		valve = `<bean id="valve.access" class="org.apache.catalina.valves.RemoteIpValve" />`
@@ -286,7 +286,7 @@ func TestContainerUndoDrift(t *testing.T) {
 	c := mustContainer(t, standaloneXML)
 	must.OK(t, c.SetMode(ModeCluster))
 	rec := recordOf(t, KindContainer, []byte(standaloneXML), c)
-	// The vendor's script ran over it: blanks behind the markers.
+	// The vendor's script ran over it: whitespace behind the markers.
 	drifted := strings.ReplaceAll(clusterXML, "<!-- cluster start -->\n", "<!-- cluster start --> \n")
 	u, err := rec.Undo([]byte(drifted))
 	must.OK(t, err)

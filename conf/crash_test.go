@@ -16,7 +16,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// crashRoot tells the test binary that it is the child to be killed.
+// crashRoot makes the test binary the child that is killed.
 const crashRoot, crashOp = "AMSAGENT_TEST_CRASH_ROOT", "AMSAGENT_TEST_CRASH_OP"
 
 func TestMain(m *testing.M) {

@@ -23,7 +23,7 @@ type Difference struct {
 }
 
 func (d Difference) String() string {
-	return fmt.Sprintf("%s: %s is %s and is to be %s", d.Path, d.Key, d.Old, d.New)
+	return fmt.Sprintf("%s: %s is %s, must be %s", d.Path, d.Key, d.Old, d.New)
 }
 
 // maxShown is in bytes. The server's user writes the texts, which are stored, logged and shown.

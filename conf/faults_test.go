@@ -32,7 +32,7 @@ var (
 type faults struct {
 	mu   sync.Mutex
 	seen int
-	at   int // which call; 0 is none
+	at   int // which call; 0 means no call
 	err  error
 	name string // of that call
 	// first, if not nil, begins the count: the call for which it is true fails.
@@ -62,7 +62,7 @@ func (f *faults) hook(call, name string) error {
 	return nil
 }
 
-// faultRoot is a folder for many trees, in memory where there is room: an fsync
+// faultRoot is a folder for many trees, in memory if there is room: an fsync
 // proves nothing here.
 func faultRoot(t *testing.T) func() *Store {
 	t.Helper()
@@ -230,7 +230,7 @@ func TestFaults(t *testing.T) {
 						}
 						where := fmt.Sprintf("%s, %s, killed at %d, recovery, call %d: %v (%v)", op, phase, killed, at, kind, err)
 						if s.hook = nil; err == nil && s.Interrupted() {
-							t.Fatalf("%s: it says that nothing is left to do", where)
+							t.Fatalf("%s: it reports success, and the journal is there", where)
 						}
 						settled(s, where)
 					}

@@ -41,7 +41,7 @@ func sameProperties(a, b []byte) bool {
 	return true
 }
 
-// sameBeans ignores comments, blanks between elements, the order of attributes, CDATA and entities.
+// sameBeans ignores comments, whitespace between elements, the order of attributes, CDATA and entities.
 func sameBeans(a, b []byte) bool {
 	p, err := parseXML(a)
 	if err != nil {

@@ -23,7 +23,7 @@ func TestSameProperties(t *testing.T) {
 	}{
 		{"escaped signs", "db.type=mongodb\ndb.host=mongodb\\://u\\:p@h/?a\\=b\nname=L\\u00e4rm\n", true},
 		{"order, a date and a comment", "#Sat Nov 21 00:34:56 UTC 2026\nname=L\\u00E4rm\n! note\ndb.host=mongodb://u:p@h/?a=b\ndb.type=mongodb\n", true},
-		{"blanks and other separators", "  db.type : mongodb\ndb.host mongodb\\://u:p@h/?a=b\nname\t=  L\\u00e4rm\n", true},
+		{"whitespace and other separators", "  db.type : mongodb\ndb.host mongodb\\://u:p@h/?a=b\nname\t=  L\\u00e4rm\n", true},
 		{"continuation lines", "db.type=mon\\\n   godb\ndb.host=mongodb://u:p@h\\\n/?a=b\nname=L\\u00e4rm\n", true},
 		{"carriage returns", strings.ReplaceAll(plain, "\n", "\r\n"), true},
 		{"Latin-1", "db.type=mongodb\ndb.host=mongodb://u:p@h/?a=b\nname=L\xe4rm", true},
@@ -117,7 +117,7 @@ func TestPlanAfterServerStored(t *testing.T) {
 		t.Error("the plan after that changes something")
 	}
 
-	// Another database, taken back after the server has stored the files once more.
+	// Another database, reverted after the server has stored the files again.
 	second := planCluster(t, s, "10.0.0.2")
 	must.OK(t, second.Commit("join"))
 	for _, path := range propertyPaths {

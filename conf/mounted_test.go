@@ -17,7 +17,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// ownFuse mounts a file system of user 4711 on a file, as his fusermount does: root may not
+// ownFuse mounts a file system of user 4711 on a file, as fusermount does for that user: root may not
 // look into it, nor remove the file below it. It gives the way to take it away.
 func ownFuse(t *testing.T, real string) {
 	t.Helper()
@@ -66,8 +66,8 @@ func TestMountedCopy(t *testing.T) {
 	}
 }
 
-// What a commit has beside a file, and the owner of the folder mounts something on, is left
-// to him: the commit that was interrupted comes to its end.
+// A staged file on which the owner of the folder mounts something is left there: the interrupted
+// commit comes to its end.
 func TestMountedBeside(t *testing.T) {
 	// killed interrupts a join just before this call.
 	killed := func(t *testing.T, s *Store, call, file, suffix string) {

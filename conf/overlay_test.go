@@ -15,7 +15,7 @@ import (
 )
 
 // An overlay whose layers are on two file systems gives the two names of a file
-// different inode numbers. That is no change by anybody.
+// different inode numbers. That is no change.
 func TestOverlay(t *testing.T) {
 	lower, merged := t.TempDir(), t.TempDir()
 	top, err := os.MkdirTemp("/dev/shm", "overlay") //nolint:usetesting // on another file system than t.TempDir

@@ -46,8 +46,8 @@ func planServer(t *testing.T, s *Store) (*Plan, error) {
 	})
 }
 
-// Whoever may exchange a file must not get from the record, in his own, what only another user
-// could read when it was made.
+// A user who may exchange a file must not get from the record, in a file of that user's, the content that only
+// another user could read before.
 func TestRecordOfAnotherOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to give files away")
@@ -69,7 +69,7 @@ func TestRecordOfAnotherOwner(t *testing.T) {
 		"the same owner":               {4711, 0o640, "", 4711, 0o640, true},
 		"the same owner, who shows it": {4711, 0o640, "", 4711, 0o644, true},
 		"root's own":                   {0, 0o600, "", 0, 0o600, true},
-		"everybody could":              {0, 0o644, "", 4711, 0o640, true},
+		"all users could":              {0, 0o644, "", 4711, 0o640, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // an empty file is waited for
@@ -149,8 +149,8 @@ func TestFileOfRootInAnothersFolder(t *testing.T) {
 	}
 }
 
-// The copy of an edited file that a leave keeps belongs to whom the file belonged, who must gain nothing by what
-// he put in its place: no program, no other user's rights, and no file elsewhere.
+// The copy of an edited file that a leave keeps belongs to the file's owner, who must gain nothing by what
+// was put in its place: no program, no other user's rights, and no file elsewhere.
 func TestKeptCopy(t *testing.T) {
 	const edited = "clusterdb.host=\\uZZZZ\n" // no Java reads it: the former file is put back
 	for name, tt := range map[string]struct {
@@ -232,7 +232,7 @@ func linkTo(saved, outside string) error {
 	return errors.Join(os.Symlink(outside, saved), os.Lchown(saved, 4711, 4711))
 }
 
-// privileged is a program of root's that everybody may run.
+// privileged is a program of root's that all users may run.
 func privileged(saved, _ string) error {
 	return errors.Join(os.WriteFile(saved, nil, 0o600), os.Chmod(saved, 0o755|fs.ModeSetuid|fs.ModeSetgid))
 }

@@ -178,7 +178,7 @@ func (p *Plan) undone(kind Kind, now File) bool {
 	})
 }
 
-// Edit plans one file. edit gets the original, without the recorded spans, or nil if there is none. A file that
+// Edit plans one file. edit gets the original, with the recorded changes undone, or nil without a file. A file that
 // already has the resulting meaning stays as it is.
 func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error {
 	if p.record == nil && t.Kind == KindProperties {

@@ -11,7 +11,7 @@ import (
 )
 
 // Properties is a .properties file with the grammar of java.util.Properties (LineReader and loadConvert of OpenJDK
-// 17): ISO-8859-1 with \uXXXX, separators "=", ":" or blanks, a trailing backslash for continuation, "#" and "!"
+// 17): ISO-8859-1 with \uXXXX, separators "=", ":" or whitespace, a trailing backslash for continuation, "#" and "!"
 // comments. The last of equal keys wins. Use [ParseProperties].
 type Properties struct {
 	src     []byte
@@ -31,7 +31,7 @@ const keyAnchor = "key:"
 // property is a logical line with a key.
 type property struct {
 	key, value string
-	start      int // of the logical line, with leading blanks
+	start      int // of the logical line, with leading whitespace
 	valOff     int // of the raw value
 	end        int // of the line, without the terminator
 	next       int // of the next line
@@ -42,7 +42,7 @@ type sepKind int
 
 const (
 	sepNone  sepKind = iota // only a key
-	sepBlank                // blanks
+	sepBlank                // spaces or tabs
 	sepSign                 // "=" or ":"
 )
 
@@ -91,7 +91,7 @@ func (p *Properties) scan() error {
 	src := p.src
 	var line []byte // ISO-8859-1 bytes of the logical line
 	var pos []int   // their offsets in src
-	start := 0      // of the logical line, with leading blanks
+	start := 0      // of the logical line, with leading whitespace
 	skipBlanks, appended, backslash := true, false, false
 
 	finish := func(end, next int) error {

@@ -40,11 +40,11 @@ func TestPropertiesGrammar(t *testing.T) {
 		{"unicode escapes", `a=\u00e4\u20AC\uD83D\uDE00`, map[string]string{"a": "ä€😀"}},
 		{"latin-1", "a=\xe4\n", map[string]string{"a": "ä"}},
 		{"escaped key", `a\=b\:c\ d=1`, map[string]string{"a=b:c d": "1"}},
-		{"trailing blanks belong to the value", "a=1  \n", map[string]string{"a": "1  "}},
-		{"leading blanks do not", "  a=   1\n", map[string]string{"a": "1"}},
+		{"trailing spaces belong to the value", "a=1  \n", map[string]string{"a": "1  "}},
+		{"leading spaces do not", "  a=   1\n", map[string]string{"a": "1"}},
 		{"form feed is a blank", "a\f=\f1\n", map[string]string{"a": "1"}},
 		{"empty", "", map[string]string{}},
-		{"only blanks", " \n\t\n", map[string]string{}},
+		{"only spaces", " \n\t\n", map[string]string{}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -90,7 +90,7 @@ func TestPropertiesSet(t *testing.T) {
 		{"appends crlf", "a=1\r\n", "b", "2", "a=1\r\nb=2\r\n"},
 		{"appends behind an open continuation", "a=1\\", "b", "2", "a=1\\\n\nb=2"},
 		{"appends behind an open continuation with newline", "a=1\\\n", "b", "2", "a=1\\\n\nb=2\n"},
-		{"appends behind an open continuation with blanks", "a=1\\\n  ", "b", "2", "a=1\\\n  \n\nb=2"},
+		{"appends behind an open continuation with spaces", "a=1\\\n  ", "b", "2", "a=1\\\n  \n\nb=2"},
 		{"appends to nothing", "", "b", "2", "b=2\n"},
 		{"escapes what must be", "a=1\n", "a", " b\\c\td\u00e9😀", "a=\\ b\\\\c\\td\\u00E9\\uD83D\\uDE00\n"},
 		{"leaves alone what need not", "a=1\n", "a", "mongodb://u:p%40@h/?x=1&y=2#!", "a=mongodb://u:p%40@h/?x=1&y=2#!\n"},

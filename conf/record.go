@@ -74,8 +74,8 @@ type Owner struct {
 	GID int `json:"gid"`
 }
 
-// of returns f, or nil if its content must not go into the present file: whoever replaced the file must not read
-// what was unreadable before.
+// of returns f, or nil if its content must not go into the present file: the user who replaced the file
+// must not read what was unreadable before.
 func (f *FileRecord) of(now File) *FileRecord {
 	if f == nil || f.Existed && !now.shows(f.Owner, f.Mode) {
 		return nil

@@ -116,7 +116,7 @@ func (e *InterruptedError) Error() string {
 func (e *InterruptedError) Unwrap() error { return e.Err }
 
 func (r *Recovery) conflict(target string) {
-	r.Conflicts = append(r.Conflicts, Conflict{Path: target, Msg: "was written by somebody else after the interruption; it is left as it is"})
+	r.Conflicts = append(r.Conflicts, Conflict{Path: target, Msg: "was written by another process after the interruption; it is left as it is"})
 }
 
 // installLate reports in late that another program wrote the file meanwhile. Its content stays.
@@ -125,17 +125,17 @@ func (t *transaction) installLate(f journalFile) (late bool, _ error) {
 		return errors.Is(err, ErrChanged), ignore(err, ErrChanged)
 	}
 	if err := t.installFile(f); err != nil {
-		return files.Refused(err), his(err)
+		return files.Refused(err), ignoreRefused(err)
 	}
 	late, err := t.overtaken(f)
 	if err != nil || !late {
 		return false, err
 	}
-	return true, his(t.rename(f.Backup, f.Target))
+	return true, ignoreRefused(t.rename(f.Backup, f.Target))
 }
 
-// his drops errors that the folder's owner caused: the file stays as it is.
-func his(err error) error {
+// ignoreRefused drops errors that the folder's owner caused: the file stays as it is.
+func ignoreRefused(err error) error {
 	if files.Refused(err) {
 		return nil
 	}
@@ -190,7 +190,7 @@ func (t *transaction) direction(todo, done []journalFile) (forward bool, _ error
 	former := lacks(backups, func(f journalFile) string { return f.Before })
 	if len(former) == 0 {
 		for _, f := range backups {
-			if err := his(t.restage(f.Backup, f, contents[f.Before], f.BeforeMode)); err != nil {
+			if err := ignoreRefused(t.restage(f.Backup, f, contents[f.Before], f.BeforeMode)); err != nil {
 				return false, err
 			}
 		}
@@ -202,7 +202,7 @@ func (t *transaction) direction(todo, done []journalFile) (forward bool, _ error
 			strings.Join(next, ", "), strings.Join(former, ", "))}
 	}
 	for _, f := range temps {
-		if err := his(t.restage(f.Temp, f, contents[f.After], f.AfterMode)); err != nil {
+		if err := ignoreRefused(t.restage(f.Temp, f, contents[f.After], f.AfterMode)); err != nil {
 			return false, err
 		}
 	}
@@ -244,8 +244,8 @@ func (t *transaction) contents() (map[string][]byte, error) {
 	return out, nil
 }
 
-// restage recreates a staged file. It takes the attributes of the commit's file, or of the folder: whoever can
-// replace the file must not choose its owner.
+// restage recreates a staged file. It takes the attributes of the commit's file, or of the folder: a user who
+// can replace the file must not choose its owner.
 func (t *transaction) restage(path string, f journalFile, content []byte, mode fs.FileMode) error {
 	if err := t.drop(path); err != nil {
 		return err

@@ -93,7 +93,7 @@ func remove(t *testing.T, s *Store, path string) {
 }
 
 // TestRecoverFinishes: with everything staged, however many were replaced, the
-// next run finishes, and leave gives back what was found.
+// next run finishes, and leave restores what was found.
 func TestRecoverFinishes(t *testing.T) {
 	for renames := range 6 {
 		s := newTree(t)
@@ -112,7 +112,7 @@ func TestRecoverFinishes(t *testing.T) {
 	}
 }
 
-// TestRecoverWithoutTemps: somebody tidied up beside the files. With the backups
+// TestRecoverWithoutTemps: the names beside the files were removed. With the backups
 // there it is undone; without them too, both sides come from the records.
 func TestRecoverWithoutTemps(t *testing.T) {
 	for _, backups := range []bool{true, false} {
@@ -140,8 +140,8 @@ func TestRecoverWithoutTemps(t *testing.T) {
 	}
 }
 
-// TestRecoverASecondJoin: the owner of the files removes what a second join has beside them, after a crash. What the
-// first one wrote comes from its record.
+// TestRecoverASecondJoin: the owner of the files removes what a second join has beside them, after a crash. The
+// content of the first one comes from its record.
 func TestRecoverASecondJoin(t *testing.T) {
 	for renames := range 5 {
 		s := newTree(t)
@@ -166,7 +166,7 @@ func TestRecoverASecondJoin(t *testing.T) {
 	}
 }
 
-// TestRecoverImpossible: neither side is to be had. Nothing is changed, the error
+// TestRecoverImpossible: both contents are lost. Nothing is changed, the error
 // says so, and setting the journal aside is the way out.
 func TestRecoverImpossible(t *testing.T) {
 	s := newTree(t)
@@ -201,8 +201,8 @@ func TestRecoverImpossible(t *testing.T) {
 	}
 }
 
-// TestRecoverForeignEdits: somebody edits a file after the crash. His edit stays,
-// it is named, and leave still takes back what was ours.
+// TestRecoverForeignEdits: an operator edits a file after the crash. The edit stays,
+// it is named, and leave still removes what was ours.
 func TestRecoverForeignEdits(t *testing.T) {
 	const path = "/ams/conf/red5.properties"
 	for _, op := range []string{"join", "leave"} {
@@ -234,7 +234,7 @@ func TestRecoverForeignEdits(t *testing.T) {
 }
 
 // TestDamagedFiles: what the agent wrote down is torn, garbage, or another
-// release's. Each is told apart, and nothing is touched.
+// release's. Each has an error of its own, and nothing is touched.
 func TestDamagedFiles(t *testing.T) {
 	for _, name := range []string{journalName, undoName} {
 		for _, tt := range []struct {
@@ -480,7 +480,7 @@ func TestRecoverInterruptedRollback(t *testing.T) {
 
 // TestRecoverFolders: the owner of the files puts folders, with something in them, in the
 // place of what a commit has beside them. All files are new or all are old after the next
-// run, nothing keeps a run after that from working, and his folders are there.
+// run, nothing keeps a run after that from working, and the folders are there.
 func TestRecoverFolders(t *testing.T) {
 	for renames := range 6 {
 		for _, what := range []string{"temps", "backups", "both"} {
@@ -489,13 +489,13 @@ func TestRecoverFolders(t *testing.T) {
 			made := 0
 			occupy := func(path string) {
 				if !strings.HasPrefix(path, "/ams/") {
-					return // not his
+					return // of root
 				}
 				name := filepath.Join(s.Root, path)
 				if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 					t.Fatal(err)
 				}
-				must.OK(t, os.MkdirAll(filepath.Join(name, "his"), 0o755))
+				must.OK(t, os.MkdirAll(filepath.Join(name, "theirs"), 0o755))
 				made++
 			}
 			for _, f := range j.Files {
@@ -513,7 +513,7 @@ func TestRecoverFolders(t *testing.T) {
 			his := 0
 			for path := range now {
 				if strings.Contains(path, ".folder-") {
-					if filepath.Base(path) == "his" {
+					if filepath.Base(path) == "theirs" {
 						his++
 					}
 					delete(now, path)
@@ -622,7 +622,7 @@ func TestRecordTooLarge(t *testing.T) {
 }
 
 // TestUndoKeepsTheRecord: what is written over after a change was undone is undone by the same
-// record, and one that does not fit into the journal keeps nobody from undoing.
+// record, and one that does not fit into the journal does not block an undo.
 func TestUndoKeepsTheRecord(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
@@ -648,7 +648,7 @@ func TestUndoKeepsTheRecord(t *testing.T) {
 	}
 }
 
-// TestRestageOfAnExchangedFile: what is written anew belongs to the owner of the file that
+// TestRestageOfAnExchangedFile: a restored file belongs to the owner of the file that
 // the commit knows, whatever its owner puts in its place in that moment.
 func TestRestageOfAnExchangedFile(t *testing.T) {
 	s := hisTree(t)
@@ -658,7 +658,7 @@ func TestRestageOfAnExchangedFile(t *testing.T) {
 	remove(t, s, f.Backup)
 	remove(t, s, j.Files[4].Temp)
 	target := filepath.Join(s.Root, serverPath)
-	roots, his := filepath.Join(s.Root, "/ams/conf/roots"), filepath.Join(s.Root, "/ams/conf/his")
+	roots, his := filepath.Join(s.Root, "/ams/conf/roots"), filepath.Join(s.Root, "/ams/conf/theirs")
 	must.OK(t, os.WriteFile(roots, []byte("x=y\n"), 0o644))
 	swap := func(from, aside string) {
 		if err := errors.Join(os.Rename(target, aside), os.Rename(from, target)); err != nil {

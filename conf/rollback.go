@@ -58,7 +58,7 @@ func (t *transaction) removeEmpty(dirs []string) error {
 	for _, dir := range slices.Backward(dirs) {
 		d, name, err := t.at(dir)
 		if err != nil {
-			errs = append(errs, gone(err))
+			errs = append(errs, ignoreGone(err))
 			continue
 		}
 		errs = append(errs, d.RemoveFolder(name))

@@ -22,7 +22,7 @@ const (
 )
 
 // ErrChanged reports that another program wrote a file after the plan read it. Nothing was changed.
-var ErrChanged = errors.New("changed by somebody else meanwhile")
+var ErrChanged = errors.New("changed by another process meanwhile")
 
 // Store reads and commits files below Root. Callers hold a [Lock]. Package files decides which links are followed.
 type Store struct {

@@ -133,7 +133,7 @@ func TestFollow(t *testing.T) {
 	first := commit(planCluster(t, s, "10.0.0.1"))
 	write("#saved\nhttp.port=5080\nadded.key=x\nclusterdb.host=10.9.9.9\n")
 	if p := planClusterAfter(t, s, "10.0.0.1", first); len(p.Conflicts) == 0 {
-		t.Error("a change of somebody else's is none")
+		t.Error("another program's change is no conflict")
 	}
 	write(string(first.Planned(file)))
 	second := commit(planCluster(t, s, "10.0.0.2"))
@@ -246,7 +246,7 @@ func snapshot(t testing.TB, s *Store) map[string]string {
 	return out
 }
 
-// planUndo plans to give back all that the record knows.
+// planUndo plans to restore all that the record knows.
 func planUndo(t testing.TB, s *Store) *Plan {
 	t.Helper()
 	record, err := s.Record()
@@ -285,7 +285,7 @@ func TestCommitAndUndo(t *testing.T) {
 	if again := planCluster(t, s, "10.0.0.1").Changed(); len(again) != 0 {
 		t.Errorf("a second plan changes %d files, want none: %v", len(again), again[0].Before.Path)
 	}
-	// Another database: leave must still give back what the first join found.
+	// Another database: leave must still restore what the first join found.
 	must.OK(t, planCluster(t, s, "10.0.0.2").Commit("join"))
 	undoAll(t, s)
 	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
@@ -956,7 +956,7 @@ func TestDiffMasksSecrets(t *testing.T) {
 }
 
 // A password may hold what ends a word elsewhere. That of a former join is among no known secrets, so only its place
-// tells what it is.
+// shows what it is.
 func TestFormerPasswordMasked(t *testing.T) {
 	const path, now = "/red5.properties", "mongodb://u:other@h/x"
 	for _, tt := range []struct{ former, shown string }{
@@ -1102,7 +1102,7 @@ func TestBounds(t *testing.T) {
 	if !errors.Is(err, files.ErrTooLarge) || !strings.Contains(err.Error(), "/app64") {
 		t.Errorf("all files: %v", err)
 	}
-	// What is refused takes no room, and whatever the settings take, there is room for root's own files.
+	// A refused file takes no room, and there is always room for root's own files.
 	large("/small", 2)
 	large("/root", MaxSettings)
 	for path, kind := range map[string]Kind{"/small": KindProperties, "/root": KindWhole} {
@@ -1192,7 +1192,7 @@ func TestGrownWhileStaged(t *testing.T) {
 		s.hook = nil
 		after := snapshot(t, s)
 		if call == "linkat" {
-			delete(before, serverPath) // it is his
+			delete(before, serverPath) // its owner's
 			delete(after, serverPath)
 		}
 		if d := cmp.Diff(before, after); d != "" {
@@ -1216,7 +1216,7 @@ func TestBackupCopiesTheOpenFile(t *testing.T) {
 		case call == "linkat":
 			return unix.EPERM
 		case call == "openat" && asked == path:
-			// Opened for the plan, and perhaps to compare it once more: exchanged after that.
+			// Opened for the plan, and perhaps to compare it again: exchanged after that.
 			if opens++; opens == 3 {
 				return os.Rename(real+".other", real)
 			}

@@ -20,8 +20,8 @@ import (
 )
 
 // The server writes in place: a crash or a full disk leaves a part of the file,
-// or nothing. That is no change of anybody's, and never gets into the record. What is
-// there is kept beside it: a person's edit may look like that.
+// or nothing. That is no edit, and never gets into the record. The
+// part is kept beside the file: a person's edit may look like that.
 func TestTornFile(t *testing.T) {
 	t.Parallel()
 	const path = "/ams/webapps/Live App/WEB-INF/red5-web.properties"
@@ -199,18 +199,18 @@ func TestDifferences(t *testing.T) {
 		got = append(got, d.String())
 	}
 	want := []string{
-		"/p: db.host is mongodb://u:***@h and is to be mongodb://u:*** (another one)@h",
-		"/p: gone is 1 and is to be (missing)",
-		"/p: jwtSecretKey is *** and is to be *** (another one)",
-		"/p: new is (missing) and is to be (empty)",
+		"/p: db.host is mongodb://u:***@h, must be mongodb://u:*** (another one)@h",
+		"/p: gone is 1, must be (missing)",
+		"/p: jwtSecretKey is ***, must be *** (another one)",
+		"/p: new is (missing), must be (empty)",
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
 
-// The server's user writes the values: whatever he writes, what is shown is short, and
-// what differs is not shown the same.
+// The server's user writes the values: the shown part is short, and
+// different values are not shown the same.
 func TestDifferencesBounded(t *testing.T) {
 	long := strings.Repeat("ä", 100_000)
 	f := PlannedFile{
@@ -258,7 +258,7 @@ func FuzzTorn(f *testing.F) {
 		rec, written := joinedProperties(t, orig, "db.host", "mongodb://u:p@10.0.0.1/?w=1")
 		unknown, known := torn(nil, now), torn(rec, now)
 		if unknown && !known {
-			t.Errorf("%q is torn where nothing is known of it alone", now)
+			t.Errorf("%q is torn without a record", now)
 		}
 		zeros := bytes.IndexByte(now, 0) >= 0 // of a power cut
 		if p, err := ParseProperties(now); known && !zeros && !storedByJava(now) && (err != nil || len(p.last) > 0) {

@@ -107,7 +107,7 @@ func (t *transaction) drop(path string) error {
 	}
 	d, name, err := t.at(path)
 	if err != nil {
-		return gone(err)
+		return ignoreGone(err)
 	}
 	return d.Free(name)
 }
@@ -124,8 +124,8 @@ func (t *transaction) dropSide(path string) error {
 	return err
 }
 
-// gone drops errors of a folder that was removed or replaced.
-func gone(err error) error {
+// ignoreGone drops errors of a folder that was removed or replaced.
+func ignoreGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || files.Refused(err) {
 		return nil
 	}

@@ -126,7 +126,7 @@ func TestCrashPanel(t *testing.T) {
 				switch {
 				case r.Exit == 0:
 					done[cmd]++
-				case r.Exit == 1 && strings.Contains(r.Err, "changed by somebody else meanwhile"):
+				case r.Exit == 1 && strings.Contains(r.Err, "changed by another process meanwhile"):
 					refused[cmd]++
 				default:
 					t.Fatalf("%s: exit %d\n%s", cmd, r.Exit, r.Err)

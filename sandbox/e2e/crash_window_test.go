@@ -69,7 +69,7 @@ func TestCrashPanelWindow(t *testing.T) {
 				done := r.Exit == 0
 				switch {
 				case done:
-				case r.Exit == 1 && strings.Contains(r.Err, "changed by somebody else meanwhile"):
+				case r.Exit == 1 && strings.Contains(r.Err, "changed by another process meanwhile"):
 					refused.Add(1)
 				default:
 					errs = append(errs, fmt.Errorf("exit %d", r.Exit))
