@@ -43,7 +43,8 @@ func joinedProperties(t *testing.T, src []byte, key, value string) (*FileRecord,
 func recordOf(t *testing.T, kind Kind, before []byte, edited interface {
 	Bytes() []byte
 	Spans() []Span
-}) *FileRecord {
+},
+) *FileRecord {
 	t.Helper()
 	return newFileRecord("/x", kind, before, edited.Bytes(), edited.Spans(), File{})
 }
