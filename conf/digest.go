@@ -48,10 +48,11 @@ func DigestFile(kind Kind, src []byte, skip func(key string) bool) (string, erro
 }
 
 func digestBeans(src []byte) (string, error) {
-	tokens, err := liveTokens(src)
+	parsed, err := parseXML(src)
 	if err != nil {
 		return "", err
 	}
+	tokens := meaning(parsed)
 	for i, t := range tokens {
 		tokens[i] = redact.Text(t)
 		if strings.HasPrefix(t, "text ") && redact.Name(strings.Join(tokens[max(0, i-2):i], " ")) {
