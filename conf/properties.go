@@ -6,6 +6,7 @@ package conf
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf16"
 )
@@ -444,14 +445,13 @@ func (p *Properties) Bytes() []byte {
 	return out
 }
 
-// lineSpan returns the line of key's winning entry, with its newline.
-func (p *Properties) lineSpan(key string) (off, end int, ok bool) {
-	i, ok := p.last[key]
-	if !ok {
-		return 0, 0, false
-	}
-	e := p.entries[i]
-	off, end = e.start, e.next
+func (p *Properties) hasLine(key, value string) bool {
+	return slices.ContainsFunc(p.entries, func(e property) bool { return e.key == key && e.value == value })
+}
+
+// lineSpan returns the line of e, with its newline. Lines behind it may have been cut off.
+func (p *Properties) lineSpan(e property) (off, end int) {
+	off, end = e.start, min(e.next, len(p.src))
 	if end == e.end && off > 0 {
 		// A last line without a newline was added with the one before it.
 		switch {
@@ -461,5 +461,5 @@ func (p *Properties) lineSpan(key string) (off, end int, ok bool) {
 			off--
 		}
 	}
-	return off, end, true
+	return off, end
 }

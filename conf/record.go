@@ -377,24 +377,31 @@ func (f *FileRecord) undoProperties(current []byte) (u Undone, _ error) {
 	}
 	u.Bytes = p.Bytes()
 	// The last one first: without a final newline, each line brought the newline before it.
-	for _, key := range slices.Backward(added) {
-		if u.Bytes, err = dropLine(u.Bytes, key); err != nil {
+	for _, k := range slices.Backward(f.Keys) {
+		if was.hasLine(k.Name, k.Wrote) {
+			continue // that one is not ours
+		}
+		if u.Bytes, err = dropLines(u.Bytes, k, slices.Contains(added, k.Name)); err != nil {
 			return Undone{}, err
 		}
 	}
 	return u, nil
 }
 
-func dropLine(src []byte, key string) ([]byte, error) {
+// dropLines removes the lines with our value of the key: an operator may have copied ours, or overridden it by a later
+// one. The line that counts goes only if effective.
+func dropLines(src []byte, k Key, effective bool) ([]byte, error) {
 	p, err := ParseProperties(src)
 	if err != nil {
 		return nil, err
 	}
-	off, end, ok := p.lineSpan(key)
-	if !ok {
-		return src, nil
+	for i, e := range slices.Backward(p.entries) {
+		if e.key == k.Name && e.value == k.Wrote && (effective || i != p.last[k.Name]) {
+			off, end := p.lineSpan(e)
+			p.src = slices.Delete(p.src, off, end)
+		}
 	}
-	return slices.Delete(p.src, off, end), nil
+	return p.src, nil
 }
 
 // SavedName returns the path for a copy of an edited file that an undo replaces.
