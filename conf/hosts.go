@@ -45,23 +45,29 @@ func isMarkedHost(line []byte) bool {
 	return bytes.HasSuffix(bytes.TrimRight(line, "\r\n"), []byte(hostsMark))
 }
 
-// markedHost returns the marked line, with its end, or nil.
+// markedHost returns the marked line, without its end, or nil.
 func markedHost(src []byte) []byte {
-	for l := range bytes.SplitAfterSeq(src, []byte{'\n'}) {
+	for l := range bytes.SplitSeq(src, []byte{'\n'}) {
 		if isMarkedHost(l) {
-			return l
+			return bytes.TrimRight(l, "\r")
 		}
 	}
 	return nil
 }
 
+// replaceMarkedHost removes the marked lines, but for the first one if there is a line for it.
 func replaceMarkedHost(src, line []byte) []byte {
 	var out []byte
 	for l := range bytes.SplitAfterSeq(src, []byte{'\n'}) {
-		if isMarkedHost(l) {
-			l, line = line, nil
+		if !isMarkedHost(l) {
+			out = append(out, l...)
+			continue
 		}
-		out = append(out, l...)
+		if line != nil {
+			end := l[len(bytes.TrimRight(l, "\r\n")):]
+			out = append(append(out, line...), end...)
+			line = nil
+		}
 	}
 	return out
 }

@@ -240,7 +240,8 @@ func (f *FileRecord) undo(current []byte) (Undone, error) {
 		// Or a release with marked sections was installed over one without.
 		return f.undoContainer(current)
 	case f.Kind == KindHosts:
-		return Undone{Bytes: replaceMarkedHost(current, markedHost(f.Original))}, nil
+		rest := replaceMarkedHost(current, markedHost(f.Original))
+		return Undone{Bytes: rest, Remove: !f.Existed && len(rest) == 0}, nil
 	}
 	return f.whole("was edited since"), nil
 }

@@ -758,8 +758,8 @@ func TestRevertHosts(t *testing.T) {
 		if conflicts, err := p.Revert("rollback"); err != nil || len(conflicts) > 0 {
 			t.Errorf("%s: %v, %v", name, conflicts, err)
 		}
-		if got, err := os.ReadFile(real); err != nil || string(got) != string(joined)+tt.edit {
-			t.Errorf("%s: %v, %q, want %q", name, err, got, string(joined)+tt.edit)
+		if f, err := s.Read(path); err != nil || string(f.Bytes) != string(joined)+tt.edit || f.Mode != 0o644 {
+			t.Errorf("%s: %v, %v %q, want %q", name, err, f.Mode, f.Bytes, string(joined)+tt.edit)
 		}
 		undoAll(t, s)
 		if f, err := s.Read(path); err != nil || string(f.Bytes) != tt.before+tt.edit {

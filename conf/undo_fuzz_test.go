@@ -114,6 +114,16 @@ func TestUndoHosts(t *testing.T) {
 	if u, err := rec.Undo(append(written, other...)); err != nil || string(u.Bytes) != before+other || len(u.Conflicts) > 0 {
 		t.Errorf("%q, %v, %v", u.Bytes, u.Conflicts, err)
 	}
+	line := AddHost(nil, netip.MustParseAddr("10.0.0.1"), "node")[0].New
+	made := &FileRecord{Path: "/etc/hosts", Kind: KindHosts, Written: sum(line)}
+	if u, err := made.Undo(append(bytes.Clone(line), other...)); err != nil || string(u.Bytes) != other || u.Remove || len(u.Conflicts) > 0 {
+		t.Errorf("a file that we made: %+v, %v", u, err)
+	}
+	former := bytes.TrimSuffix(line, []byte("\n"))
+	again := &FileRecord{Path: "/etc/hosts", Kind: KindHosts, Existed: true, Original: former, Written: "another"}
+	if u, err := again.Undo(append(bytes.Replace(line, []byte("10.0.0.1"), []byte("10.0.0.2"), 1), other...)); err != nil || string(u.Bytes) != string(line)+other {
+		t.Errorf("a former line without an end: %q, %v", u.Bytes, err)
+	}
 }
 
 // FuzzUndo appends what a user of the machine may append after a join: undoing
