@@ -256,6 +256,13 @@ func TestRemoteIPValveForms(t *testing.T) {
 		if u, err := rec.Undo(c.Bytes()); err != nil || string(u.Bytes) != before {
 			t.Errorf("%s: %v, undone to\n%s", name, err, u.Bytes)
 		}
+		if form.has == form.left {
+			continue
+		}
+		u, err := rec.Undo(append(c.Bytes(), '\n'))
+		if err != nil || len(u.Conflicts) != 1 || strings.Count(u.Conflicts[0].Msg, remoteIPValve) != strings.Count(form.has, remoteIPValve)-strings.Count(form.left, remoteIPValve) {
+			t.Errorf("%s: edited since: %v, %v", name, u.Conflicts, err)
+		}
 	}
 }
 
@@ -280,6 +287,21 @@ func TestUndoKeepsTheMode(t *testing.T) {
 	if u, err := rec.Undo([]byte(edited)); err != nil || string(u.Bytes) != edited || len(u.Conflicts) != 1 {
 		t.Errorf("%v %v, undone to\n%s", err, u.Conflicts, u.Bytes)
 	}
+	// The operator made it standalone since.
+	if u, err := rec.Undo([]byte(standaloneXML)); err != nil || string(u.Bytes) != standaloneXML {
+		t.Errorf("%v, undone to\n%s", err, u.Bytes)
+	}
+}
+
+// TestAttributesWithPrefix: p:id sets a property of the bean, and xml:id is no name for Spring.
+func TestAttributesWithPrefix(t *testing.T) {
+	c := mustContainer(t, strings.NewReplacer(
+		` class="io.antmedia.enterprise.cluster.TcpCluster"`, ` class="a.B" p:id="x" p:class="y"`,
+		"</beans>", `<bean xml:id="tomcat.cluster" /></beans>`,
+	).Replace(clusterXML))
+	must.OK(t, c.SetMode(ModeStandalone))
+	d := mustContainer(t, string(c.Bytes()))
+	must.OK(t, d.SetMode(ModeCluster))
 }
 
 func TestContainerUndoDrift(t *testing.T) {

@@ -191,6 +191,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	}
 	rec = rec.of(now)
 	original, mode := now.Bytes, rec.found(now)
+	keep := false // a copy of now, whose edits get lost
 	switch {
 	case half:
 		// A half-written file has no edits to keep.
@@ -205,8 +206,12 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 		if err != nil {
 			return err
 		}
-		p.Conflicts = append(p.Conflicts, u.Conflicts...)
-		original = u.Bytes
+		for _, c := range u.Conflicts {
+			if c.Anchor != anchorValve { // it concerns the leave alone
+				p.Conflicts = append(p.Conflicts, c)
+			}
+		}
+		original, keep = u.Bytes, u.Keep && rec.Existed
 		if u.Remove {
 			original = nil
 		}
@@ -242,8 +247,14 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	if len(spans) > 0 || f.Mode != mode {
 		f.record = newFileRecord(t.Path, t.Kind, original, after, spans, now)
 		f.record.Mode, f.record.WrittenMode = mode, f.Mode
+		if rec != nil && f.record.Valve == "" {
+			f.record.Valve = rec.Valve
+		}
 	}
 	p.files = append(p.files, f)
+	if keep && f.Changed() {
+		return p.keep(now)
+	}
 	return nil
 }
 

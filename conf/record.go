@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"github.com/amsagent/amsagent/files"
 )
@@ -49,7 +50,7 @@ type FileRecord struct {
 	Written string `json:"written_sha256"`
 	// Keys are what the commits changed in a settings file, for an undo after another program wrote the file, too.
 	Keys []Key `json:"keys,omitempty"`
-	// Valve is the removed bean of a container.
+	// Valve has the removed beans of a container.
 	Valve string `json:"valve,omitempty"`
 	// Owner is Original's.
 	Owner Owner `json:"owner"`
@@ -129,7 +130,7 @@ func newFileRecord(path string, kind Kind, before, after []byte, spans []Span, n
 	}
 	for _, s := range spans {
 		if s.Anchor == anchorValve {
-			f.Valve = string(bytes.TrimSpace(s.Old))
+			f.Valve = strings.TrimSpace(f.Valve + "\n" + string(bytes.TrimSpace(s.Old)))
 		}
 		for i := range f.Keys {
 			if s.Anchor == keyAnchor+f.Keys[i].Name {
@@ -215,7 +216,15 @@ func (f *FileRecord) Undo(current []byte) (Undone, error) {
 	if !u.Remove && u.Bytes == nil {
 		u.Bytes = []byte{} // empty, not missing
 	}
+	if err == nil && !u.Remove && f.Valve != "" && !hasRemoteIPValve(u.Bytes) {
+		u.Conflicts = append(u.Conflicts, Conflict{f.Path, anchorValve, "the file was edited since, and the RemoteIpValve stays out; put it back by hand: " + f.Valve})
+	}
 	return u, err
+}
+
+func hasRemoteIPValve(container []byte) bool {
+	toks, err := parseXML(container)
+	return err == nil && countBeans(toks, remoteIPValve) > 0
 }
 
 func (f *FileRecord) undo(current []byte) (Undone, error) {
@@ -230,6 +239,9 @@ func (f *FileRecord) undo(current []byte) (Undone, error) {
 		return u, nil
 	case f.Existed && bytes.Equal(current, f.Original):
 		return Undone{Bytes: f.Original, Exact: true}, nil
+	case f.Kind == KindHosts:
+		rest := replaceMarkedHost(current, markedHost(f.Original))
+		return Undone{Bytes: rest, Remove: !f.Existed && len(rest) == 0}, nil
 	case !f.Existed:
 		return Undone{Bytes: current, Remove: true, Keep: true, Conflicts: []Conflict{{
 			Path: f.Path, Msg: "was edited since we made it; it is removed, the edited file is kept beside it as " + savedName(f.Path),
@@ -239,9 +251,6 @@ func (f *FileRecord) undo(current []byte) (Undone, error) {
 	case f.Kind == KindContainer, f.Kind == KindWhole && marked(current) && !marked(f.Original):
 		// Or a release with marked sections was installed over one without.
 		return f.undoContainer(current)
-	case f.Kind == KindHosts:
-		rest := replaceMarkedHost(current, markedHost(f.Original))
-		return Undone{Bytes: rest, Remove: !f.Existed && len(rest) == 0}, nil
 	}
 	return f.whole("was edited since"), nil
 }
@@ -321,24 +330,16 @@ func (f *FileRecord) check() error {
 	return nil
 }
 
-// undoContainer toggles the present sections.
+// undoContainer comments the present sections out, unless the commit found them active.
 func (f *FileRecord) undoContainer(current []byte) (Undone, error) {
-	mode := ModeStandalone
-	if was, err := ParseContainer(f.Original); err == nil {
-		mode = was.Mode()
-	}
 	c, err := ParseContainer(current)
-	if err == nil {
-		err = c.SetMode(mode)
+	if was, oerr := ParseContainer(f.Original); err == nil && (oerr != nil || was.Mode() == ModeStandalone) {
+		err = c.SetMode(ModeStandalone)
 	}
 	if err != nil {
 		return Undone{}, fmt.Errorf("%s was edited since we wrote it: %w", f.Path, err)
 	}
-	u := Undone{Bytes: c.Bytes()}
-	if f.Valve != "" && !c.HasRemoteIPValve() {
-		u.Conflicts = []Conflict{{f.Path, anchorValve, "the file was edited since, and the RemoteIpValve stays out; put it back by hand: " + f.Valve}}
-	}
-	return u, nil
+	return Undone{Bytes: c.Bytes()}, nil
 }
 
 // undoProperties reverts the keys: the server rewrites the whole file when it saves settings.

@@ -62,6 +62,8 @@ var propertyPaths = []string{
 	"/ams/webapps/root/WEB-INF/red5-web.properties",
 }
 
+const containerPath = "/ams/conf/jee-container.xml"
+
 const dropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
 
 // planCluster plans what a join would, towards the given database.
@@ -414,8 +416,6 @@ func TestUndoConflicts(t *testing.T) {
 	}
 }
 
-// TestUndoAfterPanelSave: the web panel rewrites a file through
-// Properties.store: order and comments are gone, values are escaped.
 // A release before 1.9.1 has another file for each mode. Where a later one was installed over
 // it, its own file is made standalone: the former release's would be none that it can read.
 func TestUndoOfAnUpgradeToMarks(t *testing.T) {
@@ -441,6 +441,87 @@ func TestUndoOfAnUpgradeToMarks(t *testing.T) {
 	}
 }
 
+// TestRemovedValveIsRemembered: an operator edits the file without its valve, and a second join takes that file for the
+// original. The leave still names the valve, unless the operator put it back.
+func TestRemovedValveIsRemembered(t *testing.T) {
+	standalone := strings.NewReplacer("cluster start -->", "cluster start", "<!-- cluster end", "cluster end")
+	for name, tt := range map[string]struct {
+		edit  func(joined string) string
+		stays bool // the second join removes no valve
+	}{
+		"edited":           {edit: strings.NewReplacer("a > b", "combined").Replace},
+		"made standalone":  {edit: standalone.Replace},
+		"put back by hand": {edit: func(string) string { return clusterXML }, stays: true},
+	} {
+		s := newTree(t)
+		join := func(host string, removes bool) *Plan {
+			record, err := s.Record()
+			must.OK(t, err)
+			p := s.NewPlan(record)
+			must.OK(t, p.Edit(Target{Path: serverPath, Kind: KindProperties}, func(src []byte) ([]Span, error) {
+				q, err := ParseProperties(src)
+				must.OK(t, err)
+				q.Set("clusterdb.host", host, nil)
+				return q.Spans(), nil
+			}))
+			must.OK(t, p.Edit(Target{Path: containerPath, Kind: KindContainer}, func(src []byte) ([]Span, error) {
+				c := mustContainer(t, string(src))
+				must.OK(t, c.SetMode(ModeCluster))
+				if removes {
+					must.OK(t, c.RemoveRemoteIPValve())
+				}
+				return c.Spans(), nil
+			}))
+			must.OK(t, p.Commit("join"))
+			return p
+		}
+		joined := join("10.0.0.1", true).Planned(containerPath)
+		must.OK(t, os.WriteFile(filepath.Join(s.Root, containerPath), []byte(tt.edit(string(joined))), 0o644))
+		for _, host := range []string{"10.0.0.2", "10.0.0.3"} {
+			if p := join(host, !tt.stays); len(p.Conflicts) > 0 {
+				t.Errorf("%s: joined again: %v", name, p.Conflicts)
+			}
+		}
+		undo := planUndo(t, s)
+		if named := len(undo.Conflicts) == 1 && strings.Contains(undo.Conflicts[0].Msg, remoteIPValve); named == tt.stays {
+			t.Errorf("%s: left: %v", name, undo.Conflicts)
+		}
+	}
+}
+
+// TestSecondJoinKeepsAnEditedFile: a file that a join replaced as a whole, and an operator edited since, is replaced
+// again. The edited one is kept beside it.
+func TestSecondJoinKeepsAnEditedFile(t *testing.T) {
+	s := newTree(t)
+	const former, edited = "<beans/>", "<beans><!-- edited --></beans>"
+	real := filepath.Join(s.Root, containerPath)
+	must.OK(t, os.WriteFile(real, []byte(former), 0o644))
+	join := func() *Plan {
+		record, err := s.Record()
+		must.OK(t, err)
+		p := s.NewPlan(record)
+		must.OK(t, p.Edit(Target{Path: containerPath, Kind: KindWhole}, func(src []byte) ([]Span, error) {
+			return []Span{{Old: src, New: []byte(clusterXML)}}, nil
+		}))
+		must.OK(t, p.Commit("join"))
+		return p
+	}
+	join()
+	must.OK(t, os.WriteFile(real, []byte(edited), 0o644))
+	if p := join(); len(p.Conflicts) != 1 {
+		t.Error(p.Conflicts)
+	}
+	if f, err := s.Read(savedName(containerPath)); err != nil || string(f.Bytes) != edited {
+		t.Errorf("kept %q, %v", f.Bytes, err)
+	}
+	undoAll(t, s)
+	if f, err := s.Read(containerPath); err != nil || string(f.Bytes) != former {
+		t.Errorf("left with %q, %v", f.Bytes, err)
+	}
+}
+
+// TestUndoAfterPanelSave: the web panel rewrites a file through
+// Properties.store: order and comments are gone, values are escaped.
 func TestUndoAfterPanelSave(t *testing.T) {
 	s := newTree(t)
 	host := "mongodb://u:p%40@h1,h2/?a=b"

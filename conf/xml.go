@@ -109,11 +109,11 @@ func readStart(tok xml.StartElement) (text string, b *bean) {
 	}
 	for _, a := range tok.Attr {
 		attrs = append(attrs, fmt.Sprintf("%s=%q", fullName(a.Name), a.Value))
-		switch {
+		switch name := fullName(a.Name); { // not p:id, which sets a property
 		case b == nil:
-		case a.Name.Local == "id":
+		case name == "id":
 			b.id = a.Value
-		case a.Name.Local == "class":
+		case name == "class":
 			b.class = a.Value
 		}
 	}
