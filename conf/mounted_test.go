@@ -57,7 +57,7 @@ func TestMountedCopy(t *testing.T) {
 	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	const half = "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po"
 	putFile(t, s, half, 4711, 0o640)
-	saved := filepath.Join(s.Root, savedName(serverPath))
+	saved := filepath.Join(s.Root, SavedName(serverPath))
 	must.OK(t, os.WriteFile(saved, nil, 0o644))
 	ownFuse(t, saved)
 	undoAll(t, s)

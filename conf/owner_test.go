@@ -185,7 +185,7 @@ func TestKeptCopy(t *testing.T) {
 			must.OK(t, p.Commit("join"))
 			putFile(t, s, edited, owner, tt.mode)
 			outside := filepath.Join(s.Root, "/data/root.properties")
-			saved := filepath.Join(s.Root, savedName(serverPath))
+			saved := filepath.Join(s.Root, SavedName(serverPath))
 			put := func(late bool) {
 				t.Helper()
 				if tt.there != nil && (tt.late != nil) == late {
@@ -205,7 +205,7 @@ func TestKeptCopy(t *testing.T) {
 			}
 			must.OK(t, err)
 			after := snapshot(t, s)
-			kept := savedName(serverPath)
+			kept := SavedName(serverPath)
 			if tt.other {
 				if after[kept] != before[kept] {
 					t.Errorf("what had the name is %q, and was %q", after[kept], before[kept])

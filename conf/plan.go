@@ -291,7 +291,7 @@ func (s *Store) planUndo(record *Record, paths []string) (*Plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		u := Undone{Bytes: rec.Original, Exact: true}
+		u := Undone{Bytes: rec.Original}
 		if half {
 			err = p.torn(rec.Path, now)
 		} else {
@@ -479,7 +479,7 @@ func (p *Plan) keep(f File) error {
 	var saved File
 	if err == nil {
 		defer at.Close()
-		if utf8.ValidString(at.Path()) && len(savedName(at.Name))+len("-99") <= maxBase { // the journal's limits
+		if utf8.ValidString(at.Path()) && len(SavedName(at.Name))+len("-99") <= maxBase { // the journal's limits
 			name, saved, err = spareName(at.Folder, at.Name, f.Bytes)
 		}
 	}
@@ -493,7 +493,7 @@ func (p *Plan) keep(f File) error {
 	saved.Path, saved.Target = filepath.Join(filepath.Dir(f.Path), name), filepath.Join(at.Folder.Path(), name)
 	for j, c := range p.Conflicts {
 		if c.Path == f.Path {
-			p.Conflicts[j].Msg = strings.ReplaceAll(c.Msg, savedName(f.Path), saved.Path)
+			p.Conflicts[j].Msg = strings.ReplaceAll(c.Msg, SavedName(f.Path), saved.Path)
 		}
 	}
 	p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: files.Plain(f.Mode) &^ 0o111, Kind: KindWhole, like: &f})
@@ -503,7 +503,7 @@ func (p *Plan) keep(f File) error {
 // spareName returns the first name that is free or has the same content, or "".
 func spareName(d *files.Folder, base string, content []byte) (name string, saved File, _ error) {
 	for i := range keptCopies {
-		name = savedName(base)
+		name = SavedName(base)
 		if i > 0 {
 			name = fmt.Sprintf("%s-%d", name, i)
 		}

@@ -11,8 +11,8 @@ import (
 	"github.com/beevik/etree"
 )
 
-// proveEdit verifies, with another reader than the one that made the edit, that only sections were toggled and live
-// beans of the class without were removed.
+// proveEdit verifies that only sections were toggled and live beans of the class without were removed. It compares
+// trees of etree, apart from the tokens that made the edit.
 func proveEdit(before, after []byte, without string) error {
 	var b []string
 	a, err := opened(before, without)

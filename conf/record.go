@@ -201,8 +201,6 @@ type Undone struct {
 	Bytes []byte
 	// Remove reports that the file did not exist.
 	Remove bool
-	// Exact reports that Bytes are the original.
-	Exact bool
 	// Keep reports that edits get lost: a copy of the present file must be kept.
 	Keep      bool
 	Conflicts []Conflict
@@ -230,21 +228,21 @@ func hasRemoteIPValve(container []byte) bool {
 func (f *FileRecord) undo(current []byte) (Undone, error) {
 	switch {
 	case sumOf(current) == f.Written:
-		return Undone{Bytes: f.Original, Remove: !f.Existed, Exact: true}, nil
+		return Undone{Bytes: f.Original, Remove: !f.Existed}, nil
 	case current == nil:
-		u := Undone{Remove: true, Exact: !f.Existed}
+		u := Undone{Remove: true}
 		if f.Existed {
 			u.Conflicts = []Conflict{{Path: f.Path, Msg: "was removed since; it is left removed"}}
 		}
 		return u, nil
 	case f.Existed && bytes.Equal(current, f.Original):
-		return Undone{Bytes: f.Original, Exact: true}, nil
+		return Undone{Bytes: f.Original}, nil
 	case f.Kind == KindHosts:
 		rest := replaceMarkedHost(current, markedHost(f.Original))
 		return Undone{Bytes: rest, Remove: !f.Existed && len(rest) == 0}, nil
 	case !f.Existed:
 		return Undone{Bytes: current, Remove: true, Keep: true, Conflicts: []Conflict{{
-			Path: f.Path, Msg: "was edited since we made it; it is removed, the edited file is kept beside it as " + savedName(f.Path),
+			Path: f.Path, Msg: "was edited since we made it; it is removed, the edited file is kept beside it as " + SavedName(f.Path),
 		}}}, nil
 	case f.Kind == KindProperties:
 		return f.undoProperties(current)
@@ -263,7 +261,7 @@ func marked(src []byte) bool {
 // whole restores the original.
 func (f *FileRecord) whole(why string) Undone {
 	return Undone{Bytes: f.Original, Keep: true, Conflicts: []Conflict{{
-		Path: f.Path, Msg: why + "; the former file is put back, the edited one is kept beside it as " + savedName(f.Path),
+		Path: f.Path, Msg: why + "; the former file is put back, the edited one is kept beside it as " + SavedName(f.Path),
 	}}}
 }
 
@@ -407,9 +405,7 @@ func dropLines(src []byte, k Key, effective bool) ([]byte, error) {
 }
 
 // SavedName returns the path for a copy of an edited file that an undo replaces.
-func SavedName(path string) string { return savedName(path) }
-
-func savedName(path string) string { return path + ".amsagent-saved" }
+func SavedName(path string) string { return path + ".amsagent-saved" }
 
 // sumOf returns "" for a missing file.
 func sumOf(b []byte) string {

@@ -315,7 +315,7 @@ func TestRollbackKeepsEveryCopy(t *testing.T) {
 	_, _, j := interrupted(t, s, 5)
 	i := slices.IndexFunc(j.Files, func(f journalFile) bool { return strings.HasSuffix(f.Target, ".properties") })
 	f := j.Files[i]
-	saved := savedName(f.Target)
+	saved := SavedName(f.Target)
 	texts := map[string]string{f.Target: "into the new one\n", f.Backup: "into the old one\n", saved: "an edit of last year\n"}
 	for name, text := range texts {
 		must.OK(t, os.WriteFile(filepath.Join(s.Root, name), []byte(text), 0o644))

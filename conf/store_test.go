@@ -344,7 +344,7 @@ func TestPlanKeepsEachByte(t *testing.T) {
 			}
 			edited := form("db.host=\\uZZZZ\n")
 			must.OK(t, os.WriteFile(s.Root+app, []byte(edited), 0o644))
-			before[savedName(app)] = "-rw-r----- " + edited
+			before[SavedName(app)] = "-rw-r----- " + edited
 			must.OK(t, planUndo(t, s).CommitUndo("leave"))
 			same("left after edits", before)
 		})
@@ -511,7 +511,7 @@ func TestSecondJoinKeepsAnEditedFile(t *testing.T) {
 	if p := join(); len(p.Conflicts) != 1 {
 		t.Error(p.Conflicts)
 	}
-	if f, err := s.Read(savedName(containerPath)); err != nil || string(f.Bytes) != edited {
+	if f, err := s.Read(SavedName(containerPath)); err != nil || string(f.Bytes) != edited {
 		t.Errorf("kept %q, %v", f.Bytes, err)
 	}
 	undoAll(t, s)
@@ -745,7 +745,7 @@ func TestRevertTorn(t *testing.T) {
 				t.Fatal(err, conflicts)
 			}
 			if half := cut(string(stored(t, b))); half != "" {
-				want[savedName(path)] = "-rw-r----- " + half
+				want[SavedName(path)] = "-rw-r----- " + half
 			}
 			if d := cmp.Diff(want, snapshot(t, s)); d != "" {
 				t.Errorf("(-want +got):\n%s", d)
@@ -1209,13 +1209,13 @@ func TestBounds(t *testing.T) {
 		text  string
 		want  string
 	}{{4, "#\n#\n", ""}, {4, "#\n", "-1"}, {0, "#\n", "-1"}, {MaxSettings + 2, "#\n", "-1"}} {
-		large(savedName("/one"), tt.saved)
+		large(SavedName("/one"), tt.saved)
 		p := s.NewPlan(nil)
-		p.Conflicts = []Conflict{{Path: "/one", Msg: "kept as " + savedName("/one")}}
+		p.Conflicts = []Conflict{{Path: "/one", Msg: "kept as " + SavedName("/one")}}
 		if err := p.keep(File{Path: "/one", Bytes: []byte(tt.text)}); err != nil || len(p.files) != 1 {
 			t.Fatalf("%+v: %d copies, %v", tt, len(p.files), err)
 		}
-		want := savedName("/one") + tt.want
+		want := SavedName("/one") + tt.want
 		if got := p.files[0].Before; got.Path != want || p.Conflicts[0].Msg != "kept as "+want {
 			t.Errorf("%+v: %s, %+v", tt, got.Path, p.Conflicts)
 		}

@@ -49,10 +49,10 @@ func TestTornFile(t *testing.T) {
 			half := cut(string(stored(t, b)))
 			must.OK(t, os.WriteFile(real, []byte(half), 0o640))
 			kept := func(all map[string]string) map[string]string {
-				if text := all[savedName(path)]; !strings.HasSuffix(text, half) || (text == "") != (half == "") {
+				if text := all[SavedName(path)]; !strings.HasSuffix(text, half) || (text == "") != (half == "") {
 					t.Errorf("kept is %q", text)
 				}
-				delete(all, savedName(path))
+				delete(all, SavedName(path))
 				return all
 			}
 			p := planCluster(t, s, host)
