@@ -247,7 +247,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	if len(spans) > 0 || f.Mode != mode {
 		f.record = newFileRecord(t.Path, t.Kind, original, after, spans, now)
 		f.record.Mode, f.record.WrittenMode = mode, f.Mode
-		if rec != nil && f.record.Valve == "" {
+		if rec != nil && !hasRemoteIPValve(original) {
 			f.record.Valve = rec.Valve
 		}
 	}
@@ -422,6 +422,9 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 		if rec == nil || p.record.File(f.Before.Path) != nil {
 			rec = newFileRecord(f.Before.Path, f.Kind, f.Before.Bytes, f.After, nil, f.Before)
 			rec.WrittenMode = f.Mode
+			if f.record != nil && hasRemoteIPValve(f.Before.Bytes) {
+				rec.Valve = f.record.Valve
+			}
 		}
 		back.Files = append(back.Files, rec)
 	}

@@ -441,6 +441,19 @@ func TestUndoOfAnUpgradeToMarks(t *testing.T) {
 	}
 }
 
+// planContainer plans the container of a join, with its valve or without.
+func planContainer(t *testing.T, p *Plan, removes bool) {
+	t.Helper()
+	must.OK(t, p.Edit(Target{Path: containerPath, Kind: KindContainer}, func(src []byte) ([]Span, error) {
+		c := mustContainer(t, string(src))
+		must.OK(t, c.SetMode(ModeCluster))
+		if removes {
+			must.OK(t, c.RemoveRemoteIPValve())
+		}
+		return c.Spans(), nil
+	}))
+}
+
 // TestRemovedValveIsRemembered: an operator edits the file without its valve, and a second join takes that file for the
 // original. The leave still names the valve, unless the operator put it back.
 func TestRemovedValveIsRemembered(t *testing.T) {
@@ -464,14 +477,7 @@ func TestRemovedValveIsRemembered(t *testing.T) {
 				q.Set("clusterdb.host", host, nil)
 				return q.Spans(), nil
 			}))
-			must.OK(t, p.Edit(Target{Path: containerPath, Kind: KindContainer}, func(src []byte) ([]Span, error) {
-				c := mustContainer(t, string(src))
-				must.OK(t, c.SetMode(ModeCluster))
-				if removes {
-					must.OK(t, c.RemoveRemoteIPValve())
-				}
-				return c.Spans(), nil
-			}))
+			planContainer(t, p, removes)
 			must.OK(t, p.Commit("join"))
 			return p
 		}
@@ -486,6 +492,29 @@ func TestRemovedValveIsRemembered(t *testing.T) {
 		if named := len(undo.Conflicts) == 1 && strings.Contains(undo.Conflicts[0].Msg, remoteIPValve); named == tt.stays {
 			t.Errorf("%s: left: %v", name, undo.Conflicts)
 		}
+	}
+}
+
+// TestRevertNamesTheValve: a second join that removed the valve is reverted in a file that was edited since.
+func TestRevertNamesTheValve(t *testing.T) {
+	s := newTree(t)
+	join := func(removes bool) *Plan {
+		record, err := s.Record()
+		must.OK(t, err)
+		p := s.NewPlan(record)
+		planContainer(t, p, removes)
+		must.OK(t, p.Commit("join"))
+		return p
+	}
+	join(false)
+	second := join(true)
+	replaceIn(t, s, containerPath, "a > b", "combined")
+	conflicts, err := second.Revert("rollback")
+	if err != nil || len(conflicts) != 1 || !strings.Contains(conflicts[0].Msg, remoteIPValve) {
+		t.Errorf("%v, %v", conflicts, err)
+	}
+	if f, err := s.Read(containerPath); err != nil || mustContainer(t, string(f.Bytes)).Mode() != ModeCluster {
+		t.Errorf("%v:\n%s", err, f.Bytes)
 	}
 }
 
