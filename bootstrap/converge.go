@@ -31,16 +31,15 @@ const (
 	IDConfig = "AGENT-CONFIG"       // a setting is malformed
 )
 
-// ConvergeMode decides when the server's files may be written.
+// ConvergeMode decides when the server's files may be written: never while it runs.
 type ConvergeMode string
 
 const (
-	// convergeByCommand does not write them while the server starts or its state is unknown.
+	// convergeByCommand writes them while the server is down.
 	convergeByCommand ConvergeMode = ""
 	// ConvergeBeforeStart writes them without waiting, just before the server's start.
 	ConvergeBeforeStart ConvergeMode = "before-start"
-	// ConvergeWatch writes them only while the server is known to be stopped: a running one writes them itself, in
-	// place. The agent's own files are always written.
+	// ConvergeWatch is the daemon's. The agent's own files are always written.
 	ConvergeWatch ConvergeMode = "watch"
 )
 
@@ -100,9 +99,9 @@ type Convergence struct {
 	Incomplete bool `json:"-"`
 }
 
-// Converge restores the settings of the join, for example after an upgrade or a copy of the disk. It never starts
-// or stops the server, and does not use MongoDB: at boot it runs before the server. It returns a [PreflightError]
-// or a [FailedError].
+// Converge restores the settings of the join, for example after an upgrade or a copy of the disk. It does not use
+// MongoDB: at boot it runs before the server. It starts only a server that an interrupted join or leave stopped. It
+// returns a [PreflightError] or a [FailedError].
 func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergence, error) {
 	store := m.store()
 	if req.Mode != ConvergeBeforeStart {
@@ -156,6 +155,16 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 	c.Phase = state.Phase
 	if state.Phase != PhaseJoined {
 		c.Node = m.self(state.InstanceID, state.Address)
+		if req.Mode == ConvergeBeforeStart {
+			return c, nil
+		}
+		owed, err := m.startOwed(ctx, store)
+		switch {
+		case err != nil:
+			c.Warnings = append(c.Warnings, Finding{ID: IDService, Text: err.Error(), Hint: ams.Hint(err), Err: err})
+		case owed != nil:
+			c.Repairs = append(c.Repairs, *owed)
+		}
 		return c, nil
 	}
 	k := &converger{Machine: m, store: store, req: req, state: *state, result: c, found: found}
@@ -184,6 +193,7 @@ type converger struct {
 	found    string
 	facts    facts
 	stateErr error
+	writes   bool // the server's files
 }
 
 // run builds the node record even if err prevents repairs: the node serves.
@@ -349,10 +359,11 @@ func (k *converger) forgetAddress() {
 	}
 }
 
-func (k *converger) writes() bool {
-	// A service of unknown state may be starting, a missing unit not.
-	known := k.stateErr == nil || errors.Is(k.stateErr, ams.ErrNoUnit)
-	return k.req.Mode == convergeByCommand && known || k.stopped()
+// isDown reports whether the server's files may be written. By a command, the port decides if nothing controls the
+// server; below another root none runs.
+func (k *converger) isDown(ctx context.Context) bool {
+	unmanaged := k.stateErr == nil && !k.facts.service.Known() || errors.Is(k.stateErr, ams.ErrNoUnit)
+	return k.stopped() || k.req.Mode == convergeByCommand && unmanaged && (k.isTree() || ams.Refused(ctx, k.facts.install.BaseURL()))
 }
 
 // stopped reports whether the server's next start reads the files as they are then.
@@ -369,7 +380,8 @@ func (k *converger) mend(ctx context.Context) error {
 	if k.req.Mongo.IsZero() {
 		k.warn(IDMongo, "no MongoDB address is known; the files were not looked at")
 	} else {
-		k.checkPlan(k.store, JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve, DryRun: !k.writes()}, f)
+		k.writes = k.isDown(ctx)
+		k.checkPlan(k.store, JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve, DryRun: !k.writes}, f)
 		if len(f.failed) > 0 {
 			return &PreflightError{Findings: f.failed, State: k.found}
 		}
@@ -391,19 +403,14 @@ func (k *converger) mend(ctx context.Context) error {
 	k.limit()
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
-	if changed {
-		if err := k.checkStarted(ctx); err != nil {
-			return err
-		}
-	}
-	k.noteWritten(changed)
+	k.noteRestart()
 	if changed || k.state != *f.state {
 		if err := k.begin(ctx, k.found); err != nil {
 			return err
 		}
 	}
 	release := k.state.Release
-	if changed && k.writes() {
+	if changed && k.writes {
 		// After the write: standalone files of the state's release count as made by hand.
 		k.state.Release = f.state.Release
 	}
@@ -421,22 +428,7 @@ func (k *converger) mend(ctx context.Context) error {
 			return err
 		}
 	}
-	if k.req.Mode == convergeByCommand && !k.writes() && len(k.result.Differences) > 0 {
-		return k.unwritten(ctx, changed || k.state != *f.state)
-	}
 	return nil
-}
-
-func (k *converger) unwritten(ctx context.Context, own bool) error {
-	err := cmp.Or(context.Cause(ctx), k.stateErr)
-	state := k.found
-	if own {
-		state = "the agent's own files were written, those of Ant Media Server were not"
-	}
-	return &FailedError{
-		Step: "asking for the state of the service", Err: err, State: state, Unknown: isTimeout(err),
-		Hint: cmp.Or(ams.Hint(err), "run the same command again; the files are put right just before the server starts, too"),
-	}
 }
 
 func (k *converger) save(before State) error {
@@ -492,7 +484,7 @@ func (k *converger) limit() {
 	if f.plan == nil {
 		return
 	}
-	if k.writes() {
+	if k.writes {
 		if f.install.Release.Known() && !k.result.Standalone {
 			k.state.Release = f.install.Release.String()
 		}
@@ -531,33 +523,27 @@ func agentsOwn(path string) bool {
 	return path == ams.DropInPath || path == MongoPath || path == hostsPath
 }
 
-// noteWritten records whether the running server must be restarted.
-func (k *converger) noteWritten(changed bool) {
+// noteRestart records whether the running server has another address than its drop-in.
+func (k *converger) noteRestart() {
 	f := &k.facts
-	if k.stopped() || !k.state.FilesWritten.IsZero() && !k.olderThanFiles(&k.state, f.service) {
-		k.state.RestartPending, k.state.FilesWritten = false, time.Time{}
+	started := k.serverStarted(f.service)
+	if k.stopped() || k.state.RestartPending && !started.IsZero() && !ams.EditedAfter(k.Root, ams.DropInPath, started) {
+		k.state.RestartPending = false
 	}
-	if k.up() && !k.stopped() && changed && needsRestart(f.plan) {
-		k.state.FilesWritten = time.Now().UTC().Truncate(time.Second)
+	if k.up() && !k.stopped() && f.plan != nil && needsRestart(f.plan) {
+		k.state.RestartPending = true
 	}
-	k.result.RestartNeeded = k.state.RestartPending || !k.state.FilesWritten.IsZero() || len(k.result.Differences) > 0
-}
-
-func (m *Machine) olderThanFiles(s *State, service ams.State) bool {
-	return s != nil && !s.FilesWritten.IsZero() && !m.serverStarted(service).After(s.FilesWritten.Add(time.Second))
+	k.result.RestartNeeded = k.state.RestartPending || len(k.result.Differences) > 0
 }
 
 func (k *converger) write(ctx context.Context) error {
 	f := &k.facts
 	paths := f.plan.ChangedPaths()
-	if before, err := k.commit(ctx); err != nil {
-		state, hint := leftBy(err, before, "the files are those of a cluster node")
-		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(deniedHint(err), hint)}
+	if err := f.plan.Commit("join"); err != nil {
+		state, hint := leftBy(err, k.found, "the files are those of a cluster node")
+		return &FailedError{Step: stepWrite, Err: err, State: state, Hint: cmp.Or(deniedHint(err), hint)}
 	}
 	k.repaired(IDDrift, "not as joined, and written again: %s", joinPaths(paths))
-	if k.req.Mode == ConvergeWatch {
-		k.startedMeanwhile(ctx)
-	}
 	if slices.Contains(paths, ams.DropInPath) {
 		ctx, cancel := context.WithTimeout(ctx, reloadTime)
 		defer cancel()
@@ -566,70 +552,6 @@ func (k *converger) write(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// checkStarted returns an error if a command would write while the server starts: it may save settings that it read
-// before. Join and leave restart it.
-func (k *converger) checkStarted(ctx context.Context) error {
-	if k.req.Mode != convergeByCommand || !k.up() {
-		return nil
-	}
-	const starting = "Ant Media Server is starting, and would write over its files what it has read before"
-	server := k.Server()
-	answers := server.look(ctx)
-	// While its context is made, an application answers 500, as a broken one does. So the server's age decides.
-	started := server.askService(ctx)
-	young := !started.IsZero() && time.Since(started) < startingTime
-	starts := len(answers) == 0 || slices.ContainsFunc(answers, func(a ams.AppAnswer) bool {
-		return a.State == ams.AppStarting || young && !a.Serves()
-	})
-	err := context.Cause(ctx) // after the end of ctx no application is called
-	switch {
-	case err == nil && !starts:
-		return nil
-	case err == nil:
-		err = errors.New(starting) //nolint:staticcheck // a name
-	}
-	return &FailedError{
-		Step: "writing the configuration", Err: err, State: k.found, Unknown: isTimeout(ctx.Err()),
-		Hint: "run the same command again when it serves, or restart it: its files are put right just before it starts",
-	}
-}
-
-// startedMeanwhile records a pending restart if the server was started during the write. With a drop-in, systemd
-// runs the agent before each start.
-func (k *converger) startedMeanwhile(ctx context.Context) {
-	written := time.Now()
-	if !k.stopped() || k.DropIn {
-		return
-	}
-	now, err := k.Service.State(ctx)
-	if err != nil || now.Dead() || !now.Known() || now.Started.After(written) {
-		return
-	}
-	if !needsRestart(k.facts.plan) {
-		return
-	}
-	k.state.FilesWritten = written.UTC().Truncate(time.Second)
-	k.result.RestartNeeded = true
-	if err := saveState(k.store, k.state); err != nil {
-		k.warn(IDRecord, "the server was started while its files were written, which could not be noted: %v", err)
-	}
-}
-
-// commit repeats only a complete plan after a conflict. before describes the files if the last commit failed
-// completely.
-func (k *converger) commit(ctx context.Context) (before string, err error) {
-	f := &k.facts
-	if !k.writes() {
-		return k.found, f.plan.Commit("join")
-	}
-	j := &joiner{
-		Machine: k.Machine, store: k.store, facts: f, found: k.found, result: &JoinResult{},
-		req: JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve},
-	}
-	err = j.commit(ctx)
-	return j.before(), err
 }
 
 func (k *converger) node() {

@@ -100,7 +100,14 @@ func (m *Machine) StopServer(ctx context.Context) (time.Time, error) {
 	if !st.Known() {
 		return time.Time{}, fmt.Errorf("stopping Ant Media Server: %w", ams.ErrNotManaged)
 	}
-	switch s, err := loadState(m.store()); {
+	s, err := loadState(m.store())
+	if err == nil && s != nil && s.Start {
+		s.Start = false // a drain's stop is meant
+		if err := saveState(m.store(), *s); err != nil {
+			return time.Time{}, err
+		}
+	}
+	switch {
 	case st.Dead():
 	case err == nil && s == nil:
 		// The machine has left meanwhile.

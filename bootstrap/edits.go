@@ -65,7 +65,6 @@ type edits struct {
 	// private reports that the files will hold a password. owner is the installation's user id.
 	private bool
 	owner   int
-	former  *conf.Plan // committed last, or nil
 }
 
 type setting struct {
@@ -99,7 +98,6 @@ func appSettings(form string) []setting {
 // planJoin joins the errors of all files that cannot be edited.
 func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, error) {
 	plan := store.NewPlan(record)
-	plan.Follow(e.former)
 	var errs []error
 	edit := func(path string, kind conf.Kind, mode fs.FileMode, f func([]byte) ([]conf.Span, error)) {
 		t := conf.Target{Path: path, Kind: kind, CreateMode: mode, Private: e.private && kind == conf.KindProperties, Owner: e.owner}

@@ -103,7 +103,7 @@ func (m *Machine) inspectPlan(store *conf.Store, req JoinRequest, f *facts, in *
 	}
 	if in.Writable = m.Euid == 0 || m.Root != ""; in.Writable {
 		// All files: an upgrade may restore any.
-		checkWritable(store, f.install.Dir, f.plan.Files(), f)
+		checkWritable(store, f.plan.Files(), f)
 	}
 }
 

@@ -4,7 +4,6 @@
 package bootstrap
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -18,7 +17,6 @@ import (
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/plain"
 	"github.com/amsagent/amsagent/internal/seconds"
-	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/metadata"
 )
 
@@ -119,15 +117,6 @@ type JoinResult struct {
 	Notes        []string      `json:"notes,omitempty"` // on this machine's cloud and tags
 }
 
-const (
-	// replans bounds the plans after a conflict with the server's writes.
-	replans = 8
-	// replanPause is between them: the server saves several settings in a row.
-	replanPause = 100 * time.Millisecond
-	// saveTime generously bounds one save by the server, which rewrites the whole file.
-	saveTime = 50 * time.Millisecond
-)
-
 // Join makes this machine a node, verifies that and starts the daemon. It returns a [PreflightError] or a
 // [FailedError].
 func (m *Machine) Join(ctx context.Context, req JoinRequest) (*JoinResult, error) {
@@ -164,6 +153,12 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 			return nil, notRecovered(err, leaveFirst, untouched)
 		}
 	}
+	j := &joiner{Machine: m, store: store, facts: f, found: found, untilServed: true, locked: lock}
+	defer func() {
+		if !j.changing && !req.DryRun && !req.Offline {
+			m.startAfterRefusal(ctx, store)
+		}
+	}()
 	if err := m.preflight(ctx, store, req, f); err != nil {
 		return nil, &FailedError{Step: "looking at this machine", Err: err, State: found}
 	}
@@ -188,7 +183,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	if req.AddressKept && isCopy(f.state, f.inst.ID) {
 		req.Given = req.Given.withoutAddress()
 	}
-	j := &joiner{Machine: m, store: store, req: req, facts: f, found: found, untilServed: true, locked: lock}
+	j.req = req
 	j.result = &JoinResult{
 		Release: f.install.Release.String(), Instance: f.inst, Address: f.address,
 		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
@@ -256,8 +251,9 @@ type joiner struct {
 	registered bool
 	former     cluster.Node
 	history    []cluster.Event
-	// unstopped is why a rollback could not stop the server.
-	unstopped error
+	// changing: the server's files are being changed. wrote: they may be this join's. down: the server ran, and could not be
+	// started again.
+	changing, wrote, down bool
 }
 
 func (j *joiner) run(ctx context.Context) error {
@@ -290,7 +286,7 @@ func (j *joiner) run(ctx context.Context) error {
 		return nil
 	}
 	// An interrupted join may have stopped it.
-	j.wasRunning = running || (f.state != nil && f.state.WasRunning)
+	j.wasRunning = running || j.owesStart(f.state)
 	unchanged := len(f.plan.Changed()) == 0
 	if unchanged && !j.result.RestartNeeded && f.state != nil && f.state.Phase == PhaseJoined {
 		return j.confirm(ctx)
@@ -304,13 +300,8 @@ func (j *joiner) run(ctx context.Context) error {
 	if err := j.apply(ctx, restart); err != nil {
 		return err
 	}
-	if err := j.restart(ctx, restart); err != nil {
-		return j.failed(ctx, "starting Ant Media Server", err)
-	}
-	if j.result.Restarted {
-		if err := j.save(PhaseJoining, false); err != nil {
-			j.log().Warn("the state file could not be written", "error", err)
-		}
+	if err := j.change(ctx, restart); err != nil {
+		return err
 	}
 	ev, err := j.verify(ctx)
 	if _, ok := errors.AsType[*NotServingError](err); ok {
@@ -326,7 +317,7 @@ func (j *joiner) run(ctx context.Context) error {
 func (j *joiner) mustRestart() bool {
 	f := j.facts
 	// A service command gets the address at the start. No file shows it.
-	owed := f.state != nil && (f.state.RestartPending || j.olderThanFiles(f.state, f.service) || f.state.Address != f.address.Addr.String())
+	owed := f.state != nil && (f.state.RestartPending || f.state.Address != f.address.Addr.String())
 	restart := owed || needsRestart(f.plan)
 	if _, in := j.alreadySeen(); in && !owed && j.dropInAlone() {
 		// Another tool made this server a node with this address. The drop-in only repeats it.
@@ -392,9 +383,9 @@ func (j *joiner) offline(ctx context.Context) error {
 	if err := j.begin(ctx, j.found); err != nil {
 		return err
 	}
-	if err := j.commit(ctx); err != nil {
-		state, hint := leftBy(err, j.before(), "the files are those of a cluster node")
-		return &FailedError{Step: "writing the configuration", Err: err, State: state, Hint: cmp.Or(deniedHint(err), hint)}
+	if err := j.commit(f.plan); err != nil {
+		state, hint := leftBy(err, j.found, "the files are those of a cluster node")
+		return &FailedError{Step: stepWrite, Err: err, State: state, Hint: cmp.Or(deniedHint(err), hint)}
 	}
 	j.say("edited %s; nothing else was touched", plural(len(f.plan.Changed()), "file"))
 	return nil
@@ -432,7 +423,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	kept = kept || j.facts.state.Hardware != metadata.Hardware(j.Root)
 	if j.forgetDrain() || stopped || kept || len(j.result.Changes) > 0 {
 		// A running daemon, and the end of a drain, look at the state file for a join.
-		if err := j.save(PhaseJoined, false); err != nil {
+		if err := j.save(State{Phase: PhaseJoined}); err != nil {
 			return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 		}
 	}
@@ -544,10 +535,11 @@ func (j *joiner) drainStep() string {
 	return drain.Step
 }
 
-// apply writes the state first: a leave after a crash must know of the node record.
+// apply writes the state first: a leave after a crash must know of the node record. The agent's own files come before
+// the stop, whose time is in the drop-in.
 func (j *joiner) apply(ctx context.Context, restart bool) error {
 	f := j.facts
-	err := j.save(PhaseJoining, restart)
+	err := j.save(State{Phase: PhaseJoining, RestartPending: restart, Start: j.owesStart(f.state)})
 	if err == nil {
 		_, err = j.keepGiven()
 	}
@@ -560,45 +552,69 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 	if err := j.enter(ctx); err != nil {
 		return &FailedError{Step: "writing the registry", Err: err, State: j.asFound()}
 	}
-	if len(f.plan.Changed()) == 0 {
+	if err := j.commit(f.plan.Only(agentsOwn)); err != nil {
+		return j.failed(ctx, stepWrite, err)
+	}
+	if !f.service.Known() {
 		return nil
 	}
-	if err := j.commit(ctx); err != nil {
-		const step = "writing the configuration"
-		bound, cancel := after(ctx, mongoTime)
-		defer cancel()
-		j.failedRow(bound, step+": "+err.Error())
-		e := &FailedError{Step: step, Err: err, Hint: deniedHint(err)}
-		_, unfinished := errors.AsType[*conf.UnfinishedError](err)
-		switch {
-		case unfinished:
-		case len(j.done) > 0:
-			return j.failed(ctx, step, err) // an earlier round wrote files
-		default:
-			e.State = j.asFound()
-			return e
-		}
-		// The state stays for the next run.
-		e.State, e.Hint = leftBy(err, j.before(), "the files are those of a cluster node, Ant Media Server was not restarted")
-		return e
+	if err := j.Service.Reload(ctx); err != nil {
+		return j.failed(ctx, stepStart, err)
 	}
-	j.say("wrote %s", plural(len(f.plan.Changed()), "file"))
 	return nil
 }
 
-// writtenOver returns files that changed soon after the commit.
-func (m *Machine) writtenOver(ctx context.Context, plan *conf.Plan) []string {
-	changed := plan.Changed()
-	if len(changed) == 0 || !sleep.For(ctx, saveTime) {
+// change writes the server's files and starts it, unless it runs and needs no restart. Its files keep their
+// permissions then, until its next start.
+func (j *joiner) change(ctx context.Context, restart bool) error {
+	f := j.facts
+	managed := f.service.Known()
+	if !restart && f.service.Running() {
 		return nil
 	}
-	var paths []string
-	for _, f := range changed {
-		if now, err := m.store().Read(f.Before.Path); err == nil && !bytes.Equal(now.Bytes, f.After) {
-			paths = append(paths, f.Before.Path)
+	if !managed && restart {
+		j.say("%s is not managed here: start it, or restart it, now", "Ant Media Server")
+	}
+	j.changing, j.result.Restarted = true, managed
+	step, err := j.Machine.change(ctx, serverChange{
+		managed: managed, ran: j.wasRunning, start: true, former: previousAddress(f.state), address: f.address.Addr,
+		save: func(start bool) error {
+			return j.save(State{Phase: PhaseJoining, RestartPending: restart && !j.wrote, Start: start})
+		},
+		write: func() error {
+			// It saved its settings as it ended, and the own files are in the record now.
+			plan, err := j.replan(j.req)
+			if err != nil {
+				return err
+			}
+			f.plan, j.result.Files = plan, mergeResults(j.result.Files, fileResults(plan))
+			if err = j.commit(plan); err == nil || isHalfChanged(err) {
+				j.wrote, j.startedAt = true, time.Now()
+			}
+			return err
+		},
+		back: func() error {
+			_, err := j.revert(ctx, false)
+			return err
+		},
+	})
+	if err != nil {
+		j.down = errors.Is(err, errDown)
+		return j.failed(ctx, step, err)
+	}
+	return nil
+}
+
+// mergeResults keeps the files that were written before the second plan.
+func mergeResults(was, is []FileResult) []FileResult {
+	for i := range is {
+		for _, w := range was {
+			if w.Path == is[i].Path && w.Changed && !is[i].Changed {
+				is[i] = w
+			}
 		}
 	}
-	return paths
+	return is
 }
 
 // asFound restores the state file and returns an error's State.
@@ -609,52 +625,28 @@ func (j *joiner) asFound() string {
 	return j.found
 }
 
-// before is the State if the last commit changed nothing.
-func (j *joiner) before() string {
-	if len(j.done) > 0 {
-		return "the files were written, and some of them have been changed since; the next run of the same command writes those again"
+func (j *joiner) commit(plan *conf.Plan) error {
+	n := len(plan.Changed())
+	if n == 0 {
+		return nil
 	}
-	return j.found
+	if err := plan.Commit("join"); err != nil {
+		return err
+	}
+	j.done = append(j.done, plan)
+	if !j.req.Offline {
+		j.say("wrote %s", plural(n, "file"))
+	}
+	return nil
 }
 
-// commit plans again if the server wrote a file meanwhile, or saves older values over it.
-func (j *joiner) commit(ctx context.Context) error {
+// save completes s.
+func (j *joiner) save(s State) error {
 	f := j.facts
-	for try := 1; ; try++ {
-		err := f.plan.Commit("join")
-		if err == nil {
-			j.done = append(j.done, f.plan)
-			paths := j.writtenOver(ctx, f.plan)
-			if len(paths) == 0 || try == replans {
-				return nil
-			}
-			err = fmt.Errorf("%s: %w", joinPaths(paths), conf.ErrChanged)
-		} else if !mayReplan(err) || try == replans || !pauseAbout(ctx, replanPause) {
-			return err
-		}
-		j.say("%v: planning again", err)
-		plan, perr := j.replan(j.req)
-		if perr != nil {
-			return errors.Join(err, perr)
-		}
-		f.plan, j.result.Files = plan, fileResults(plan)
-	}
-}
-
-// mayReplan reports whether a commit lost a race without a trace.
-func mayReplan(err error) bool {
-	_, unfinished := errors.AsType[*conf.UnfinishedError](err)
-	return errors.Is(err, conf.ErrChanged) && !unfinished
-}
-
-func (j *joiner) save(phase Phase, restart bool) error {
-	f := j.facts
-	s := State{
-		Phase: phase, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Hardware: metadata.Hardware(j.Root), Role: j.req.Role, Group: j.req.Group,
-		RestartPending: restart, WasRunning: phase == PhaseJoining && j.wasRunning, WasJoined: phase == PhaseJoining && j.wasJoined(),
-		Provider: f.provider(), Release: f.install.Release.String(),
-		Since: time.Now().UTC().Truncate(time.Second),
-	}
+	s.InstanceID, s.Address, s.Hardware = f.inst.ID, f.address.Addr.String(), metadata.Hardware(j.Root)
+	s.Role, s.Group, s.Provider, s.Release = j.req.Role, j.req.Group, f.provider(), f.install.Release.String()
+	s.WasJoined = s.Phase == PhaseJoining && j.wasJoined()
+	s.Boot, s.Since = j.bootID(), time.Now().UTC().Truncate(time.Second)
 	if f.state != nil {
 		s.Standalone = f.state.Standalone
 	}
@@ -674,22 +666,19 @@ func (j *joiner) unproved() bool {
 	return s != nil && s.Phase != PhaseJoined && !s.WasJoined
 }
 
-// runsNew reports whether the server may run with the join's files. A rollback must then restart it.
-func (j *joiner) runsNew() bool { return j.result.Restarted || j.unproved() }
-
-// saveUndoing records that the next command, after a kill, must restart the server.
-func (j *joiner) saveUndoing() error {
-	if s := j.facts.state; j.wasJoined() {
-		back := *s
-		back.RestartPending, back.WasRunning = j.runsNew(), j.wasRunning
-		return saveState(j.store, back)
-	}
+// saveUndoing lets the next command, after a kill, finish: a join of a machine that was a node, else a leave.
+func (j *joiner) saveUndoing(start bool) error {
 	f := j.facts
-	return saveState(j.store, State{
+	s := State{
 		Phase: PhaseLeaving, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
-		RestartPending: j.runsNew(), WasRunning: j.wasRunning, Since: time.Now().UTC().Truncate(time.Second),
 		Standalone: f.state != nil && f.state.Standalone,
-	})
+	}
+	if j.wasJoined() {
+		s = *f.state
+		s.Phase, s.WasJoined = PhaseJoining, true
+	}
+	s.Start, s.Boot, s.Since = start, j.bootID(), time.Now().UTC().Truncate(time.Second)
+	return saveState(j.store, s)
 }
 
 func (j *joiner) restoreState() error {
@@ -701,64 +690,6 @@ func (j *joiner) restoreState() error {
 		return err
 	}
 	return saveState(j.store, *s)
-}
-
-func (j *joiner) restart(ctx context.Context, restart bool) error {
-	f := j.facts
-	if j.SetAddress != nil {
-		j.SetAddress(f.address.Addr)
-	}
-	if !f.service.Known() {
-		if restart {
-			j.say("%s is not managed here: start it, or restart it, now", "Ant Media Server")
-		}
-		return nil
-	}
-	if !restart && f.service.Running() {
-		if j.DropIn {
-			// For the running server's stop timeout.
-			return j.Service.Reload(ctx)
-		}
-		return nil
-	}
-	if err := j.Service.Reload(ctx); err != nil {
-		return err
-	}
-	j.startedAt = time.Now()
-	j.result.Restarted = true
-	// A starting server may have read its old files.
-	if !f.service.Running() && (!restart || !f.service.Starting()) {
-		j.say("starting %s", j.Service.Name())
-		return j.Service.Start(ctx)
-	}
-	j.say("restarting %s", j.Service.Name())
-	if err := j.Service.Restart(ctx); err != nil {
-		return err
-	}
-	return j.writeAgain(ctx)
-}
-
-// writeAgain repeats the commit if the former server saved old settings at its end, as a starting application
-// does. The new server has read them and may save them, so it is stopped for that.
-func (j *joiner) writeAgain(ctx context.Context) error {
-	plan, err := j.changed()
-	if err != nil || !needsRestart(plan) {
-		return nil //nolint:nilerr // warnDrift reports it
-	}
-	j.say("%s saved its settings over the join's: writing them again while it is stopped", "Ant Media Server")
-	return j.whileStopped(ctx, func(unstopped error) error {
-		if unstopped != nil {
-			return unstopped // the rollback restores all files
-		}
-		plan, err := j.changed()
-		if err != nil {
-			return err
-		}
-		j.facts.plan = plan
-		err = j.commit(ctx)
-		j.startedAt = time.Now()
-		return err
-	})
 }
 
 const finishTime = electionTime + 15*time.Second
@@ -777,7 +708,7 @@ func (j *joiner) finish(ctx context.Context) error {
 	j.dropMongo()
 	err := keepConfig(j.store, j.req.Config)
 	if err == nil {
-		err = j.save(PhaseJoined, false)
+		err = j.save(State{Phase: PhaseJoined})
 	}
 	if err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
@@ -838,9 +769,6 @@ func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 	}
 	f := j.facts
 	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, state: f.state, skipApps: f.skipApps}
-	if n := len(j.done); n > 0 {
-		g.former = j.done[n-1]
-	}
 	j.checkPlan(j.store, req, g)
 	if len(g.failed) > 0 {
 		return nil, &PreflightError{Findings: g.failed}
@@ -850,136 +778,104 @@ func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 
 func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	e := &FailedError{Step: step, Err: cause, Hint: j.elsewhereHint(cause)}
-	bound, cancel := after(ctx, rollbackTime)
+	bound, cancel := after(ctx, rollbackTime+j.facts.service.StopTimeout)
 	defer cancel()
-	if j.req.OnFailure == Keep || !j.facts.service.Known() {
+	row := step + ": " + cause.Error()
+	if _, unfinished := errors.AsType[*conf.UnfinishedError](cause); unfinished {
+		// The state stays for the next run.
+		j.failedRow(bound, row)
+		e.State, e.Hint = leftBy(cause, "the server's files are as before", "the files are those of a cluster node")
+		e.State += "; of Ant Media Server: " + j.serverNow(bound)
+		return e
+	}
+	if j.wrote && (j.req.OnFailure == Keep || !j.facts.service.Known()) {
 		e.Unknown = isTimeout(cause)
 		// With this reason, the next join does not treat this one as interrupted.
-		j.setRow(bound, cluster.StateJoining, step+": "+cause.Error())
+		j.setRow(bound, cluster.StateJoining, row)
 		e.State = "the files are those of a cluster node; whether Ant Media Server joins is not known"
 		if e.Hint == "" {
 			e.Hint = "look with 'amsagent status', or undo it with 'amsagent leave'"
 		}
 		return e
 	}
+	e.Hint = cmp.Or(e.Hint, deniedHint(cause))
 	why := cause.Error()
 	if ctx.Err() != nil && context.Cause(ctx) != nil {
 		why = context.Cause(ctx).Error() // not the error that a call made of it
 	}
 	j.say("rolling back: %s", why)
-	e.State = j.rollBack(bound, step+": "+cause.Error())
-	j.failedRow(bound, step+": "+cause.Error())
+	e.State = j.rollBack(bound, row)
+	j.failedRow(bound, row)
 	return e
 }
 
 // rollBack describes its result in a sentence.
 func (j *joiner) rollBack(ctx context.Context, reason string) string {
-	if err := j.saveUndoing(); err != nil {
-		j.log().Warn("the state file could not be written", "error", err)
+	f := j.facts
+	// The files of an unproved join are no state to restore.
+	touched := j.wrote || j.changing && j.unproved()
+	var conflicts []conf.Conflict
+	revert := func() (err error) {
+		conflicts, err = j.revert(ctx, touched)
+		return err
 	}
-	start, done := j.Service.Start, slices.Clone(j.done)
-	record, _ := j.store.Record() // revert reports the error
-	if j.runsNew() {
+	step, err := stepWrite, error(nil)
+	if touched {
 		j.result.Restarted = j.result.Restarted || j.wasRunning // it is started below
-		// First: a starting application saves its settings as it ends, over restored files.
-		if j.unstopped = j.end(ctx); j.unstopped != nil {
-			start = j.Service.Restart
-		}
+		step, err = j.Machine.change(ctx, serverChange{
+			managed: f.service.Known(), ran: j.wasRunning, start: j.wasRunning, former: f.address.Addr, address: previousAddress(f.state),
+			save: j.saveUndoing, write: revert,
+		})
+	} else {
+		err = revert()
 	}
-	conflicts, err := j.revert(ctx)
-	put := j.contents(record)
-	ctx, cancel := after(ctx, rollbackTime) // never leave the server stopped
-	defer cancel()
-	if err != nil {
-		if j.runsNew() && j.wasRunning {
-			err = errors.Join(err, start(ctx))
+	if err != nil && step != stepStart {
+		if step != stepStop {
+			step = "the files could not be put back"
 		}
 		state, hint := leftBy(err, "they are still those of a cluster node", "they are as before")
-		return fmt.Sprintf("the files could not be put back (%v); %s: %s", err, state, cmp.Or(hint, "run 'amsagent leave'"))
+		return fmt.Sprintf("%s (%v); %s: %s", step, err, state, cmp.Or(hint, "run 'amsagent leave'"))
 	}
 	for _, c := range conflicts {
-		j.facts.warn(IDConflict, "", "%s", c)
+		f.warn(IDConflict, "", "%s", c)
 	}
 	back := "the files were put back"
 	if len(conflicts) > 0 {
 		back = "the files were put back, but for " + joinPaths(conflictPaths(conflicts))
 	}
-	if j.runsNew() || j.DropIn {
-		if err := j.Service.Reload(ctx); err != nil {
-			j.log().Warn("the service manager could not be told to read its files again", "error", err)
-		}
-	}
-	if !j.runsNew() {
+	switch {
+	case err != nil:
+		return fmt.Sprintf("%s, but Ant Media Server does not start with them either (%v): %s", back, err, j.serverNow(ctx))
+	case j.down:
+		return fmt.Sprintf("%s; of Ant Media Server: %s", back, j.serverNow(ctx)) // with [State.Start] for the next command
+	case !touched && j.result.Restarted:
+		return fmt.Sprintf("%s%s; of Ant Media Server: %s", back, noteOf(j.restoreAfter(ctx, reason)), j.serverNow(ctx))
+	case !touched:
 		return back + noteOf(j.restoreAfter(ctx, reason)) + "; Ant Media Server was not touched"
-	}
-	if !j.wasRunning {
-		if j.unstopped != nil {
-			return fmt.Sprintf("%s; Ant Media Server, which was not running before, could not be stopped: %v", back, j.unstopped)
-		}
+	case !j.wasRunning:
 		j.dropDocuments(ctx)
 		return back + noteOf(j.restoreAfter(ctx, reason)) + " and Ant Media Server is stopped, as before"
-	}
-	if j.SetAddress != nil {
-		j.SetAddress(previousAddress(j.facts.state))
-	}
-	if err := start(ctx); err != nil {
-		return fmt.Sprintf("%s, but Ant Media Server does not start with them either (%v): %s", back, err, j.serverNow(ctx))
 	}
 	if _, err := ams.WaitStable(ctx, j.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
 		return fmt.Sprintf("%s, but Ant Media Server does not stay up with them either: %v", back, err)
 	}
-	if j.unstopped != nil {
-		if err := j.revertAgain(ctx, done, !slices.EqualFunc(put, j.contents(record), bytes.Equal)); err != nil {
-			return fmt.Sprintf("%s, but Ant Media Server may have saved the join's settings over them, and could not be stopped for that: %v", back, err)
-		}
-	}
 	j.dropDocuments(ctx)
 	mode, err := j.modeNow()
 	if err != nil {
-		mode = j.facts.mode
+		mode = f.mode
 	}
 	return fmt.Sprintf("%s%s and Ant Media Server runs again as before (%s)", back, noteOf(j.restoreAfter(ctx, reason)), mode)
 }
 
-func (j *joiner) contents(record *conf.Record) (all [][]byte) {
-	if record == nil {
-		return nil
-	}
-	for _, f := range record.Files {
-		now, _ := j.store.Read(f.Path) // nil if it is unreadable
-		all = append(all, now.Bytes)
-	}
-	return all
-}
-
-// revertAgain completes a rollback that could only restart the server. If the files differ now, the old server
-// saved the join's settings and the new one read them.
-func (j *joiner) revertAgain(ctx context.Context, done []*conf.Plan, differ bool) error {
-	again := func(unstopped error) error {
-		j.done, j.unstopped = done, unstopped
-		_, err := j.revert(ctx)
-		return err
-	}
-	if !differ {
-		return again(nil)
-	}
-	j.say("Ant Media Server saved its settings over what was put back: putting it back while it is stopped")
-	return j.whileStopped(ctx, again)
-}
-
-func (j *joiner) revert(ctx context.Context) ([]conf.Conflict, error) {
-	for try := 1; ; try++ {
-		conflicts, err := j.revertOnce()
-		if err == nil || !mayReplan(err) || try == replans || !pauseAbout(ctx, replanPause) {
-			return conflicts, err
-		}
-	}
-}
-
-func (j *joiner) revertOnce() ([]conf.Conflict, error) {
+// revert restores what this join wrote. all: this is the only join, or follows an unproved one.
+func (j *joiner) revert(ctx context.Context, all bool) (conflicts []conf.Conflict, err error) {
 	const purpose = "rollback"
-	if j.facts.record != nil && !j.unproved() {
-		var conflicts []conf.Conflict
+	defer func() {
+		if err == nil && j.DropIn {
+			j.reload(ctx)
+		}
+	}()
+	if !all || j.facts.record != nil && !j.unproved() {
 		for len(j.done) > 0 {
 			last := len(j.done) - 1
 			cs, err := j.done[last].Revert(purpose)
@@ -1000,10 +896,7 @@ func (j *joiner) revertOnce() ([]conf.Conflict, error) {
 	if err != nil {
 		return nil, err
 	}
-	if j.unstopped == nil {
-		record = nil // no server saves over the files now
-	}
-	return plan.Conflicts, plan.CommitUndoKeeping(purpose, record)
+	return plan.Conflicts, plan.CommitUndo(purpose)
 }
 
 // restoreAfter writes the node record first: without the state, no command finds it.

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -89,6 +88,8 @@ type leaver struct {
 	lookedFor string
 	// daemonBack reports that nothing was changed and the stopped daemon must start again.
 	daemonStopped, daemonBack bool
+	// changing: the checks are over.
+	changing bool
 
 	id      string
 	address string
@@ -100,8 +101,7 @@ type leaver struct {
 // Leave restores the machine from before the join. Files without later writes get their former bytes ([Restored]).
 // It returns a [PreflightError] or a [FailedError].
 //
-// The files change before the single restart, so that a killed process never leaves the server stopped. The AMS
-// document is removed last, when no server writes it.
+// The AMS document is removed last, when no server writes it.
 func (m *Machine) Leave(ctx context.Context, req LeaveRequest) (*LeaveResult, error) {
 	l := &leaver{Machine: m, store: m.store(), req: req, found: untouched, result: &LeaveResult{Deregistered: []string{}}}
 	res, err := l.leave(ctx)
@@ -131,6 +131,9 @@ func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
 		}
 	}
 	err := l.run(ctx)
+	if !l.changing && !l.req.DryRun && !l.req.Offline {
+		l.startAfterRefusal(ctx, l.store)
+	}
 	if st, serr := l.Service.State(ctx); serr == nil && !l.req.Offline {
 		l.result.Stopped = st.Dead()
 	}
@@ -224,7 +227,7 @@ func (l *leaver) run(ctx context.Context) error {
 		if err := l.begins(ctx); err != nil {
 			return err
 		}
-		if err := l.commit(ctx); err != nil {
+		if err := l.plan.CommitUndo("leave"); err != nil {
 			return l.notGivenBack(err)
 		}
 		l.result.Outcome = OutcomeLeft
@@ -233,9 +236,14 @@ func (l *leaver) run(ctx context.Context) error {
 	if err := l.refuseSessions(ctx); err != nil {
 		return err
 	}
+	f := &facts{}
+	if checkWritable(l.store, l.plan.Changed(), f); len(f.failed) > 0 {
+		return l.refused(f.failed...)
+	}
 	if err := l.begins(ctx); err != nil {
 		return err
 	}
+	l.changing = true
 	defer l.hold(ctx)()
 	l.stopDaemon(ctx)
 	l.announce(ctx)
@@ -551,91 +559,6 @@ func (l *leaver) planOurs() error {
 	return nil
 }
 
-// commit plans again if the server wrote a file meanwhile.
-func (l *leaver) commit(ctx context.Context) error {
-	for try := 1; ; try++ {
-		err := l.give(l.plan)
-		if err == nil {
-			l.onceMore(ctx)
-			return nil
-		}
-		if !mayReplan(err) || try == replans || !pauseAbout(ctx, replanPause) {
-			return err
-		}
-		l.say("%v: planning again", err)
-		record, rerr := l.store.Record()
-		if rerr != nil {
-			return errors.Join(err, rerr)
-		}
-		if record != nil {
-			l.record = record
-		}
-		if perr := l.planFiles(); perr != nil {
-			return errors.Join(err, perr)
-		}
-		l.told()
-	}
-}
-
-// give keeps the record until the restart: the server may save a node's settings as it ends.
-func (l *leaver) give(plan *conf.Plan) error {
-	record := l.record
-	if l.req.Offline || l.standalone {
-		record = nil // no restart, or the record is a node's
-	}
-	return plan.CommitUndoKeeping("leave", record)
-}
-
-// onceMore restores files again that were overwritten with older values meanwhile.
-func (l *leaver) onceMore(ctx context.Context) {
-	plan, paths := l.plan, []string(nil)
-	for range replans {
-		if paths = l.writtenOver(ctx, plan); len(paths) == 0 {
-			return
-		}
-		again, err := l.planAgain()
-		if err != nil {
-			break
-		}
-		if len(again.Changed()) == 0 {
-			return
-		}
-		l.say("given back once more, written by somebody else meanwhile: %s", joinPaths(paths))
-		if l.give(again) == nil {
-			plan = again
-		}
-	}
-	l.warn(IDDrift, "look at these files", "written by somebody else while they were given back: %s", joinPaths(paths))
-}
-
-// planAgain plans to restore overwritten files, and to keep a copy of each.
-func (l *leaver) planAgain() (*conf.Plan, error) {
-	record := l.record
-	if l.standalone {
-		record = nil // it is a node's
-	}
-	plan, err := l.store.PlanUndo(record)
-	if err != nil {
-		return nil, err
-	}
-	if l.install != nil {
-		var left []Finding // reported before
-		if fs := l.planOnTop(plan, &left); len(fs) > 0 {
-			return nil, errors.New(fs[0].Text)
-		}
-	}
-	changed, copies := plan.ChangedPaths(), map[string]string{}
-	for _, f := range plan.Files() {
-		if of := f.CopyOf(); of != "" {
-			copies[f.Before.Path] = of
-		}
-	}
-	return plan.Only(func(path string) bool {
-		of, is := copies[path]
-		return !is || slices.Contains(changed, of)
-	}), nil
-}
-
 func (l *leaver) notGivenBack(err error) error {
 	e := &FailedError{Step: "giving the files back", Err: err}
 	e.State, e.Hint = leftBy(err, "the files are still those of a cluster node", "the files were given back")
@@ -792,11 +715,12 @@ func (l *leaver) takeBack(ctx context.Context) {
 	}
 }
 
+// giveBack restores the files while the server is down. It starts a server that ran.
 func (l *leaver) giveBack(ctx context.Context) error {
 	st, err := l.Service.State(ctx)
 	up := st.Running() || st.Activity == ams.ActivityActivating // possibly again after a crash
 	if err == nil && up {
-		// The restart would fail.
+		// The start would fail.
 		if err = st.Startable(); err != nil {
 			err = fmt.Errorf("%s: %w", l.Service.Name(), err)
 		}
@@ -805,55 +729,76 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		l.takeBack(ctx)
 		return l.refused(Finding{ID: IDService, Text: err.Error(), Hint: ams.Hint(err), Err: err})
 	}
-	changed := needsRestart(l.plan)
-	pending := l.restartPending()
+	changed := l.restartPending() || slices.ContainsFunc(l.plan.Changed(), func(f conf.PlannedFile) bool {
+		return changesServer(f) || !agentsOwn(f.Before.Path)
+	})
 	// An interrupted run may have stopped it.
-	wasRunning := up || (l.state != nil && l.state.WasRunning)
-	if err := l.save(State{Phase: PhaseLeaving, RestartPending: changed || pending, WasRunning: wasRunning, Standalone: l.standalone}); err != nil {
-		l.takeBack(ctx)
-		return &FailedError{Step: "writing " + statePath, Err: err, State: l.found}
-	}
-	if err := l.commit(ctx); err != nil {
-		var u *conf.UnfinishedError
-		if !errors.As(err, &u) || len(u.New)+len(u.Edited) == 0 {
+	start := up || l.owesStart(l.state)
+	stop := st.Known() && (changed || !up)
+	wrote := false
+	step, err := l.change(ctx, serverChange{
+		managed: stop, ran: start, start: start, former: previousAddress(l.state),
+		save: func(start bool) error {
+			return l.save(State{Phase: PhaseLeaving, RestartPending: changed && !wrote, Start: start, Standalone: l.standalone})
+		},
+		write: func() error {
+			l.stoppedAt = time.Now() // the former server may have written its document until now
+			if stop {
+				// It saved its settings as it ended.
+				if err := l.planFiles(); err != nil {
+					return err
+				}
+				l.told()
+			}
+			if err := l.plan.CommitUndo("leave"); err != nil {
+				return err
+			}
+			if n := CountChanged(l.result.Files); n > 0 {
+				l.say("gave back %s", plural(n, "file"))
+			}
+			if wrote = stop; stop {
+				l.reload(ctx)
+			}
+			return nil
+		},
+	})
+	l.result.Restarted = stop && start
+	switch {
+	case err == nil:
+	case step == stepStart:
+		return l.notStarted(ctx, err)
+	case isHalfChanged(err):
+		return l.notGivenBack(err)
+	default:
+		if !errors.Is(err, errDown) {
 			l.takeBack(ctx)
 		}
-		return l.notGivenBack(err)
+		if step == stepWrite {
+			return l.notGivenBack(err)
+		}
+		return &FailedError{Step: step, Err: err, State: "the files are still those of a cluster node; of Ant Media Server: " + l.serverNow(ctx)}
 	}
-	if n := CountChanged(l.result.Files); n > 0 {
-		l.say("gave back %s", plural(n, "file"))
-	}
-	if l.SetAddress != nil {
-		l.SetAddress(netip.Addr{})
-	}
-	// The former server may have written its document until now.
-	l.stoppedAt = time.Now()
-	switch {
-	case !changed && !pending && (up || !wasRunning):
-	case !st.Known():
+	if changed && !st.Known() {
 		l.warn(IDService, "restart Ant Media Server now", "Ant Media Server is not managed here: until it is restarted it stays in the cluster")
-	case !wasRunning:
-		if err := l.Service.Reload(ctx); err != nil {
-			l.warn(IDService, "", "%v", err)
-		}
-		if !st.Dead() { // it is stopping, and saves its settings at its end
-			if err := errors.Join(l.awaitDead(ctx), l.giveAgain()); err != nil {
-				return l.notAgain(err)
-			}
-		}
-	default:
-		// A starting server may have read its old files.
-		if err := l.restart(ctx, st.Running() || st.Starting()); err != nil {
-			return err
+	}
+	if l.result.Restarted {
+		if _, err := ams.WaitStable(ctx, l.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
+			return l.notStarted(ctx, err)
 		}
 	}
-	if err = l.save(State{Phase: PhaseLeaving}); err == nil {
-		err = l.store.RemoveFile(undoPath)
-	}
-	if err != nil {
+	if err := l.save(State{Phase: PhaseLeaving}); err != nil {
 		return &FailedError{Step: "writing " + StateDir, Err: err, State: "this machine is standalone; its rows in MongoDB remain: run the same command again"}
 	}
 	return nil
+}
+
+func (l *leaver) notStarted(ctx context.Context, err error) error {
+	bound, cancel := after(ctx, mongoTime)
+	defer cancel()
+	return &FailedError{
+		Step: "starting Ant Media Server standalone", Err: err, Hint: ams.Hint(err),
+		State: "the files were given back; of Ant Media Server: " + l.serverNow(bound) + ". Look at " + serverLog + ", then run the same command again: it starts it, and deregisters",
+	}
 }
 
 // restartPending reports whether the server has not read an earlier run's files. A killed join does not count: it
@@ -867,80 +812,6 @@ func (l *leaver) restartPending() bool {
 		return slices.ContainsFunc(l.seen, func(n cluster.AMSNode) bool { return n.Fresh(now) })
 	}
 	return l.state.RestartPending && l.state.Phase != PhaseJoining
-}
-
-func (l *leaver) restart(ctx context.Context, runs bool) error {
-	failed := func(err error) error {
-		bound, cancel := after(ctx, mongoTime)
-		defer cancel()
-		return &FailedError{
-			Step: "starting Ant Media Server standalone", Err: err, Hint: ams.Hint(err),
-			State: "the files were given back; of Ant Media Server: " + l.serverNow(bound) + ". Look at " + serverLog + ", then run the same command again: it starts it, and deregisters",
-		}
-	}
-	defer l.linger(ctx)()
-	if err := l.Service.Reload(ctx); err != nil {
-		return failed(err)
-	}
-	l.result.Restarted = true
-	if runs {
-		l.say("restarting %s", l.Service.Name())
-		if err := l.Service.Restart(ctx); err != nil {
-			return failed(err)
-		}
-	} else {
-		l.say("starting %s", l.Service.Name())
-		if err := l.Service.Start(ctx); err != nil {
-			return failed(err)
-		}
-	}
-	l.stoppedAt = time.Now()
-	if _, err := ams.WaitStable(ctx, l.Service, stableTime); err != nil && !errors.Is(err, ams.ErrNotManaged) {
-		return failed(err)
-	}
-	again, err := l.planAgain()
-	if err != nil {
-		return l.notAgain(err)
-	}
-	if len(again.Changed()) == 0 {
-		return nil
-	}
-	// The stopped server saved old settings over the restored ones. The new one has read them and may save them,
-	// too.
-	l.say("restarting %s once more", l.Service.Name())
-	// Also if the stop failed: there may be no later save. The next leave checks.
-	var gave error
-	err = l.whileStopped(ctx, func(error) error { gave = l.giveAgain(); return nil })
-	if gave != nil {
-		return l.notAgain(gave)
-	}
-	if err != nil {
-		return failed(err)
-	}
-	l.stoppedAt = time.Now()
-	return nil
-}
-
-// giveAgain restores what the server saved since.
-func (l *leaver) giveAgain() error {
-	again, err := l.planAgain()
-	if err != nil || len(again.Changed()) == 0 {
-		return err
-	}
-	if err := l.give(again); err != nil {
-		return err
-	}
-	l.say("gave back once more what the server had saved meanwhile: %s", joinPaths(again.ChangedPaths()))
-	return nil
-}
-
-// notAgain is the error if the server's last save could not be reverted. Record and state stay for the next leave.
-func (l *leaver) notAgain(err error) error {
-	return &FailedError{
-		Step: "giving back what the server saved as it ended", Err: err,
-		State: "the files were given back, and the server may have saved a node's settings over them; run the same command again",
-		Hint:  deniedHint(err),
-	}
 }
 
 func (l *leaver) deregister(ctx context.Context) error {
@@ -1021,7 +892,7 @@ func (l *leaver) forget() error {
 }
 
 func (l *leaver) save(s State) error {
-	s.InstanceID, s.Address, s.Since = l.id, l.address, time.Now().UTC().Truncate(time.Second)
+	s.InstanceID, s.Address, s.Boot, s.Since = l.id, l.address, l.bootID(), time.Now().UTC().Truncate(time.Second)
 	if l.state != nil {
 		s.Role, s.Group = l.state.Role, l.state.Group
 	}

@@ -6,10 +6,8 @@ package bootstrap
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/http"
 	"net/netip"
 	"path"
@@ -28,7 +26,6 @@ type Service interface {
 	State(ctx context.Context) (ams.State, error)
 	Start(ctx context.Context) error
 	Stop(ctx context.Context) error
-	Restart(ctx context.Context) error
 	Reload(ctx context.Context) error
 }
 
@@ -240,21 +237,6 @@ func after(ctx context.Context, d time.Duration) (context.Context, context.Cance
 	return context.WithTimeout(context.WithoutCancel(ctx), d)
 }
 
-// whileStopped always starts the server again. If the stop fails, do gets its error, which is also returned.
-func (m *Machine) whileStopped(ctx context.Context, do func(unstopped error) error) error {
-	start, unstopped := m.Service.Start, m.end(ctx)
-	if unstopped != nil {
-		start = m.Service.Restart
-	}
-	err := do(unstopped)
-	if unstopped != nil {
-		err = unstopped
-	}
-	bound, cancel := after(ctx, rollbackTime)
-	defer cancel()
-	return errors.Join(err, start(bound))
-}
-
 func (m *Machine) end(ctx context.Context) error {
 	if err := m.Service.Stop(ctx); err != nil {
 		return err
@@ -291,11 +273,6 @@ func (m *Machine) outlast(ctx context.Context, waits func(error) bool, do func(c
 			return err
 		}
 	}
-}
-
-// pauseAbout waits for d/2 to 3d/2, so that it does not collide with a program of the same period.
-func pauseAbout(ctx context.Context, d time.Duration) bool {
-	return sleep.For(ctx, d/2+rand.N(d))
 }
 
 // serverNow is the end of a sentence.

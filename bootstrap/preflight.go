@@ -19,8 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
@@ -43,8 +41,7 @@ type facts struct {
 	given     *Given // from an earlier join
 	client    *cluster.Client
 	plan      *conf.Plan
-	planned   bool       // plan is complete
-	former    *conf.Plan // committed last by this command
+	planned   bool // plan is complete
 
 	// skipApps skips unusable application files: without an operator, they must not block the others.
 	skipApps bool
@@ -99,7 +96,7 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 	if f.install != nil {
 		m.checkPlan(store, req, f)
 		if f.planned && req.DryRun && m.Euid == 0 {
-			checkWritable(store, f.install.Dir, f.plan.Changed(), f)
+			checkWritable(store, f.plan.Changed(), f)
 		}
 	}
 	if !req.Offline {
@@ -352,7 +349,6 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		stopTimeout: m.stopTimeout(f),
 		program:     m.program(),
 		private:     req.Mongo.HasCredentials(),
-		former:      f.former,
 	}
 	if e.owner, err = ownerOf(store, f.install); err != nil {
 		// Files with a password could not be protected without it.
@@ -395,7 +391,7 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 		}
 	}
 	if !req.DryRun {
-		checkWritable(store, f.install.Dir, plan.Changed(), f)
+		checkWritable(store, plan.Changed(), f)
 	}
 }
 
@@ -500,7 +496,8 @@ func checkOwners(plan *conf.Plan, owner int, f *facts) {
 // minFree is in bytes: for a journal and a copy of each file.
 const minFree = 8 << 20
 
-func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f *facts) {
+// checkWritable comes before a stop of the server. It opens each file for writing, and asks each folder for room.
+func checkWritable(store *conf.Store, changed []conf.PlannedFile, f *facts) {
 	if len(changed) == 0 {
 		return
 	}
@@ -510,8 +507,12 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 	}
 	slices.Sort(paths)
 	var refused []error
+	var full error
 	for _, name := range slices.Compact(paths) {
-		if err := writable(store, name); err != nil {
+		switch err := writable(store, name); {
+		case errors.Is(err, syscall.ENOSPC):
+			full = cmp.Or(full, err)
+		case err != nil:
 			refused = append(refused, err)
 		}
 	}
@@ -526,34 +527,31 @@ func checkWritable(store *conf.Store, dir string, changed []conf.PlannedFile, f 
 		}
 		f.fail(IDWritable, err, hint)
 	}
-	if st, err := space(store, dir); err == nil && st.Blocks > 0 && int64(st.Bavail)*st.Bsize < minFree {
-		f.fail(IDSpace, fmt.Errorf("%s is full (%.1f MB free, %d MB needed): %w", dir, float64(int64(st.Bavail)*st.Bsize)/(1<<20), minFree>>20, syscall.ENOSPC), "make room on that file system")
+	if full != nil {
+		f.fail(IDSpace, full, "make room on that file system")
 	}
 }
 
-// writable also finds a file that even root cannot replace: chattr +i or +a, or a mount point.
+// writable also finds a file that even root cannot replace: chattr +i or +a, or a mount point. Without room it returns
+// ENOSPC.
 func writable(store *conf.Store, name string) error {
 	p, err := store.Files().LocateName(name)
 	if err != nil {
 		return err
 	}
 	defer p.Close()
-	if err := p.Folder.Writable("."); err != nil || len(p.Missing) > 0 {
+	if err := p.Folder.Writable("."); err != nil {
 		return err
 	}
-	if err := p.Folder.Writable(p.Name); errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EBUSY) {
-		return err
+	if len(p.Missing) == 0 {
+		if err := p.Folder.Writable(p.Name); errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+	}
+	if st, err := p.Folder.Space(); err == nil && st.Blocks > 0 && int64(st.Bavail)*st.Bsize < minFree {
+		return fmt.Errorf("%s is full (%.1f MB free, %d MB needed): %w", path.Dir(name), float64(int64(st.Bavail)*st.Bsize)/(1<<20), minFree>>20, syscall.ENOSPC)
 	}
 	return nil
-}
-
-func space(store *conf.Store, dir string) (unix.Statfs_t, error) {
-	folder, err := store.Files().Folder(dir)
-	if err != nil {
-		return unix.Statfs_t{}, err
-	}
-	defer folder.Close()
-	return folder.Space()
 }
 
 // deniedHint explains what even root cannot do.

@@ -42,20 +42,20 @@ type State struct {
 	Hardware string `json:"hardware,omitempty"`
 	Role     string `json:"role,omitempty"`
 	Group    string `json:"group,omitempty"`
-	// RestartPending reports files that changed since the server's start.
+	// RestartPending reports an address or files that changed since the server's start.
 	RestartPending bool `json:"restart_pending,omitempty"`
-	// WasRunning reports that the server must run after the command.
-	WasRunning bool `json:"was_running,omitempty"`
+	// Start reports that the agent stopped the server, which must run, and has not started it again.
+	Start bool `json:"start,omitempty"`
+	// Boot is that of the command, for Start; "" is unknown.
+	Boot string `json:"boot,omitempty"`
 	// WasJoined reports that the join began on a verified node.
 	WasJoined bool `json:"was_joined,omitempty"`
 	// Standalone reports that an unfinished leave makes the server standalone.
 	Standalone bool `json:"standalone,omitempty"`
 	// Provider and Release are from the last time when the files were right. A new release means an upgrade.
-	Provider string `json:"provider,omitempty"`
-	Release  string `json:"release,omitempty"`
-	// FilesWritten is the last write of server files while the server ran, or zero. It then needs a restart.
-	FilesWritten time.Time `json:"files_written,omitzero"`
-	Since        time.Time `json:"since"`
+	Provider string    `json:"provider,omitempty"`
+	Release  string    `json:"release,omitempty"`
+	Since    time.Time `json:"since"`
 
 	// forgotten reports a damaged file.
 	forgotten bool
@@ -68,9 +68,8 @@ func (s *State) Equal(o *State) bool {
 	}
 	x, y := *s, *o
 	// Zones may differ.
-	x.FilesWritten, x.Since = time.Time{}, time.Time{}
-	y.FilesWritten, y.Since = time.Time{}, time.Time{}
-	return x == y && s.Since.Equal(o.Since) && s.FilesWritten.Equal(o.FilesWritten)
+	x.Since, y.Since = time.Time{}, time.Time{}
+	return x == y && s.Since.Equal(o.Since)
 }
 
 const stateVersion = 1

@@ -73,8 +73,6 @@ type ProcessView struct {
 	Release *RunningRelease `json:"release,omitempty"`
 	// EditedSince lists files written after the server's start.
 	EditedSince []string `json:"edited_since,omitempty"`
-
-	older bool // than the files that the agent wrote
 }
 
 // RowView is this node in MongoDB.
@@ -153,7 +151,6 @@ func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error
 	}
 	install := m.viewFiles(store, req, state, service, s)
 	m.viewProcess(ctx, install, service, serr, s)
-	s.Process.older = s.Phase == PhaseJoined && service.Running() && m.olderThanFiles(state, service)
 	m.viewRow(ctx, req, s)
 	s.Member = s.Files.Mode == conf.ModeCluster || state != nil
 	s.compare(state)
@@ -332,7 +329,7 @@ func (s *Status) compare(state *State) {
 	}
 	switch {
 	case files.ByHand:
-	case len(proc.EditedSince) > 0 && files.Mode != "" || proc.older || state != nil && state.RestartPending:
+	case len(proc.EditedSince) > 0 && files.Mode != "" || state != nil && state.RestartPending:
 		add("STATUS-RESTART", RestartHint, "the files were written after the server was started: it runs with other settings")
 	}
 	if r := proc.Release; r != nil && r.Match == ReleaseOlder {
