@@ -9,33 +9,28 @@ import (
 	"encoding/binary"
 	"errors"
 	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/ams"
-	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
 var errCut = errors.New("canceled")
 
-// cutRestart is a server during whose next restart the command is canceled.
-type cutRestart struct {
+// cutStart is a server during whose next start the command is canceled.
+type cutStart struct {
 	stopping
 	cut bool
 }
 
-func (s *cutRestart) Restart(ctx context.Context) error {
-	err := s.stopping.Restart(ctx)
+func (s *cutStart) Start(ctx context.Context) error {
+	err := s.stopping.Start(ctx)
 	if s.cut {
 		s.cut, err = false, errCut
 	}
@@ -82,9 +77,9 @@ func TestInterruptedLeave(t *testing.T) {
 			joinOffline(t, m, "10.0.2.4", "10.0.1.7")
 			real, joined := saved(t, m, live)
 			saves := 1
-			service := &cutRestart{cut: true}
+			service := &cutStart{cut: true}
 			if tt.stuck {
-				saves, service.cut, service.stopErr = 2, false, errCut // the second restart saves, too
+				service.cut, service.stopErr = false, errCut
 			}
 			service.save = func() {
 				if saves--; saves >= 0 {
@@ -96,9 +91,6 @@ func TestInterruptedLeave(t *testing.T) {
 			m.Service = service
 			if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); !errors.Is(err, errCut) {
 				t.Fatal(err)
-			}
-			if got := property(t, m, live, "db.type"); got != "mongodb" {
-				t.Fatalf("db.type is %s: the server saved nothing", got)
 			}
 			service.stopErr = nil
 			if tt.join {
@@ -122,7 +114,7 @@ func TestInterruptedLeave(t *testing.T) {
 	}
 }
 
-// hooked is a server that calls a function first. Its error replaces a start or a restart.
+// hooked is a server that calls a function first. Its error replaces a stop or a start.
 type hooked struct {
 	stopping
 	hook func(s *hooked, call string) error
@@ -135,8 +127,8 @@ func (s *hooked) State(ctx context.Context) (ams.State, error) {
 	return s.stopping.State(ctx)
 }
 
-func (s *hooked) Restart(ctx context.Context) error { return s.do(ctx, "restart", s.stopping.Restart) }
-func (s *hooked) Start(ctx context.Context) error   { return s.do(ctx, "start", s.stopping.Start) }
+func (s *hooked) Stop(ctx context.Context) error  { return s.do(ctx, "stop", s.stopping.Stop) }
+func (s *hooked) Start(ctx context.Context) error { return s.do(ctx, "start", s.stopping.Start) }
 
 func (s *hooked) do(ctx context.Context, call string, do func(context.Context) error) error {
 	if err := s.hook(s, call); err != nil {
@@ -144,47 +136,6 @@ func (s *hooked) do(ctx context.Context, call string, do func(context.Context) e
 		return err
 	}
 	return do(ctx)
-}
-
-// However often a leave is interrupted before the server runs with its former files, the next one knows that it must.
-func TestInterruptedLeaveStartsTheServer(t *testing.T) {
-	for did, stops := range map[string]bool{"restart restart restart": false, "restart start start": true} {
-		t.Run(did, func(t *testing.T) {
-			t.Parallel() // each waits for a server that stays up
-			before, m := treeFiles(t, ownTree(t, "3.0", "3.0.3")), joinedTree(t)
-			joined, err := loadState(m.store())
-			must.OK(t, err)
-			service := &hooked{stopping: stopping{save: func() {}}, hook: func(s *hooked, call string) error {
-				if call == "state" || len(s.did) == 2 {
-					return nil
-				}
-				s.stopped = stops
-				return errCut
-			}}
-			m.Service = service
-			for range 2 {
-				if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); !errors.Is(err, errCut) {
-					t.Fatal(err)
-				}
-				s, err := loadState(m.store())
-				must.OK(t, err)
-				want := State{
-					Version: stateVersion, Phase: PhaseLeaving, RestartPending: true, WasRunning: true, Since: s.Since,
-					InstanceID: joined.InstanceID, Address: joined.Address, Role: joined.Role, Group: joined.Group,
-				}
-				if record, err := m.store().Record(); err != nil || record == nil || !s.Equal(&want) {
-					t.Errorf("the record: %v, %v; the state: %+v; want %+v", record != nil, err, s, want)
-				}
-			}
-			res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
-			if got := strings.Join(service.did, " "); err != nil || got != did || !res.Restarted || res.Stopped {
-				t.Errorf("%v: %s: %+v", err, got, res)
-			}
-			if left := settled(t, m); !maps.Equal(treeFiles(t, m), before) || left[filepath.Join(m.Root, statePath)] != "" || left[filepath.Join(m.Root, undoPath)] != "" {
-				t.Errorf("the files are not those before the join: %v", slices.Sorted(maps.Keys(left)))
-			}
-		})
-	}
 }
 
 // A leave may be killed at each moment: what the next one needs is written before, and removed last.
@@ -201,8 +152,9 @@ func TestOrderOfALeave(t *testing.T) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	must.OK(t, err)
 	defer unix.Close(fd)
-	for _, dir := range []string{StateDir, ams.DefaultDir + "/conf"} {
-		_, err := unix.InotifyAddWatch(fd, filepath.Join(m.Root, dir), unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE|unix.IN_DELETE)
+	// The server's files are opened for writing before, which changes nothing.
+	for dir, events := range map[string]uint32{StateDir: unix.IN_CLOSE_WRITE, ams.DefaultDir + "/conf": 0} {
+		_, err := unix.InotifyAddWatch(fd, filepath.Join(m.Root, dir), unix.IN_MOVED_TO|unix.IN_DELETE|events)
 		must.OK(t, err)
 	}
 	_, err = m.Leave(t.Context(), LeaveRequest{Now: true})
@@ -223,7 +175,7 @@ func TestOrderOfALeave(t *testing.T) {
 		}
 		events = events[size:]
 	}
-	want := []string{"state.json", "jee-container.xml", "undo.json", "restart", "state.json", "-undo.json", "-drain.json", "-state.json"}
+	want := []string{"state.json", "stop", "jee-container.xml", "-undo.json", "start", "state.json", "state.json", "-drain.json", "-state.json"}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
@@ -236,50 +188,16 @@ func TestLeaveThatChangesNothing(t *testing.T) {
 	before, journal := treeFiles(t, m), filepath.Join(m.Root, StateDir, "journal")
 	joined, err := loadState(m.store())
 	must.OK(t, err)
-	service := &hooked{hook: func(*hooked, string) error { return os.MkdirAll(journal, 0o700) }}
+	service := &hooked{stopping: stopping{save: func() {}}, hook: func(*hooked, string) error { return os.MkdirAll(journal, 0o700) }}
 	m.Service = service
 	_, err = m.Leave(t.Context(), LeaveRequest{Now: true})
-	if _, ok := errors.AsType[*FailedError](err); !ok || len(service.did) > 0 {
+	if _, ok := errors.AsType[*FailedError](err); !ok || strings.Join(service.did, " ") != "stop start" {
 		t.Fatalf("%v: %v", err, service.did)
 	}
 	must.OK(t, os.Remove(journal))
 	now, err := loadState(m.store())
 	if d := cmp.Diff(before, treeFiles(t, m)); err != nil || d != "" || !now.Equal(joined) {
 		t.Errorf("%v; the state: %+v; want %+v (-before +after):\n%s", err, now, joined, d)
-	}
-}
-
-// What a person had written is kept beside the file that a leave gives back. The server, killed
-// while it saves, takes nothing of that away.
-func TestKeptEditOutlivesATornFile(t *testing.T) {
-	t.Parallel()
-	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
-	m := ownTree(t, "3.0", "3.0.3")
-	before := treeFiles(t, m)
-	joinOffline(t, m, "10.0.2.4", "10.0.1.7")
-	real := filepath.Join(m.Root, ams.DefaultDir, live)
-	edit := []byte("db.host=\\uZZZZ\n") // no editor of settings reads it
-	must.OK(t, os.WriteFile(real, edit, 0o644))
-	saves := 1
-	m.Service = &stopping{save: func() {
-		if saves--; saves < 0 {
-			return
-		}
-		if err := os.WriteFile(real, []byte("#Sat Nov 21 00:34:56 UTC 2026\ndb.ty"), 0o644); err != nil {
-			t.Error(err)
-		}
-	}}
-	if res, err := m.Leave(t.Context(), LeaveRequest{Now: true}); err != nil {
-		t.Fatalf("%v: %+v", err, res)
-	}
-	if kept, err := os.ReadFile(conf.SavedName(real)); err != nil || string(kept) != string(edit) {
-		t.Errorf("%v: kept is %q", err, kept)
-	}
-	after := treeFiles(t, m)
-	delete(after, "/"+conf.SavedName(live))
-	delete(after, "/"+conf.SavedName(live)+"-1") // what was torn
-	if !maps.Equal(after, before) {
-		t.Error("the files are not those before the join")
 	}
 }
 
@@ -292,111 +210,14 @@ func TestInterruptedLeaveIsRemembered(t *testing.T) {
 	must.OK(t, err)
 	j := &joiner{Machine: m, store: m.store(), result: &JoinResult{}, facts: &facts{install: in, state: &State{Phase: PhaseLeaving, Standalone: true}}}
 	for what, save := range map[string]func() error{
-		"a join":     func() error { return j.save(PhaseJoined, false) },
-		"a rollback": j.saveUndoing,
+		"a join":     func() error { return j.save(State{Phase: PhaseJoined}) },
+		"a rollback": func() error { return j.saveUndoing(true) },
 		"its end":    j.restoreFound,
 	} {
 		err := save()
 		if s, lerr := loadState(m.store()); err != nil || lerr != nil || s == nil || !s.Standalone {
 			t.Errorf("%s: %v, %v: %+v", what, err, lerr, s)
 		}
-	}
-}
-
-// stuckOnce is a server that is not stopped by the first commands to stop.
-type stuckOnce struct {
-	stopping
-	times int
-}
-
-func (s *stuckOnce) Stop(ctx context.Context) error {
-	if s.stopErr = nil; s.times > 0 {
-		s.times, s.stopErr = s.times-1, errCut
-	}
-	return s.stopping.Stop(ctx)
-}
-
-// What the server saves in the restart of a rollback that could not stop it is not what is left.
-func TestRollbackThatCannotStop(t *testing.T) {
-	t.Parallel()
-	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
-	for name, tt := range map[string]struct {
-		joined       bool // before this join
-		stuck, saves int
-		did, says    string
-	}{
-		"a first join":               {false, 1, 2, "stop restart stop start", "runs again as before"},
-		"a second join":              {true, 1, 2, "stop restart stop start", "runs again as before"},
-		"a first join, none saved":   {false, 1, 0, "stop restart", "runs again as before"},
-		"a second join, none saved":  {true, 1, 0, "stop restart", "runs again as before"},
-		"a first join, never stops":  {false, 2, 2, "stop restart stop restart", "could not be stopped"},
-		"a second join, never stops": {true, 2, 2, "stop restart stop restart", "could not be stopped"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel() // each waits for a server that stays up
-			m := ownTree(t, "3.0", "3.0.3")
-			original := treeFiles(t, m)
-			f := &facts{mode: conf.ModeStandalone, service: ams.State{Activity: ams.ActivityActive}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}}
-			var err error
-			if tt.joined {
-				joinOffline(t, m, "10.0.2.9", "10.0.1.7")
-				f.state, f.mode = &State{Phase: PhaseJoined, Address: "10.0.1.7"}, conf.ModeCluster
-				if f.record, err = m.store().Record(); err != nil {
-					t.Fatal(err)
-				}
-			}
-			before := treeFiles(t, m)
-			if f.install, err = m.open(); err != nil {
-				t.Fatal(err)
-			}
-			// It answers nothing: the rollback goes on without it.
-			if f.client, err = cluster.Connect(t.Context(), mustTarget(t, "mongodb://127.0.0.1:1"), cluster.Options{Timeout: time.Millisecond}); err != nil {
-				t.Fatal(err)
-			}
-			defer closeClient(t.Context(), f.client)
-			req := JoinRequest{Mongo: mustTarget(t, "10.0.3.3"), Valve: ValveKeep}
-			j := &joiner{Machine: m, store: m.store(), result: &JoinResult{Restarted: true}, req: req, wasRunning: true, facts: f}
-			if f.plan, err = j.replan(req); err == nil {
-				err = j.commit(t.Context())
-			}
-			must.OK(t, err)
-			real, failed := saved(t, m, live)
-			service := &stuckOnce{times: tt.stuck}
-			service.save = func() {
-				if tt.saves--; tt.saves >= 0 {
-					if err := os.WriteFile(real, failed, 0o644); err != nil {
-						t.Error(err)
-					}
-				}
-			}
-			m.Service = service
-			said := j.rollBack(t.Context(), "a reason")
-			if did := strings.Join(service.did, " "); did != tt.did || !strings.Contains(said, tt.says) {
-				t.Errorf("%s: %s", did, said)
-			}
-			s, err := loadState(m.store())
-			switch {
-			case err != nil:
-				t.Error(err)
-			case tt.stuck == 1:
-				if !maps.Equal(treeFiles(t, m), before) {
-					t.Error("the files are not those before the join")
-				}
-				if tt.joined != (s != nil) {
-					t.Errorf("the state is %+v", s)
-				}
-			case s == nil || !s.RestartPending:
-				t.Errorf("the state is %+v: nobody knows of the restart", s)
-			}
-			// The undo record that is there leads to the beginning.
-			leaveOffline(t, m)
-			if !maps.Equal(treeFiles(t, m), original) {
-				t.Error("a leave after it does not give the files back")
-			}
-			if _, err := os.Stat(filepath.Join(m.Root, undoPath)); err == nil {
-				t.Error("the undo record is left")
-			}
-		})
 	}
 }
 
@@ -450,7 +271,7 @@ func TestLeaveUntilTheLastSave(t *testing.T) {
 				}
 				return
 			}
-			if failed, ok := errors.AsType[*FailedError](err); !ok || !strings.Contains(failed.State, "run the same command again") || record != nil {
+			if failed, ok := errors.AsType[*FailedError](err); !ok || !strings.Contains(failed.State, "still those of a cluster node") || record != nil {
 				t.Errorf("%v, %+v: the record: %v", err, res, record)
 			}
 			must.OK(t, errors.Join(os.Remove(filepath.Dir(real)), os.Rename(filepath.Dir(real)+".away", filepath.Dir(real))))

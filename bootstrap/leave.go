@@ -745,7 +745,9 @@ func (l *leaver) giveBack(ctx context.Context) error {
 			l.stoppedAt = time.Now() // the former server may have written its document until now
 			if stop {
 				// It saved its settings as it ended.
+				former := l.plan
 				if err := l.planFiles(); err != nil {
+					l.plan = former
 					return err
 				}
 				l.told()

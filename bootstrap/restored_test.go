@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path"
@@ -17,7 +18,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -25,7 +25,6 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // TestLeaveTellsOfEachFile: byte for byte is said of the files of which it is true.
@@ -307,12 +306,6 @@ func (s *stopping) State(context.Context) (ams.State, error) {
 	return ams.State{Activity: ams.ActivityActive, MainPID: 1}, nil
 }
 
-func (s *stopping) Restart(context.Context) error {
-	s.did = append(s.did, "restart")
-	s.save()
-	return nil
-}
-
 func (s *stopping) Stop(context.Context) error {
 	s.did = append(s.did, "stop")
 	switch {
@@ -336,8 +329,7 @@ func (s *stopping) Start(context.Context) error {
 	return nil
 }
 
-// What the server saves over the files that a leave gave back, as it ends, is put right
-// before it starts for good, whoever had made the machine a node.
+// A leave restores the files after the server has saved its settings at its end, whatever made the machine a node.
 func TestLeaveIsOverwritten(t *testing.T) {
 	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
@@ -382,7 +374,7 @@ func TestLeaveIsOverwritten(t *testing.T) {
 			if !strings.Contains(string(joined), "\ndb.type=mongodb\n") {
 				t.Fatalf("it is no node:\n%s", joined)
 			}
-			saves := 2 // by the server that the join made a node, and by the one that had read this
+			saves := 1 // by the server that the join made a node
 			service := &stopping{late: tt.late, stopErr: tt.stopErr, save: func() {
 				if saves--; saves < 0 {
 					return
@@ -391,20 +383,20 @@ func TestLeaveIsOverwritten(t *testing.T) {
 					t.Error(err)
 				}
 			}}
-			if tt.stopErr != nil {
-				saves = 1
-			}
 			m.Service = service
+			before := treeFiles(t, m)
 			res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
 			if !errors.Is(err, tt.stopErr) {
 				t.Fatal(err)
 			}
-			did, want := strings.Join(service.did, " "), "restart stop start"
-			if tt.stopErr != nil {
-				want = "restart stop restart"
-			}
-			if did != want || err == nil && !res.Restarted {
+			if did := strings.Join(service.did, " "); did != "stop start" || err == nil && !res.Restarted {
 				t.Errorf("%s: %+v", did, res)
+			}
+			if tt.stopErr != nil {
+				if failed, ok := errors.AsType[*FailedError](err); !ok || failed.Step != stepStop || !maps.Equal(treeFiles(t, m), before) {
+					t.Errorf("%v: a file was changed", err)
+				}
+				return
 			}
 			if b, err := os.ReadFile(real); err != nil || strings.Contains(string(b), "mongodb") {
 				t.Errorf("%v: after a leave:\n%s", err, b)
@@ -413,10 +405,10 @@ func TestLeaveIsOverwritten(t *testing.T) {
 	}
 }
 
-// A leave does not wait for the end of a server that is being started, or started again after a crash.
+// A server that is being started, or started again after a crash, may have read its files.
 func TestLeaveWhileStarting(t *testing.T) {
 	t.Parallel()
-	for sub, want := range map[string]string{"start-pre": "restart", "auto-restart": "start"} {
+	for sub, want := range map[string]string{"start-pre": "stop start", "auto-restart": "stop start"} {
 		t.Run(sub, func(t *testing.T) {
 			t.Parallel() // each waits for a server that stays up
 			m := ownTree(t, "3.0", "3.0.3")
@@ -452,9 +444,10 @@ func TestRollbackIsNotOverwritten(t *testing.T) {
 		},
 	}
 	if j.facts.plan, err = j.replan(req); err == nil {
-		err = j.commit(t.Context())
+		err = j.commit(j.facts.plan)
 	}
 	must.OK(t, err)
+	j.wrote = true
 	real := filepath.Join(m.Root, ams.DefaultDir, live)
 	joined, err := os.ReadFile(real)
 	must.OK(t, err)
@@ -476,8 +469,7 @@ func TestRollbackIsNotOverwritten(t *testing.T) {
 // stuck is a server that can neither be stopped nor started.
 type stuck struct{ stopping }
 
-func (s *stuck) Stop(context.Context) error    { return errors.New("stuck") }
-func (s *stuck) Restart(context.Context) error { return errors.New("stuck") }
+func (s *stuck) Stop(context.Context) error { return errors.New("stuck") }
 
 // A rollback that restarts the server, or tries to, is told as a restart, also where the join
 // made none: the daemon goes by it, so as not to cut viewers too often.
@@ -488,7 +480,8 @@ func TestRollbackTellsItsRestart(t *testing.T) {
 		m.Service = &stuck{}
 		j := &joiner{
 			Machine: m, store: m.store(), result: &JoinResult{}, wasRunning: running,
-			facts: &facts{state: &State{Phase: PhaseJoining, Address: "10.0.1.7"}, mode: conf.ModeCluster},
+			facts:    &facts{state: &State{Phase: PhaseJoining, Address: "10.0.1.7"}, mode: conf.ModeCluster, service: ams.State{Activity: ams.ActivityActive}},
+			changing: true,
 		}
 		if said := j.rollBack(t.Context(), "a reason"); j.result.Restarted != running {
 			t.Errorf("the server ran: %v, restarted: %v: %s", running, j.result.Restarted, said)
@@ -556,40 +549,7 @@ func TestConvergeLeavesOutAnApplication(t *testing.T) {
 	}
 }
 
-// It is left out of the second plan as well, where another file is written over meanwhile.
-func TestSecondPlanLeavesOutAnApplication(t *testing.T) {
-	t.Parallel()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to give files away")
-	}
-	synctest.Test(t, func(t *testing.T) {
-		m := joinedTree(t)
-		dir := filepath.Join(m.Root, ams.DefaultDir)
-		live := filepath.Join(dir, liveFile)
-		must.OK(t, errors.Join(os.Remove(live), syscall.Mkfifo(live, 0o644)))
-		edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
-		put(t, m, MongoPath, "10.0.2.5\n")
-		err := filepath.WalkDir(dir, func(real string, _ fs.DirEntry, err error) error {
-			return errors.Join(err, os.Lchown(real, 4711, 4711))
-		})
-		must.OK(t, err)
-		go func() { // the clock moves when it waits for what the server does
-			sleep.For(t.Context(), saveTime/2)
-			edit(t, m, serverFile, "clusterdb.host=", "clusterdb.host=x")
-		}()
-		req := convergeRequest(t, joinedAs(), nil)
-		req.Mode = ConvergeBeforeStart
-		if c := converge(t, m, req); !strings.Contains(ids(c.Warnings), IDFile) || ids(c.Repairs) != IDDrift {
-			t.Errorf("warnings %v, repairs %v", c.Warnings, c.Repairs)
-		}
-		if got := property(t, m, serverFile, "clusterdb.host"); strings.HasPrefix(got, "x") {
-			t.Errorf("clusterdb.host is %s", got)
-		}
-	})
-}
-
-// What a server saves over a join while it is stopped for it is written again before it
-// starts for good.
+// A join writes after the server has saved its settings at its end, and before its start.
 func TestJoinIsOverwritten(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -597,18 +557,17 @@ func TestJoinIsOverwritten(t *testing.T) {
 		activity ams.Activity
 		want     string
 	}{
-		{false, ams.ActivityActive, "restart"},
-		{true, ams.ActivityActive, "restart stop start"},
+		{false, ams.ActivityActive, "stop start"},
+		{true, ams.ActivityActive, "stop start"},
 		{false, ams.ActivityInactive, "start"},
-		{true, ams.ActivityActivating, "restart stop start"}, // it has read its files already
+		{true, ams.ActivityActivating, "stop start"}, // it has read its files already
 	} {
 		m := ownTree(t, "3.0", "3.0.3")
 		joinOffline(t, m, testMongo, "10.0.1.7")
 		live := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
 		before, err := os.ReadFile(live)
 		must.OK(t, err)
-		joinOffline(t, m, "10.0.2.9", "10.0.1.7")
-		service := &stopping{save: func() {
+		service := &stopping{found: ams.State{Activity: tt.activity}, save: func() {
 			if !tt.saves {
 				return
 			}
@@ -623,7 +582,7 @@ func TestJoinIsOverwritten(t *testing.T) {
 			Machine: m, store: m.store(), result: &JoinResult{}, req: JoinRequest{Mongo: mustTarget(t, "10.0.2.9"), Valve: ValveKeep},
 			facts: &facts{install: in, service: ams.State{Activity: tt.activity}, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
 		}
-		must.OK(t, j.restart(t.Context(), true))
+		must.OK(t, j.change(t.Context(), true))
 		if got := property(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.host"); got != "10.0.2.9" {
 			t.Errorf("%+v: db.host is %s", tt, got)
 		}

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -181,112 +180,22 @@ func (s startedAt) State(context.Context) (ams.State, error) {
 	return ams.State{Activity: ams.ActivityActive, Started: s.at()}, nil
 }
 
-// A command writes no file while the server starts, and says so at once.
-func TestConvergeWhileStarting(t *testing.T) {
-	t.Parallel()
-	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
-	for what, activity := range map[string]ams.Activity{"it runs": ams.ActivityActive, "it is about to, it says": ams.ActivityActivating} {
-		t.Run(what, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				m := joinedTree(t)
-				edit(t, m, name, "db.type=mongodb", "db.type=mapdb")
-				real := filepath.Join(m.Root, ams.DefaultDir, name)
-				before, err := os.ReadFile(real)
-				must.OK(t, err)
-				service := running()
-				service.state.Activity = activity
-				m.Service = service
-				code, body := http.StatusForbidden, starting
-				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-					return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
-				})}
-				req := watchRequest(t)
-				req.Mode = convergeByCommand
-				_, err = m.Converge(t.Context(), req)
-				failed, ok := errors.AsType[*FailedError](err)
-				after, rerr := os.ReadFile(real)
-				must.OK(t, rerr)
-				if !ok || failed.Hint == "" || failed.Unknown || string(after) != string(before) {
-					t.Errorf("%v", err)
-				}
-				code, body = http.StatusNotFound, ""
-				c, err := m.Converge(t.Context(), req)
-				after, rerr = os.ReadFile(real)
-				must.OK(t, rerr)
-				if err != nil || string(after) == string(before) || ids(c.Repairs) != IDDrift || !c.RestartNeeded {
-					t.Errorf("when it serves: %v, %+v", err, c)
-				}
-			})
-		})
-	}
-}
-
-// silenced is a service that says nothing once the command has ended, as systemd's.
-type silenced struct{ serviceThat }
-
-func (s silenced) State(ctx context.Context) (ams.State, error) {
-	if err := ctx.Err(); err != nil {
-		return ams.State{Activity: ams.ActivityUnknown}, err
-	}
-	return s.serviceThat.State(ctx)
-}
-
-// A command that ends while the server is asked writes nothing.
-func TestConvergeEndsWhileStarting(t *testing.T) {
-	t.Parallel()
-	const starting, name = "Application is getting initialized", "webapps/LiveApp/WEB-INF/red5-web.properties"
-	why := errors.New("interrupted by signal")
-	for _, timeout := range []bool{false, true} {
-		t.Run(fmt.Sprintf("timeout %v", timeout), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				m := joinedTree(t)
-				edit(t, m, name, "db.type=mongodb", "db.type=mapdb")
-				was := snapshot(t, m)
-				m.Service = silenced{running()}
-				ctx, stop := context.WithCancelCause(t.Context())
-				defer stop(nil)
-				ctx, cancel := context.WithTimeout(ctx, servingLimit/2)
-				defer cancel()
-				m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-					if timeout {
-						sleep.For(t.Context(), time.Hour)
-					} else {
-						stop(why)
-					}
-					return &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader(starting))}, nil
-				})}
-				req := watchRequest(t)
-				req.Mode = convergeByCommand
-				want := why
-				if timeout {
-					want = context.DeadlineExceeded
-				}
-				_, err := m.Converge(ctx, req)
-				failed, ok := errors.AsType[*FailedError](err)
-				if !ok || !errors.Is(err, want) || failed.State != untouched || failed.Unknown != timeout {
-					t.Errorf("%+v", err)
-				}
-				if now := snapshot(t, m); !maps.Equal(was, now) {
-					t.Error("files were written")
-				}
-			})
-		})
-	}
-}
-
 // What was recovered is reported by a command that fails after it.
 func TestConvergeFailsAfterRecovery(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
-	m.Service = running()
 	// An undo record is the journal of the commit that made it.
 	b, err := os.ReadFile(filepath.Join(m.Root, StateDir, "undo.json"))
 	must.OK(t, err)
 	put(t, m, StateDir+"/journal", string(b))
 	edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
-	m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader("Application is getting initialized"))}, nil
-	})}
+	asked := 0
+	m.Begin = func(context.Context) error {
+		if asked++; asked == 2 { // after the recovery's
+			return context.DeadlineExceeded
+		}
+		return nil
+	}
 	req := watchRequest(t)
 	req.Mode = convergeByCommand
 	c, err := m.Converge(t.Context(), req)
@@ -682,59 +591,6 @@ func (s countedService) State(ctx context.Context) (ams.State, error) {
 	return s.serviceThat.State(ctx)
 }
 
-// How a start shows: of a server that answers errors, its age tells.
-func TestConvergeKnowsAStart(t *testing.T) {
-	t.Parallel()
-	const systemd, byProcess, unknown = "as systemd tells", "as its process tells", "not known"
-	answer := func(code int, body string) (*http.Response, error) {
-		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
-	}
-	serves := func() (*http.Response, error) { return answer(http.StatusNotFound, "") }
-	initializes := func() (*http.Response, error) {
-		return answer(http.StatusForbidden, "Application is getting initialized")
-	}
-	fails := func() (*http.Response, error) { return answer(http.StatusInternalServerError, "") }
-	refuses := func() (*http.Response, error) { return nil, syscall.ECONNREFUSED }
-	for name, tt := range map[string]struct {
-		started string        // who tells when the server was
-		age     time.Duration // of the server
-		answers func() (*http.Response, error)
-		starts  bool
-	}{
-		"it serves":                          {systemd, time.Second, serves, false},
-		"starting":                           {systemd, time.Hour, initializes, true},
-		"no port yet":                        {systemd, time.Second, refuses, true},
-		"its context is made":                {systemd, time.Second, fails, true},
-		"its context is made, on a slow one": {systemd, 100 * time.Second, fails, true},
-		"its context is made, by a command":  {byProcess, time.Second, fails, true},
-		"it fails, of unknown age":           {unknown, 0, fails, false},
-		"it is broken":                       {systemd, time.Hour, refuses, false},
-		"it is broken, by a command":         {byProcess, time.Hour, fails, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			m := joinedTree(t)
-			m.Serving = []string{"LiveApp"}
-			put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
-			edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
-			m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) { return tt.answers() })}
-			state := ams.State{Activity: ams.ActivityActive}
-			switch tt.started {
-			case systemd:
-				state.Started = time.Now().Add(-tt.age)
-			case byProcess:
-				state.MainPID = process(t, m.Root, tt.age)
-			}
-			m.Service = serviceThat{state: state}
-			req := watchRequest(t)
-			req.Mode = convergeByCommand
-			c, err := m.Converge(t.Context(), req)
-			if _, failed := errors.AsType[*FailedError](err); failed != tt.starts || !failed && ids(c.Repairs) != IDDrift {
-				t.Errorf("%v, %+v", err, c)
-			}
-		})
-	}
-}
-
 // A restart of the server by any client ends what was pending, by the service's time or the process's.
 func TestRestartedSince(t *testing.T) {
 	t.Parallel()
@@ -742,9 +598,9 @@ func TestRestartedSince(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := joinedTree(t)
 			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, MainPID: process(t, m.Root, age)}}
-			change(t, m, func(s *State) {
-				s.FilesWritten = time.Now().Add(-2 * time.Minute)
-			})
+			change(t, m, func(s *State) { s.RestartPending = true })
+			written := time.Now().Add(-2 * time.Minute)
+			must.OK(t, os.Chtimes(filepath.Join(m.Root, ams.DropInPath), written, written))
 			if c, waits := converge(t, m, watchRequest(t)), age == time.Hour; c.RestartNeeded != waits {
 				t.Errorf("it waits: %+v", c)
 			}

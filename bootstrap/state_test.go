@@ -14,7 +14,7 @@ import (
 // TestStateEqual: two readings of one file are equal, and each field counts.
 func TestStateEqual(t *testing.T) {
 	t.Parallel()
-	const text = `{"version":1,"phase":"joined","instance_id":"i","address":"10.0.0.3","since":"2026-11-21T12:00:00Z","files_written":"2026-11-21T12:00:00Z"}`
+	const text = `{"version":1,"phase":"joined","instance_id":"i","address":"10.0.0.3","since":"2026-11-21T12:00:00Z"}`
 	read := func() *State {
 		t.Helper()
 		s := &State{}
@@ -26,11 +26,11 @@ func TestStateEqual(t *testing.T) {
 		t.Error("two readings differ, or none is one")
 	}
 	for name, change := range map[string]func(*State){
-		"phase":         func(s *State) { s.Phase = PhaseLeaving },
-		"role":          func(s *State) { s.Role = "edge" },
-		"pending":       func(s *State) { s.RestartPending = true },
-		"files written": func(s *State) { s.FilesWritten = s.Since.Add(1) },
-		"since":         func(s *State) { s.Since = s.Since.Add(1) },
+		"phase":   func(s *State) { s.Phase = PhaseLeaving },
+		"role":    func(s *State) { s.Role = "edge" },
+		"pending": func(s *State) { s.RestartPending = true },
+		"start":   func(s *State) { s.Start = true },
+		"since":   func(s *State) { s.Since = s.Since.Add(1) },
 	} {
 		s := read()
 		if change(s); s.Equal(read()) || read().Equal(s) {

@@ -145,7 +145,7 @@ func TestBeforeStart(t *testing.T) {
 	m := joinedTree(t)
 	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActivating, StopTimeout: time.Second}}
 	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
-	change(t, m, func(s *State) { s.RestartPending, s.FilesWritten = true, time.Now() })
+	change(t, m, func(s *State) { s.RestartPending = true })
 	req := convergeRequest(t, joinedAs(), nil)
 	req.Mode, req.Address = ConvergeBeforeStart, ""
 	req.Identify = func(context.Context) (metadata.Instance, error) {
@@ -157,7 +157,7 @@ func TestBeforeStart(t *testing.T) {
 		t.Errorf("got %+v", c)
 	}
 	s, err := loadState(m.store())
-	if err != nil || s.RestartPending || !s.FilesWritten.IsZero() || s.Address != "10.0.1.7" || s.InstanceID != "i-1" {
+	if err != nil || s.RestartPending || s.Address != "10.0.1.7" || s.InstanceID != "i-1" {
 		t.Errorf("state %+v, %v", s, err)
 	}
 	if c := converge(t, m, req); len(c.Repairs) > 0 {

@@ -34,9 +34,11 @@ func newConvergeCommand(g *globals) *cobra.Command {
 		Use:   "converge [flags]",
 		Short: "repair the files of a joined machine",
 		Long: "Repairs the files of a node that has another address now, whose disk is a copy\n" +
-			"of another node's, or whose files an upgrade restored. It does not use\n" +
-			"MongoDB, and starts and stops nothing. It ignores a machine that never joined,\n" +
-			"and one that the operator made standalone.\n\n" +
+			"of another node's, or whose files an upgrade restored. While the server runs,\n" +
+			"it only reports what differs in the server's files: `amsagent drain && amsagent\n" +
+			"join` repairs them. It does not use MongoDB. It stops nothing, and starts only a\n" +
+			"server that an interrupted join or leave stopped. It ignores a machine that\n" +
+			"never joined, and one that the operator made standalone.\n\n" +
 			"At boot systemd runs it as amsagent-node.service, and before each start of the\n" +
 			"server with --before-start from a drop-in of the server's unit. If\n" +
 			"--service-command starts the server, run `amsagent converge --before-start`\n" +
@@ -176,10 +178,14 @@ func convergeText(w *output.Text, c *bootstrap.Convergence) {
 	switch {
 	case c.Phase == "":
 		w.Line("%s: %s", w.Color.Bold("nothing to do"), bootstrap.ErrNotMember)
+	case c.Phase != bootstrap.PhaseJoined && len(c.Repairs) > 0:
+		w.Line("%s: %s was not finished; the join or leave that was begun must run again", w.Color.Yellow("repaired"), c.Phase)
 	case c.Phase != bootstrap.PhaseJoined:
 		w.Line("%s: %s was not finished; the join or leave that was begun must run again", w.Color.Yellow("ignored"), c.Phase)
 	case c.Standalone:
 		w.Line("%s: %s was %s", w.Color.Yellow("ignored"), board.NodeText(&c.Node), madeStandalone)
+	case len(c.Differences) > 0:
+		w.Line("%s: %s; its files do not change while Ant Media Server runs", w.Color.Yellow("not as it joined"), board.NodeText(&c.Node))
 	case len(c.Repairs) == 0:
 		w.Line("%s: %s is as it joined", w.Color.Green("nothing to do"), board.NodeText(&c.Node))
 	default:
@@ -187,6 +193,9 @@ func convergeText(w *output.Text, c *bootstrap.Convergence) {
 	}
 	for _, f := range slices.Concat(c.Repairs, c.Warnings) {
 		w.Line("  %s %s", w.Color.Yellow(f.ID+":"), output.Printable(f.Text))
+	}
+	for _, d := range c.Differences {
+		w.Line("  %s %s", w.Color.Yellow(bootstrap.IDDrift+":"), output.Printable(d.String()))
 	}
 	if c.RestartNeeded {
 		w.Line("Ant Media Server runs with other settings until it is restarted: %s", bootstrap.RestartHint)

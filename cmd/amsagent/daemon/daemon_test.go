@@ -228,7 +228,7 @@ func TestOnlyAJoinForgetsADrain(t *testing.T) {
 	d.begin()
 	d.life.manager.Notice(lifecycle.Notice{ID: "aws-lifecycle/terminate", Kind: lifecycle.Terminate})
 	const asked = "the present drain continues"
-	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: since, FilesWritten: time.Now()})
+	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: since, RestartPending: true})
 	if d.begin(); strings.Contains(l.text(), asked) {
 		t.Errorf("a convergence forgets a drain:\n%s", l.text())
 	}
