@@ -171,6 +171,8 @@ func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, 
 		has("but what was begun is not finished"):
 		// The server still has what it read when it was started.
 		return claim, errors.Join(n.differencesBut(after, true), n.mode(before))
+	case strings.HasPrefix(state, "the files are still those of a cluster node; of Ant Media Server: it runs"):
+		return claim, errors.Join(n.differencesBut(before, false), n.mode(before))
 	case has("of Ant Media Server: it runs"):
 		return claim, n.differencesBut(n.clean, false)
 	case has("of Ant Media Server: it does not run"), has("does not start with them either"), has("does not stay up with them either"), has("of Ant Media Server: whether it runs is not known"):

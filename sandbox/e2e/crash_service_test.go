@@ -9,13 +9,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/amsctl"
 )
 
-// TestCrashService kills the service command: at its Nth call, or in the middle
-// of a restart, when the server is stopped and not started yet; there also the
-// agent with it, as a cgroup that is killed does. The server must be up after the
-// next command at the latest.
+// TestCrashService kills the service command: at its Nth call, or after it has stopped or started the server; there also
+// the agent with it, as a cgroup that is killed does. The server must be up after the next command at the latest.
 func TestCrashService(t *testing.T) {
 	m := startCrashMongo(t)
 	nodes := make([]*crashNode, 8)
@@ -34,11 +37,13 @@ func TestCrashService(t *testing.T) {
 			for nth := 1; nth <= 4; nth++ {
 				jobs = append(jobs, job{cmd: cmd, verb: "status", next: next, nth: nth})
 			}
-			jobs = append(jobs,
-				job{cmd: cmd, verb: "restart", next: next, nth: 1},
-				job{cmd: cmd, verb: "restart", next: next, nth: 1, half: true},
-				job{cmd: cmd, verb: "restart", next: next, nth: 1, agent: true},
-				job{cmd: cmd, verb: "restart", next: next, nth: 1, half: true, agent: true})
+			for _, verb := range []string{"stop", "start"} {
+				jobs = append(jobs,
+					job{cmd: cmd, verb: verb, next: next, nth: 1},
+					job{cmd: cmd, verb: verb, next: next, nth: 1, half: true},
+					job{cmd: cmd, verb: verb, next: next, nth: 1, agent: true},
+					job{cmd: cmd, verb: verb, next: next, nth: 1, half: true, agent: true})
+			}
 		}
 	}
 	crashEach(t, nodes, len(jobs), func(n *crashNode, i int) error {
@@ -54,16 +59,7 @@ func TestCrashService(t *testing.T) {
 		if err := errors.Join(os.RemoveAll(count), os.RemoveAll(n.wrap+".agent")); err != nil {
 			return err
 		}
-		// The agent is the parent of this shell.
-		lines := fmt.Sprintf("if [ \"$1\" = %s ]; then echo >>'%s'; if [ $(wc -l <'%s') = %d ]; then\n", j.verb, count, count, j.nth)
-		if j.half {
-			lines += "'" + n.wrap + ".real' stop\n"
-		}
-		if j.agent {
-			lines += "kill -9 $PPID\n"
-		}
-		lines += "kill -9 $$\nfi; fi"
-		n.wrapper(t, lines)
+		n.wrapper(t, n.killAt(j.verb, j.nth, j.half, j.agent))
 		r, err := traceAgent(n.argv(j.cmd, "-o", "json"), n.env, shot{})
 		n.wrapper(t, "")
 		if err != nil {
@@ -84,4 +80,80 @@ func TestCrashService(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// killAt kills the service command at its nth call of a verb: before or after it did it, and also the agent.
+func (n *crashNode) killAt(verb string, nth int, done, agent bool) string {
+	count := n.wrap + ".count"
+	lines := fmt.Sprintf("if [ \"$1\" = %s ]; then echo >>'%s'; if [ $(wc -l <'%s') = %d ]; then\n", verb, count, count, nth)
+	if done {
+		lines += "'" + n.wrap + ".real' \"$@\"\n"
+	}
+	if agent {
+		lines += "kill -9 $PPID\n" // it is the parent of this shell
+	}
+	return lines + "kill -9 $$\nfi; fi"
+}
+
+// TestCrashStopped kills the agent between its stop of the server and its start. The server is started by a daemon that
+// runs or comes later, by a command that is refused, and by converge.
+func TestCrashStopped(t *testing.T) {
+	m := startCrashMongo(t)
+	node := 0
+	for _, cmd := range []string{"join", "leave"} {
+		for _, verb := range []string{"stop", "start"} {
+			for _, by := range []string{"the daemon", "a later daemon", "converge", "a refused join", "the same command"} {
+				node++
+				n := newCrashNode(t, node, crashNodeOptions{mongo: m, shm: true})
+				t.Run(fmt.Sprintf("%s killed at its %s, then %s", cmd, verb, by), func(t *testing.T) {
+					n.learn(t)
+					if cmd == "leave" {
+						n.mustRun(t, "join", "--role", "edge")
+					}
+					daemon := func() {
+						d, _, log := n.start("run", "--metrics-address", "")
+						must.OK(t, d.Start())
+						t.Cleanup(func() {
+							_, _ = d.Process.Kill(), d.Wait()
+							if t.Failed() {
+								t.Logf("log of the daemon:\n%s", log)
+							}
+						})
+					}
+					if by == "the daemon" {
+						daemon()
+					}
+					n.wrapper(t, n.killAt(verb, 1, verb == "stop", true))
+					r, err := traceAgent(n.argv(cmd), n.env, shot{})
+					n.wrapper(t, "")
+					if err != nil || !r.Killed {
+						t.Fatalf("%v: killed %v\n%s", err, r.Killed, r.Err)
+					}
+					if st, err := n.svc.Status(); by != "the daemon" && (err != nil || st == amsctl.Active) {
+						t.Fatalf("the service is %s, %v", st, err)
+					}
+					switch by {
+					case "a later daemon":
+						daemon()
+					case "converge":
+						if r := n.mustRun(t, "converge"); !strings.Contains(r.Out, "AGENT-RECOVERED") {
+							t.Errorf("%s", r.Out)
+						}
+					case "a refused join":
+						if r := n.agent("join", "--address", "192.0.2.1", "--address", "nonsense"); r.Exit == 0 {
+							t.Errorf("it joined: %s", r.Out)
+						}
+					case "the same command":
+						n.mustRun(t, cmd)
+					}
+					must.OK(t, eventually(time.Minute, func() error {
+						if st, err := n.svc.Status(); err != nil || st != amsctl.Active {
+							return fmt.Errorf("the service is %s: %w", st, err)
+						}
+						return nil
+					}))
+				})
+			}
+		}
+	}
 }
