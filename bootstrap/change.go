@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/amsagent/amsagent/conf"
 )
@@ -139,7 +138,7 @@ func (m *Machine) startOwed(ctx context.Context, store *conf.Store) (*Finding, e
 		return nil, err
 	}
 	// An operator who started it since may have stopped it since, too.
-	starts := !up && !st.Started.After(s.Since.Add(time.Second))
+	starts := !up && !st.Started.After(s.Since)
 	if starts {
 		m.say("starting %s, which an interrupted command stopped", m.Service.Name())
 		m.setAddress(previousAddress(s))

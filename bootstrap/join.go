@@ -646,7 +646,7 @@ func (j *joiner) save(s State) error {
 	s.InstanceID, s.Address, s.Hardware = f.inst.ID, f.address.Addr.String(), metadata.Hardware(j.Root)
 	s.Role, s.Group, s.Provider, s.Release = j.req.Role, j.req.Group, f.provider(), f.install.Release.String()
 	s.WasJoined = s.Phase == PhaseJoining && j.wasJoined()
-	s.Boot, s.Since = j.bootID(), time.Now().UTC().Truncate(time.Second)
+	s.Boot, s.Since = j.bootID(), time.Now().UTC().Truncate(time.Microsecond)
 	if f.state != nil {
 		s.Standalone = f.state.Standalone
 	}
@@ -677,7 +677,7 @@ func (j *joiner) saveUndoing(start bool) error {
 		s = *f.state
 		s.Phase, s.WasJoined = PhaseJoining, true
 	}
-	s.Start, s.Boot, s.Since = start, j.bootID(), time.Now().UTC().Truncate(time.Second)
+	s.Start, s.Boot, s.Since = start, j.bootID(), time.Now().UTC().Truncate(time.Microsecond)
 	return saveState(j.store, s)
 }
 
@@ -848,9 +848,7 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 		return fmt.Sprintf("%s, but Ant Media Server does not start with them either (%v): %s", back, err, j.serverNow(ctx))
 	case j.down:
 		return fmt.Sprintf("%s; of Ant Media Server: %s", back, j.serverNow(ctx)) // with [State.Start] for the next command
-	case !touched && j.result.Restarted:
-		return fmt.Sprintf("%s%s; of Ant Media Server: %s", back, noteOf(j.restoreAfter(ctx, reason)), j.serverNow(ctx))
-	case !touched:
+	case !touched && !j.result.Restarted:
 		return back + noteOf(j.restoreAfter(ctx, reason)) + "; Ant Media Server was not touched"
 	case !j.wasRunning:
 		j.dropDocuments(ctx)

@@ -894,7 +894,7 @@ func (l *leaver) forget() error {
 }
 
 func (l *leaver) save(s State) error {
-	s.InstanceID, s.Address, s.Boot, s.Since = l.id, l.address, l.bootID(), time.Now().UTC().Truncate(time.Second)
+	s.InstanceID, s.Address, s.Boot, s.Since = l.id, l.address, l.bootID(), time.Now().UTC().Truncate(time.Microsecond)
 	if l.state != nil {
 		s.Role, s.Group = l.state.Role, l.state.Group
 	}

@@ -111,7 +111,7 @@ func TestCrashStopped(t *testing.T) {
 						n.mustRun(t, "join", "--role", "edge")
 					}
 					daemon := func() {
-						d, _, log := n.start("run", "--metrics-address", "")
+						d, _, log := n.start("run")
 						must.OK(t, d.Start())
 						t.Cleanup(func() {
 							_, _ = d.Process.Kill(), d.Wait()
@@ -140,7 +140,7 @@ func TestCrashStopped(t *testing.T) {
 							t.Errorf("%s", r.Out)
 						}
 					case "a refused join":
-						if r := n.agent("join", "--address", "192.0.2.1", "--address", "nonsense"); r.Exit == 0 {
+						if r := n.agent("join", "--ams-dir", "/nowhere"); r.Exit == 0 {
 							t.Errorf("it joined: %s", r.Out)
 						}
 					case "the same command":

@@ -367,7 +367,7 @@ printf '[Service]\nTimeoutStopSec=20s\n' >/etc/systemd/system/`+nodeUnit+`.d/90-
 systemctl daemon-reload`)
 		r := n.agent(t, 1, "join", "--mongo", nodeMongo, "--timeout", "4s")
 		r.explains(t, "AMS-SERVICE", rolledBack)
-		if !strings.Contains(r.stderr, "restart of antmedia.service is not finished yet") {
+		if !strings.Contains(r.stderr, "stop of antmedia.service is not finished yet") {
 			t.Errorf("want the cause: %s", r)
 		}
 		// systemd killed it when its time was over, and the rollback started it again.
@@ -427,8 +427,8 @@ func (n *bootedNode) interrupted(t *testing.T) {
 	})
 }
 
-// hold keeps systemd from finishing the next reload of its units. That is when
-// an agent has committed its files, and has not asked for the restart yet.
+// hold keeps systemd from finishing the next reload of its units. Then a join has written the agent's own files, and has not
+// stopped the server yet; a leave and a rollback have restored all files, and have not started it yet.
 func (n *bootedNode) hold(t *testing.T) {
 	t.Helper()
 	n.sh(t, `
@@ -499,7 +499,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		n.standalone(t, "after the leave")
 		n.row(t, "left")
 	})
-	t.Run("BetweenCommitAndRestart", func(t *testing.T) {
+	t.Run("BeforeTheStop", func(t *testing.T) {
 		n.reset(t)
 		before := n.show(t)
 		n.hold(t)
@@ -507,7 +507,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		n.held(t)
 		kill(t, p)
 		n.release(t)
-		// The files are a node's, the server is not.
+		// Only the drop-in is a node's.
 		n.show(t).want(t, map[string]string{"InvocationID": before["InvocationID"], "DropInPaths": nodeDropIn})
 		if mode := n.mode(t); mode != "standalone" {
 			t.Fatalf("the server runs %q", mode)
@@ -523,43 +523,69 @@ func (n *bootedNode) killed(t *testing.T) {
 			t.Errorf("%d starts", got)
 		}
 	})
-	t.Run("BetweenCommitAndRestartOfALeave", func(t *testing.T) {
+	t.Run("BetweenStopAndStartOfALeave", func(t *testing.T) {
 		n.reset(t)
 		n.agent(t, 0, "join", "--mongo", nodeMongo)
-		before := n.show(t)
 		n.hold(t)
 		p := n.start(t, "amsagent", "leave", "--now")
 		n.held(t)
 		kill(t, p)
 		n.release(t)
-		u := n.show(t)
-		u.want(t, map[string]string{"InvocationID": before["InvocationID"], "TimeoutStopUSec": "2min"})
-		if strings.Contains(u["DropInPaths"], "/etc/") || strings.Contains(u["Environment"], "AMS_HOST_ADDRESS") {
-			t.Errorf("the drop-in was not given back: %v", u)
+		n.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": ""})
+		// A command starts it, also one that changes nothing.
+		if r := n.agent(t, 0, "converge"); !strings.Contains(r.stdout, "AGENT-RECOVERED") {
+			t.Errorf("%s", r)
 		}
-		if mode := n.mode(t); mode != "cluster" {
-			t.Fatalf("the server runs %q", mode)
-		}
+		must.Until(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
 		// Nobody says again where MongoDB is.
 		n.agent(t, 0, "leave", "--now").says(t, "left: this machine is standalone")
 		n.standalone(t, "after the next leave")
 		n.row(t, "left")
 	})
-	t.Run("BetweenRollbackAndRestart", func(t *testing.T) {
+	t.Run("BetweenStopAndStartOfARollback", func(t *testing.T) {
 		n.reset(t, "--only-in=cluster", "--never-up")
 		before := n.show(t)
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.verifying(t, p, before)
-		before = n.show(t)
 		n.hold(t)
 		p.signal(t, syscall.SIGTERM)
 		n.held(t)
 		kill(t, p)
 		n.release(t)
-		// The server still runs as a node, with the files of none.
-		n.show(t).want(t, map[string]string{"InvocationID": before["InvocationID"], "DropInPaths": ""})
+		n.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": ""})
 		n.agent(t, 0, "leave", "--now", "--mongo", nodeMongo)
 		n.standalone(t, "after a leave")
+	})
+	// The unit itself kills the agent while that stops it.
+	stopped := func(t *testing.T, args ...string) {
+		t.Helper()
+		n.sh(t, `
+mkdir -p /run/systemd/system/`+nodeUnit+`.d
+printf '[Service]\nExecStopPost=/bin/sh -c "kill -9 $(pgrep -x amsagent)"\n' >/run/systemd/system/`+nodeUnit+`.d/90-kill.conf
+systemctl daemon-reload`)
+		if r := n.run(t, args...); r.code == 0 {
+			t.Fatalf("it was not killed: %s", r)
+		}
+		n.sh(t, "rm -r /run/systemd/system/"+nodeUnit+".d; systemctl daemon-reload")
+		n.show(t).want(t, map[string]string{"ActiveState": "inactive"})
+	}
+	t.Run("WhileItStopsThenDaemon", func(t *testing.T) {
+		n.reset(t)
+		stopped(t, "amsagent", "join", "--mongo", nodeMongo)
+		d := n.start(t, "amsagent", "run")
+		must.Until(t, "a node", func() bool { return n.mode(t) == "cluster" })
+		d.signal(t, syscall.SIGTERM)
+		d.wait(t)
+		n.agent(t, 0, "leave", "--now")
+		n.standalone(t, "after the leave")
+	})
+	t.Run("WhileItStopsThenAnOperatorStops", func(t *testing.T) {
+		n.reset(t)
+		n.agent(t, 0, "join", "--mongo", nodeMongo)
+		stopped(t, "amsagent", "leave", "--now")
+		n.sh(t, "systemctl start "+nodeUnit+"; systemctl stop "+nodeUnit)
+		n.agent(t, 0, "converge")
+		n.show(t).want(t, map[string]string{"ActiveState": "inactive"})
 	})
 }
 
