@@ -28,6 +28,7 @@ type serverChange struct {
 
 // Steps of a change, for errors.
 const (
+	stepState = "writing " + statePath
 	stepStop  = "stopping Ant Media Server"
 	stepWrite = "writing the configuration"
 	stepStart = "starting Ant Media Server"
@@ -40,7 +41,7 @@ var errDown = errors.New("the server could not be started again")
 // write that changes nothing, is an error, and the server runs on with its former files.
 func (m *Machine) change(ctx context.Context, c serverChange) (step string, _ error) {
 	if err := c.save(c.ran); err != nil {
-		return "writing " + statePath, err
+		return stepState, err
 	}
 	if c.managed {
 		// An unknown state is no proof that it is down.

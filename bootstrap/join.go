@@ -251,7 +251,7 @@ type joiner struct {
 	registered bool
 	former     cluster.Node
 	history    []cluster.Event
-	// changing: the server's files are being changed. wrote: they may be this join's. down: the server ran, and could not be
+	// changing: the agent's own files are written. wrote: they may be this join's. down: the server ran, and could not be
 	// started again.
 	changing, wrote, down bool
 }
@@ -559,7 +559,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 		return nil
 	}
 	if err := j.Service.Reload(ctx); err != nil {
-		return j.failed(ctx, stepStart, err)
+		return j.failed(ctx, stepWrite, err)
 	}
 	return nil
 }
@@ -569,13 +569,14 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 func (j *joiner) change(ctx context.Context, restart bool) error {
 	f := j.facts
 	managed := f.service.Known()
+	j.changing = true
 	if !restart && f.service.Running() {
 		return nil
 	}
 	if !managed && restart {
 		j.say("%s is not managed here: start it, or restart it, now", "Ant Media Server")
 	}
-	j.changing, j.result.Restarted = true, managed
+	j.result.Restarted = managed
 	step, err := j.Machine.change(ctx, serverChange{
 		managed: managed, ran: j.wasRunning, start: true, former: previousAddress(f.state), address: f.address.Addr,
 		save: func(start bool) error {
@@ -788,7 +789,8 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 		e.State += "; of Ant Media Server: " + j.serverNow(bound)
 		return e
 	}
-	if j.wrote && (j.req.OnFailure == Keep || !j.facts.service.Known()) {
+	isWritten := !slices.Contains([]string{stepState, stepStop, stepWrite}, step)
+	if isWritten && (j.req.OnFailure == Keep || !j.facts.service.Known()) {
 		e.Unknown = isTimeout(cause)
 		// With this reason, the next join does not treat this one as interrupted.
 		j.setRow(bound, cluster.StateJoining, row)
