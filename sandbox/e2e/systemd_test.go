@@ -561,7 +561,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		t.Helper()
 		n.sh(t, `
 mkdir -p /run/systemd/system/`+nodeUnit+`.d
-printf '[Service]\nExecStopPost=/bin/sh -c "kill -9 $(pgrep -x amsagent)"\n' >/run/systemd/system/`+nodeUnit+`.d/90-kill.conf
+printf '[Service]\nExecStopPost=+/usr/bin/pkill -9 -x amsagent\n' >/run/systemd/system/`+nodeUnit+`.d/90-kill.conf
 systemctl daemon-reload`)
 		if r := n.run(t, args...); r.code == 0 {
 			t.Fatalf("it was not killed: %s", r)
