@@ -37,7 +37,7 @@ const (
 // commandPath is fixed: a command must behave the same from a terminal, cloud-init and a unit.
 const commandPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Command is a service run by a program: CMD start|stop|restart|status. It gets only PATH, LANG and AMS_HOST_ADDRESS, no
+// Command is a service run by a program: CMD start|stop|status. It gets only PATH, LANG and AMS_HOST_ADDRESS, no
 // secret. The agent does not wait for a background server.
 //
 // status exits as systemctl is-active: 0 running, 3 not running. Its output may begin with an [Activity] and the main
@@ -82,9 +82,6 @@ func (c *Command) Start(ctx context.Context) error { return c.do(ctx, "start") }
 
 // Stop runs CMD stop.
 func (c *Command) Stop(ctx context.Context) error { return c.do(ctx, "stop") }
-
-// Restart runs CMD restart.
-func (c *Command) Restart(ctx context.Context) error { return c.do(ctx, "restart") }
 
 // Reload does nothing.
 func (c *Command) Reload(context.Context) error { return nil }

@@ -70,7 +70,7 @@ func TestCommandVerbs(t *testing.T) {
 	t.Setenv("AMSAGENT_MONGO", "mongodb://u:hush@h/")
 	c, dir := program(t, `{ echo "$@"; env; readlink /proc/$$/fd/0; pwd; } >>said.$1; echo "pgid $(cut -d' ' -f5 /proc/$$/stat) $$" >>said.$1`)
 	c.SetHostAddress(netip.MustParseAddr("10.0.0.5"))
-	for verb, do := range map[string]func(context.Context) error{"start": c.Start, "stop": c.Stop, "restart": c.Restart} {
+	for verb, do := range map[string]func(context.Context) error{"start": c.Start, "stop": c.Stop} {
 		must.OK(t, do(t.Context()))
 		b, err := os.ReadFile(filepath.Join(dir, "said."+verb))
 		must.OK(t, err)

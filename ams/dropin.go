@@ -25,9 +25,6 @@ const HostAddressVariable = "AMS_HOST_ADDRESS"
 // DropInPath is the agent's drop-in for the vendor's unit. Upgrades keep drop-ins.
 const DropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
 
-// RuntimeDropInPath is lost at a reboot. A file of the same name in /etc overrides it.
-const RuntimeDropInPath = "/run/systemd/system/antmedia.service.d/50-amsagent.conf"
-
 const dropInMark = "# Written by amsagent"
 
 // StopTimeout lets the server stop its applications one by one, up to about 17 seconds each with streams. The vendor's unit

@@ -83,7 +83,7 @@ func (s State) Crashing() bool {
 	return s.Activity == ActivityActivating && strings.HasPrefix(s.Sub, "auto-restart")
 }
 
-// Startable returns ErrUnitMasked, ErrNoUnit, ErrUnitBroken or nil. The server may still run; a restart would end it.
+// Startable returns ErrUnitMasked, ErrNoUnit, ErrUnitBroken or nil. The server may still run; it could not be started again.
 func (s State) Startable() error {
 	switch s.Load {
 	case "", "loaded", "merged", "stub":
@@ -125,7 +125,7 @@ func (s State) String() string {
 // JobError is a service's failed or unfinished job.
 type JobError struct {
 	Service string // the unit or the command
-	Verb    string // start, stop, restart
+	Verb    string // start, stop
 	// Result is systemd's: failed, canceled, timeout, dependency, skipped, …; "pending" if the agent's time ran out.
 	Result string
 	State  State // if readable
@@ -246,9 +246,6 @@ func (None) Start(context.Context) error { return fmt.Errorf("start: %w", ErrNot
 
 // Stop returns ErrNotManaged.
 func (None) Stop(context.Context) error { return fmt.Errorf("stop: %w", ErrNotManaged) }
-
-// Restart returns ErrNotManaged.
-func (None) Restart(context.Context) error { return fmt.Errorf("restart: %w", ErrNotManaged) }
 
 // Reload does nothing.
 func (None) Reload(context.Context) error { return nil }

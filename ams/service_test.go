@@ -24,7 +24,6 @@ type service interface {
 	State(ctx context.Context) (State, error)
 	Start(ctx context.Context) error
 	Stop(ctx context.Context) error
-	Restart(ctx context.Context) error
 	Reload(ctx context.Context) error
 }
 
@@ -147,7 +146,7 @@ func TestNone(t *testing.T) {
 	if err != nil || st.Known() || st.Running() || st.String() != "unknown" {
 		t.Errorf("State = %+v, %v", st, err)
 	}
-	for verb, do := range map[string]func(context.Context) error{"start": s.Start, "stop": s.Stop, "restart": s.Restart} {
+	for verb, do := range map[string]func(context.Context) error{"start": s.Start, "stop": s.Stop} {
 		if err := do(t.Context()); !errors.Is(err, ErrNotManaged) || !strings.Contains(err.Error(), verb) || Hint(err) == "" {
 			t.Errorf("%s: %v", verb, err)
 		}
@@ -186,10 +185,6 @@ func (b *fakeBus) StopUnitContext(_ context.Context, unit, _ string, done chan<-
 	return b.job("stop", unit, done)
 }
 
-func (b *fakeBus) RestartUnitContext(_ context.Context, unit, _ string, done chan<- string) (int, error) {
-	return b.job("restart", unit, done)
-}
-
 func (b *fakeBus) ResetFailedUnitContext(_ context.Context, unit string) error {
 	b.calls = append(b.calls, "reset "+unit)
 	return ErrNoUnit // must not matter
@@ -222,11 +217,11 @@ func ends(result string) func(chan<- string) { return func(done chan<- string) {
 func TestSystemdJobs(t *testing.T) {
 	loaded := map[string]any{"ActiveState": "failed", "SubState": "failed", "LoadState": "loaded", "Result": "exit-code", "ExecMainCode": int32(1), "ExecMainStatus": int32(1)}
 	for _, result := range []string{"done", "failed", "canceled", "timeout", "dependency", "skipped", "invalid"} {
-		for _, verb := range []string{"start", "stop", "restart"} {
+		for _, verb := range []string{"start", "stop"} {
 			t.Run(verb+" "+result, func(t *testing.T) {
 				b := &fakeBus{props: loaded, result: ends(result)}
 				s, dials := fakeSystemd(b)
-				err := map[string]func(context.Context) error{"start": s.Start, "stop": s.Stop, "restart": s.Restart}[verb](t.Context())
+				err := map[string]func(context.Context) error{"start": s.Start, "stop": s.Stop}[verb](t.Context())
 				wantCalls := []string{"reset antmedia.service", verb + " antmedia.service"}
 				if verb == "stop" {
 					wantCalls = wantCalls[1:]
@@ -266,7 +261,7 @@ func TestSystemdJobNeverEnds(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
 		defer cancel()
 		begin := time.Now()
-		err := s.Restart(ctx)
+		err := s.Start(ctx)
 		var job *JobError
 		if !errors.As(err, &job) || !job.Pending() || !errors.Is(err, context.DeadlineExceeded) || job.State.Activity != ActivityActivating {
 			t.Errorf("got %v", err)
@@ -286,7 +281,7 @@ func TestSystemdJobNeverEnds(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s, _ := fakeSystemd(&fakeBus{props: map[string]any{"LoadState": "loaded"}, dead: true})
 			begin := time.Now()
-			err := s.Restart(t.Context())
+			err := s.Start(t.Context())
 			var job *JobError
 			if !errors.As(err, &job) || !job.Pending() || time.Since(begin) != systemdAlivePoll {
 				t.Errorf("after %s: %v", time.Since(begin), err)
@@ -298,14 +293,14 @@ func TestSystemdJobNeverEnds(t *testing.T) {
 		cancel()
 		s, _ := fakeSystemd(&fakeBus{jobErr: context.Canceled})
 		var job *JobError
-		if err := s.Restart(ctx); !errors.As(err, &job) || !job.Pending() {
+		if err := s.Start(ctx); !errors.As(err, &job) || !job.Pending() {
 			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("connection lost while asking", func(t *testing.T) {
 		s, _ := fakeSystemd(&fakeBus{jobErr: errors.New("connection closed"), dead: true})
 		var job *JobError
-		if err := s.Restart(t.Context()); !errors.As(err, &job) || !job.Pending() || !errors.Is(err, errLostSystemd) {
+		if err := s.Start(t.Context()); !errors.As(err, &job) || !job.Pending() || !errors.Is(err, errLostSystemd) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -329,7 +324,7 @@ func TestSystemdErrors(t *testing.T) {
 	if st, err := s.State(t.Context()); !errors.Is(err, ErrNoSystemd) || st.Known() {
 		t.Errorf("State = %+v, %v", st, err)
 	}
-	for _, do := range []func(context.Context) error{s.Start, s.Stop, s.Restart, s.Reload} {
+	for _, do := range []func(context.Context) error{s.Start, s.Stop, s.Reload} {
 		if err := do(t.Context()); !errors.Is(err, ErrNoSystemd) || !strings.Contains(Hint(err), "--service") {
 			t.Errorf("got %v, hint %q", err, Hint(err))
 		}

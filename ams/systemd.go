@@ -41,7 +41,6 @@ type bus interface {
 	GetAllPropertiesContext(ctx context.Context, unit string) (map[string]any, error)
 	StartUnitContext(ctx context.Context, unit, mode string, done chan<- string) (int, error)
 	StopUnitContext(ctx context.Context, unit, mode string, done chan<- string) (int, error)
-	RestartUnitContext(ctx context.Context, unit, mode string, done chan<- string) (int, error)
 	ResetFailedUnitContext(ctx context.Context, unit string) error
 	EnableUnitFilesContext(ctx context.Context, units []string, runtime, force bool) (bool, []dbus.EnableUnitFileChange, error)
 	DisableUnitFilesContext(ctx context.Context, units []string, runtime bool) ([]dbus.DisableUnitFileChange, error)
@@ -157,11 +156,6 @@ func (s *Systemd) Start(ctx context.Context) error { return s.do(ctx, "start", b
 
 // Stop waits for the unit's end; systemd kills it after TimeoutStopSec.
 func (s *Systemd) Stop(ctx context.Context) error { return s.do(ctx, "stop", bus.StopUnitContext) }
-
-// Restart stops the unit if it runs, and starts it.
-func (s *Systemd) Restart(ctx context.Context) error {
-	return s.do(ctx, "restart", bus.RestartUnitContext)
-}
 
 // Reload makes systemd reread its unit files.
 func (s *Systemd) Reload(ctx context.Context) error {

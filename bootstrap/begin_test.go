@@ -26,10 +26,9 @@ func (s untouchable) touched() error {
 	s.t.Error("the service was touched")
 	return nil
 }
-func (s untouchable) Start(context.Context) error   { return s.touched() }
-func (s untouchable) Stop(context.Context) error    { return s.touched() }
-func (s untouchable) Restart(context.Context) error { return s.touched() }
-func (s untouchable) Reload(context.Context) error  { return s.touched() }
+func (s untouchable) Start(context.Context) error  { return s.touched() }
+func (s untouchable) Stop(context.Context) error   { return s.touched() }
+func (s untouchable) Reload(context.Context) error { return s.touched() }
 
 // A command that may not begin changes nothing, and says so.
 func TestNothingBegins(t *testing.T) {

@@ -621,7 +621,7 @@ func TestAttackConverge(t *testing.T) {
 	must.OK(t, err)
 	all, calm := a.adversary(t)
 	before := []string{"converge", "--before-start", "--root", a.root, "--service-command", a.wrap} // no variable counts
-	byHand := []string{"converge", "--timeout", "5s"} // while the server runs, it only reads
+	byHand := []string{"converge", "--timeout", "5s"}                                               // while the server runs, it only reads
 	commands := [][]string{before, before, byHand}
 	written := map[string]int{}
 	rounds(attackRounds, all, func() bool { return len(written) == 1 }, func(n int) {

@@ -117,7 +117,7 @@ func unitsNotRoot(t *testing.T) {
 	if !unitState(t, s).Running() {
 		t.Error("dbus does not run")
 	}
-	for verb, do := range map[string]func(context.Context) error{"start": s.Start, "restart": s.Restart, "reload": s.Reload} {
+	for verb, do := range map[string]func(context.Context) error{"start": s.Start, "stop": s.Stop, "reload": s.Reload} {
 		if err := do(t.Context()); !errors.Is(err, fs.ErrPermission) || ams.Hint(err) != "run it with sudo" {
 			t.Errorf("%s = %v, hint %q", verb, err, ams.Hint(err))
 		}
@@ -135,7 +135,8 @@ func dropInOfUnit(t *testing.T) {
 	must.OK(t, os.WriteFile(file, ams.DropIn(address, 80500*time.Millisecond, ""), 0o644))
 	// systemd 252 does not notice a drop-in in a new folder, so the agent reloads after each write.
 	must.OK(t, s.Reload(t.Context()))
-	must.OK(t, s.Restart(t.Context()))
+	must.OK(t, s.Stop(t.Context()))
+	must.OK(t, s.Start(t.Context()))
 	st := unitState(t, s)
 	if strings.Contains(fmt.Sprintf("%+v", st), "hush") {
 		t.Error("the state has the rest of the environment")
@@ -157,9 +158,9 @@ func dropInOfUnit(t *testing.T) {
 func withoutBus(t *testing.T) {
 	s := newUnit(t, "ExecStart=/bin/sleep infinity\n")
 	systemctl(t, "stop", "dbus.socket", "dbus.service")
-	must.OK(t, s.Restart(t.Context()))
+	must.OK(t, s.Start(t.Context()))
 	result := make(chan error, 1)
-	go func() { result <- s.Restart(t.Context()) }()
+	go func() { result <- s.Stop(t.Context()) }()
 	systemctl(t, "daemon-reexec")
 	// This connection ends with the old systemd: the result may be open, but not failed. Before or during that, systemd may
 	// not answer at all.
@@ -167,7 +168,7 @@ func withoutBus(t *testing.T) {
 	t.Log(err)
 	job, ok := errors.AsType[*ams.JobError](err)
 	if err != nil && !(ok && job.Pending()) && !errors.Is(err, ams.ErrNoSystemd) {
-		t.Errorf("Restart = %v", err)
+		t.Errorf("Stop = %v", err)
 	}
 }
 
