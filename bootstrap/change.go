@@ -53,6 +53,10 @@ func (m *Machine) change(ctx context.Context, c serverChange) (step string, _ er
 		}
 	}
 	if err := c.write(); err != nil {
+		if u, ok := errors.AsType[*conf.UnfinishedError](err); ok && len(u.New) > 0 && len(u.Old)+len(u.Edited) == 0 {
+			c.former, c.back = c.address, nil // only the end of the commit is missing
+			return stepWrite, errors.Join(err, m.startAgain(ctx, c))
+		}
 		if !isHalfChanged(err) {
 			err = errors.Join(err, m.startAgain(ctx, c))
 		}
@@ -108,7 +112,8 @@ func (m *Machine) setAddress(a netip.Addr) {
 	}
 }
 
-// isHalfChanged reports a commit that stopped between two files. Only the next recovery may start the server.
+// isHalfChanged reports a commit that changed files and did not end. Between two files, only the next recovery may start the
+// server.
 func isHalfChanged(err error) bool {
 	u, ok := errors.AsType[*conf.UnfinishedError](err)
 	return ok && len(u.New)+len(u.Edited) > 0

@@ -44,6 +44,7 @@ func TestChange(t *testing.T) {
 		"it does not stop":                    {stopErr: cut, did: "stop back start", step: stepStop, address: old},
 		"nothing is written":                  {writeErr: cut, did: "stop write back start", step: stepWrite, address: old},
 		"nothing is written, and it was down": {stopped: true, idle: true, writeErr: cut, did: "write", step: stepWrite},
+		"all is written, without the end":     {writeErr: &conf.UnfinishedError{New: []string{"/a"}}, did: "stop write start", step: stepWrite, address: fresh},
 		"half is written":                     {writeErr: half, did: "stop write", step: stepWrite, owed: true},
 		"it does not start":                   {startErr: cut, did: "stop write start", step: stepStart, owed: true, address: fresh},
 		"nothing is written, and it is gone":  {writeErr: cut, startErr: cut, did: "stop write back start", step: stepWrite, owed: true, down: true, address: old},

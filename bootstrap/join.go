@@ -571,6 +571,7 @@ func (j *joiner) change(ctx context.Context, restart bool) error {
 	managed := f.service.Known()
 	j.changing = true
 	if !restart && f.service.Running() {
+		j.result.Files = fileResults(f.plan.Only(agentsOwn))
 		return nil
 	}
 	if !managed && restart {
@@ -785,7 +786,11 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	if _, unfinished := errors.AsType[*conf.UnfinishedError](cause); unfinished {
 		// The state stays for the next run.
 		j.failedRow(bound, row)
-		e.State, e.Hint = leftBy(cause, "the server's files are as before", "the files are those of a cluster node")
+		written := "the files are those of a cluster node"
+		if !j.changing {
+			written = "the agent's own files were written, and those of Ant Media Server were not"
+		}
+		e.State, e.Hint = leftBy(cause, "the files of Ant Media Server are as before", written)
 		e.State += "; of Ant Media Server: " + j.serverNow(bound)
 		return e
 	}

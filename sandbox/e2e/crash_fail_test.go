@@ -167,10 +167,10 @@ func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, 
 		return claim, n.halfChanged(state, before, after)
 	case has("but temporary files, or an empty folder, are left"):
 		return claim, errors.Join(n.differencesBut(before, true), n.mode(before))
-	case has("the files are those of a cluster node, Ant Media Server was not restarted, but what was begun is not finished"),
-		has("but what was begun is not finished"):
-		// The server still has what it read when it was started.
-		return claim, errors.Join(n.differencesBut(after, true), n.mode(before))
+	case has("the agent's own files were written, and those of Ant Media Server were not"):
+		return claim, errors.Join(n.oldOrNew(), n.mode(before))
+	case has("but what was begun is not finished"):
+		return claim, errors.Join(n.differencesBut(after, true), n.mode(after))
 	case strings.HasPrefix(state, "the files are still those of a cluster node; of Ant Media Server: it runs"):
 		return claim, errors.Join(n.differencesBut(before, false), n.mode(before))
 	case has("of Ant Media Server: it runs"):
