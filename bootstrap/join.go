@@ -790,7 +790,7 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 		if !j.changing {
 			written = "the agent's own files were written, and those of Ant Media Server were not"
 		}
-		e.State, e.Hint = leftBy(cause, "the files of Ant Media Server are as before", written)
+		e.State, e.Hint = leftBy(cause, "the files of Ant Media Server are as before, the agent's own may be new", written)
 		e.State += "; of Ant Media Server: " + j.serverNow(bound)
 		return e
 	}

@@ -165,6 +165,8 @@ func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, 
 	switch {
 	case has("the files are half changed"):
 		return claim, n.halfChanged(state, before, after)
+	case has("the files of Ant Media Server are as before, the agent's own may be new"):
+		return claim, errors.Join(n.oldOrNew(), n.serverFiles(before), n.mode(before))
 	case has("but temporary files, or an empty folder, are left"):
 		return claim, errors.Join(n.differencesBut(before, true), n.mode(before))
 	case has("the agent's own files were written, and those of Ant Media Server were not"):
@@ -194,6 +196,18 @@ func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, 
 		return claim, n.oldOrNew()
 	}
 	return claim, errors.New("no claim that this test knows")
+}
+
+// serverFiles lists which of the server's files are not as wanted.
+func (n *crashNode) serverFiles(want map[string]string) error {
+	now, err := n.look()
+	errs := []error{err}
+	for path, line := range want {
+		if strings.HasPrefix(path, "usr/local/antmedia/") && now[path] != line {
+			errs = append(errs, fmt.Errorf("%s is %q, want %q", path, now[path], line))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // differencesBut is differences, where temporary files may be left: those of the
