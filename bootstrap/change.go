@@ -4,12 +4,16 @@
 package bootstrap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
+	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // serverChange is a change of the server's files: stop, write, start.
@@ -22,8 +26,11 @@ type serverChange struct {
 	former, address netip.Addr
 	// save writes the state with its field Start, before the stop and after the start.
 	save func(start bool) error
-	// write is called while the server is down. back, if not nil, precedes its start after a failure.
+	// write is called while the server is down. back, if not nil, precedes its start after a failure: the caller can go back
+	// from each step.
 	write, back func() error
+	// stopTime is the service manager's.
+	stopTime time.Duration
 }
 
 // Steps of a change, for errors.
@@ -46,6 +53,7 @@ func (m *Machine) change(ctx context.Context, c serverChange) (step string, _ er
 	if c.managed {
 		// An unknown state is no proof that it is down.
 		if st, err := m.Service.State(ctx); err != nil || !st.Dead() {
+			c.stopTime = st.StopTimeout
 			m.say("stopping %s", m.Service.Name())
 			if err := m.end(ctx); err != nil {
 				return stepStop, errors.Join(err, m.startAgain(ctx, c))
@@ -67,6 +75,11 @@ func (m *Machine) change(ctx context.Context, c serverChange) (step string, _ er
 	}
 	m.say("starting %s", m.Service.Name())
 	m.setAddress(c.address)
+	if c.back == nil { // nothing later would start it
+		own, done := outlasting(ctx, rollbackTime)
+		defer done()
+		ctx = own
+	}
 	if err := m.Service.Start(ctx); err != nil {
 		return stepStart, err
 	}
@@ -81,9 +94,24 @@ func (m *Machine) started(c serverChange) {
 	}
 }
 
+// reload ignores the end of ctx: the server's next start needs the new files.
 func (m *Machine) reload(ctx context.Context) {
+	ctx, cancel := after(ctx, rollbackTime)
+	defer cancel()
 	if err := m.Service.Reload(ctx); err != nil {
 		m.log().Warn("the service manager could not read its files again", "error", err)
+	}
+}
+
+// awaitStop waits for the end of a stop that outlasted ctx. Until then the drop-in must stay: it has the stop's time.
+func (m *Machine) awaitStop(ctx context.Context, most time.Duration) {
+	ctx, cancel := after(ctx, rollbackTime+most)
+	defer cancel()
+	for {
+		st, err := m.Service.State(ctx)
+		if err != nil || st.Activity != ams.ActivityDeactivating || !sleep.For(ctx, alivePoll) {
+			return
+		}
 	}
 }
 
@@ -92,6 +120,7 @@ func (m *Machine) startAgain(ctx context.Context, c serverChange) error {
 	if !c.managed || !c.ran {
 		return nil
 	}
+	m.awaitStop(ctx, c.stopTime)
 	ctx, cancel := after(ctx, rollbackTime)
 	defer cancel()
 	var err error
@@ -119,17 +148,22 @@ func isHalfChanged(err error) bool {
 	return ok && len(u.New)+len(u.Edited) > 0
 }
 
-// owesStart reports whether an interrupted join or leave of this boot stopped the server. After a reboot, its own
-// unit starts it.
-func (m *Machine) owesStart(s *State) bool {
+// mayOweStart reports whether an interrupted join or leave of this boot may have stopped the server. After a reboot, its
+// own unit starts it.
+func (m *Machine) mayOweStart(s *State) bool {
 	return s != nil && s.Start && s.Phase != PhaseJoined && s.Boot != "" && s.Boot == m.bootID()
+}
+
+// owesStart is false after a later start: if the server is down, an operator stopped it again.
+func (m *Machine) owesStart(s *State, st ams.State) bool {
+	return m.mayOweStart(s) && !st.Started.After(s.Since)
 }
 
 // startOwed starts a server that an interrupted join or leave stopped. It returns nil if there was nothing to start.
 // The caller holds the lock, and has recovered the files.
 func (m *Machine) startOwed(ctx context.Context, store *conf.Store) (*Finding, error) {
 	s, err := loadState(store)
-	if err != nil || !m.owesStart(s) || store.Interrupted() {
+	if err != nil || !m.mayOweStart(s) || store.Interrupted() {
 		return nil, nil //nolint:nilerr // the command reports a damaged file
 	}
 	st, err := m.Service.State(ctx)
@@ -143,10 +177,10 @@ func (m *Machine) startOwed(ctx context.Context, store *conf.Store) (*Finding, e
 	if err := m.begin(ctx, untouched); err != nil {
 		return nil, err
 	}
-	// An operator who started it since may have stopped it since, too.
-	starts := !up && !st.Started.After(s.Since)
+	starts := !up && m.owesStart(s, st)
 	if starts {
 		m.say("starting %s, which an interrupted command stopped", m.Service.Name())
+		m.reload(ctx) // the command may have written the drop-in
 		m.setAddress(previousAddress(s))
 		if err := m.Service.Start(ctx); err != nil {
 			return nil, err
@@ -167,4 +201,32 @@ func (m *Machine) startAfterRefusal(ctx context.Context, store *conf.Store) {
 	if _, err := m.startOwed(ctx, store); err != nil {
 		m.log().Warn("a server that an interrupted command stopped could not be started", "error", err)
 	}
+}
+
+// exposed returns the server's files whose permissions alone must change, because they hold a password.
+func exposed(plan *conf.Plan) (out []conf.PlannedFile) {
+	for _, f := range plan.Changed() {
+		if !agentsOwn(f.Before.Path) && f.After != nil && bytes.Equal(f.After, f.Before.Bytes) && f.Before.Mode&^f.Mode != 0 {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// protect removes those permissions in place, which does not disturb a running server.
+func protect(store *conf.Store, exposed []conf.PlannedFile) (paths []string, _ error) {
+	var errs []error
+	for _, f := range exposed {
+		fd, info, _, err := store.Files().Open(f.Before.Path)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if info.UID == f.Before.UID && info.Mode == f.Before.Mode {
+			err = fd.Chmod(f.Before.Mode & f.Mode)
+			paths = append(paths, f.Before.Path)
+		}
+		errs = append(errs, err, fd.Close())
+	}
+	return paths, errors.Join(errs...)
 }

@@ -112,8 +112,8 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 	}
 	c := &Convergence{Repairs: []Finding{}, Warnings: []Finding{}, Differences: []conf.Difference{}}
 	if req.Mode == ConvergeBeforeStart {
-		// A join or a leave starts the server, with the lock held.
-		if s, err := loadState(store); err == nil && (s == nil || s.Phase != PhaseJoined) {
+		// A join or a leave starts the server, with the lock held. It must not start between two files.
+		if s, err := loadState(store); err == nil && (s == nil || s.Phase != PhaseJoined) && !store.Interrupted() {
 			if s != nil {
 				c.Phase = s.Phase
 			}
@@ -194,6 +194,7 @@ type converger struct {
 	facts    facts
 	stateErr error
 	writes   bool // the server's files
+	exposed  []conf.PlannedFile
 }
 
 // run builds the node record even if err prevents repairs: the node serves.
@@ -404,10 +405,17 @@ func (k *converger) mend(ctx context.Context) error {
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
 	k.noteRestart()
-	if changed || k.state != *f.state {
+	if changed || k.state != *f.state || len(k.exposed) > 0 {
 		if err := k.begin(ctx, k.found); err != nil {
 			return err
 		}
+	}
+	paths, err := protect(k.store, k.exposed)
+	if err != nil {
+		k.warn(IDFile, "a file with a password stays readable for other users: %v", err)
+	}
+	if len(paths) > 0 {
+		k.repaired(IDDrift, "readable for other users, and protected again: %s", joinPaths(paths))
 	}
 	release := k.state.Release
 	if changed && k.writes {
@@ -491,9 +499,10 @@ func (k *converger) limit() {
 		return
 	}
 	left := f.plan.Only(func(path string) bool { return !agentsOwn(path) })
+	k.exposed = exposed(left)
 	for _, file := range left.Changed() {
 		if !changesServer(file) {
-			continue // only permissions, which the next start repairs
+			continue // only permissions
 		}
 		k.result.Differences = append(k.result.Differences, k.differences(file)...)
 	}

@@ -155,8 +155,8 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	}
 	j := &joiner{Machine: m, store: store, facts: f, found: found, untilServed: true, locked: lock}
 	defer func() {
-		if !j.changing && !req.DryRun && !req.Offline {
-			m.startAfterRefusal(ctx, store)
+		if !req.DryRun && !req.Offline {
+			j.startAfterRefusal(ctx)
 		}
 	}()
 	if err := m.preflight(ctx, store, req, f); err != nil {
@@ -206,6 +206,14 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 		err = &PreflightError{Findings: f.failed, State: found}
 	}
 	return j.result, err
+}
+
+// startAfterRefusal is for a join that changed nothing.
+func (j *joiner) startAfterRefusal(ctx context.Context) {
+	// Without the lock, another command may be between its stop and its start.
+	if j.locked != nil && !j.changing {
+		j.Machine.startAfterRefusal(ctx, j.store)
+	}
 }
 
 // notRecovered is the error if an interrupted command stays unfinished.
@@ -285,8 +293,6 @@ func (j *joiner) run(ctx context.Context) error {
 		j.result.Outcome = OutcomePlanned
 		return nil
 	}
-	// An interrupted join may have stopped it.
-	j.wasRunning = running || j.owesStart(f.state)
 	unchanged := len(f.plan.Changed()) == 0
 	if unchanged && !j.result.RestartNeeded && f.state != nil && f.state.Phase == PhaseJoined {
 		return j.confirm(ctx)
@@ -445,6 +451,7 @@ func (j *joiner) provedAtOnce(ctx context.Context) (*Evidence, bool) {
 // machine has changed.
 func (j *joiner) proveUnlocked(ctx context.Context) (*conf.Lock, *Evidence, error) {
 	_ = j.locked.Unlock()
+	j.locked = nil
 	ev, err := j.verify(ctx)
 	if _, ok := errors.AsType[*NotServingError](err); ok {
 		return nil, nil, &FailedError{Step: "waiting for the applications", Err: err, State: j.found, Unknown: isTimeout(err)}
@@ -539,7 +546,7 @@ func (j *joiner) drainStep() string {
 // the stop, whose time is in the drop-in.
 func (j *joiner) apply(ctx context.Context, restart bool) error {
 	f := j.facts
-	err := j.save(State{Phase: PhaseJoining, RestartPending: restart, Start: j.owesStart(f.state)})
+	err := j.save(State{Phase: PhaseJoining, RestartPending: restart, Start: j.owesStart(f.state, f.service)})
 	if err == nil {
 		_, err = j.keepGiven()
 	}
@@ -564,14 +571,20 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 	return nil
 }
 
-// change writes the server's files and starts it, unless it runs and needs no restart. Its files keep their
-// permissions then, until its next start.
+// change writes the server's files and starts it, unless it runs or starts, and needs no restart. Of its files only
+// permissions change then.
 func (j *joiner) change(ctx context.Context, restart bool) error {
 	f := j.facts
 	managed := f.service.Known()
 	j.changing = true
-	if !restart && f.service.Running() {
-		j.result.Files = fileResults(f.plan.Only(agentsOwn))
+	// An interrupted join may have stopped it. A server that starts, perhaps again after a crash, must run, too.
+	j.wasRunning = f.service.Running() || f.service.Activity == ams.ActivityActivating || j.owesStart(f.state, f.service)
+	if !restart && (f.service.Running() || f.service.Starting()) {
+		protected, err := protect(j.store, exposed(f.plan))
+		if err != nil {
+			f.warn(IDFile, "", "a file with a password stays readable for other users: %v", err)
+		}
+		j.result.Files = fileResults(f.plan.Only(func(path string) bool { return agentsOwn(path) || slices.Contains(protected, path) }))
 		return nil
 	}
 	if !managed && restart {
@@ -589,8 +602,10 @@ func (j *joiner) change(ctx context.Context, restart bool) error {
 			if err != nil {
 				return err
 			}
-			f.plan, j.result.Files = plan, mergeResults(j.result.Files, fileResults(plan))
-			if err = j.commit(plan); err == nil || isHalfChanged(err) {
+			j.result.Files = mergeResults(j.result.Files, fileResults(plan))
+			// The own files are written. The service's state is from before the drop-in.
+			f.plan = plan.Only(func(path string) bool { return !agentsOwn(path) })
+			if err = j.commit(f.plan); err == nil || isHalfChanged(err) {
 				j.wrote, j.startedAt = true, time.Now()
 			}
 			return err
@@ -607,11 +622,11 @@ func (j *joiner) change(ctx context.Context, restart bool) error {
 	return nil
 }
 
-// mergeResults keeps the files that were written before the second plan.
+// mergeResults keeps the agent's own files, which were written before the second plan.
 func mergeResults(was, is []FileResult) []FileResult {
 	for i := range is {
 		for _, w := range was {
-			if w.Path == is[i].Path && w.Changed && !is[i].Changed {
+			if w.Path == is[i].Path && agentsOwn(w.Path) {
 				is[i] = w
 			}
 		}
@@ -691,7 +706,9 @@ func (j *joiner) restoreState() error {
 	if err := errors.Join(dropMongo(j.store, s), j.restoreGiven()); err != nil {
 		return err
 	}
-	return saveState(j.store, *s)
+	back := *s
+	back.Start = s.Start && !j.changing // after a change the server runs, or must not
+	return saveState(j.store, back)
 }
 
 const finishTime = electionTime + 15*time.Second
@@ -780,7 +797,7 @@ func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 
 func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	e := &FailedError{Step: step, Err: cause, Hint: j.elsewhereHint(cause)}
-	bound, cancel := after(ctx, rollbackTime+j.facts.service.StopTimeout)
+	bound, cancel := after(ctx, rollbackTime+max(j.facts.service.StopTimeout, ams.StopTimeout(len(j.facts.install.Apps))))
 	defer cancel()
 	row := step + ": " + cause.Error()
 	if _, unfinished := errors.AsType[*conf.UnfinishedError](cause); unfinished {
@@ -910,9 +927,9 @@ func (j *joiner) restoreAfter(ctx context.Context, reason string) error {
 	return j.restoreFound()
 }
 
-// restoreFound keeps the state file if an unfinished leave depends on it.
+// restoreFound keeps the state file if an unfinished leave, or a server that was not started, depends on it.
 func (j *joiner) restoreFound() error {
-	if s := j.facts.state; j.unproved() && !s.Standalone {
+	if s := j.facts.state; j.changing && j.unproved() && !s.Standalone {
 		return j.forget()
 	}
 	return j.restoreState()

@@ -733,7 +733,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		return changesServer(f) || !agentsOwn(f.Before.Path)
 	})
 	// An interrupted run may have stopped it.
-	start := up || l.owesStart(l.state)
+	start := up || l.owesStart(l.state, st)
 	stop := st.Known() && (changed || !up)
 	wrote := false
 	step, err := l.change(ctx, serverChange{
@@ -773,6 +773,9 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		return l.notGivenBack(err)
 	default:
 		if !errors.Is(err, errDown) {
+			if l.state != nil && step != stepState {
+				l.state.Start = false // it runs again
+			}
 			l.takeBack(ctx)
 		}
 		if step == stepWrite {
