@@ -571,7 +571,7 @@ func (j *joiner) apply(ctx context.Context, restart bool) error {
 	return nil
 }
 
-// change writes the server's files and starts it, unless it runs or starts, and needs no restart. Of its files only
+// change writes the server's files and starts it, unless it runs, or starts, and needs no restart. Of its files only
 // permissions change then.
 func (j *joiner) change(ctx context.Context, restart bool) error {
 	f := j.facts
@@ -579,7 +579,14 @@ func (j *joiner) change(ctx context.Context, restart bool) error {
 	j.changing = true
 	// An interrupted join may have stopped it. A server that starts, perhaps again after a crash, must run, too.
 	j.wasRunning = f.service.Running() || f.service.Activity == ams.ActivityActivating || j.owesStart(f.state, f.service)
-	if !restart && (f.service.Running() || f.service.Starting()) {
+	if !restart && f.service.Starting() {
+		st, err := ams.WaitStable(ctx, j.Service, stableTime)
+		if err != nil {
+			return j.failed(ctx, stepStart, err)
+		}
+		f.service, f.serviceAt = st, time.Now()
+	}
+	if !restart && f.service.Running() {
 		protected, err := protect(j.store, exposed(f.plan))
 		if err != nil {
 			f.warn(IDFile, "", "a file with a password stays readable for other users: %v", err)

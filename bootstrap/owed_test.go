@@ -209,10 +209,18 @@ func TestJoinWhileTheServerStarts(t *testing.T) {
 		t.Parallel()
 		m := joinedTree(t)
 		service := newBounded(starts)
+		asked := 0
+		service.hook = func(s *hooked, _ string) error {
+			if asked++; asked > 1 {
+				s.found = ams.State{} // it runs
+			}
+			return nil
+		}
 		m.Service = service
-		must.OK(t, joinerOf(t, m, starts).change(t.Context(), false))
-		if len(service.did) > 0 {
-			t.Errorf("%v", service.did)
+		j := joinerOf(t, m, starts)
+		must.OK(t, j.change(t.Context(), false))
+		if len(service.did) > 0 || !j.facts.service.Running() {
+			t.Errorf("%v, %s", service.did, j.facts.service)
 		}
 	})
 	for name, st := range map[string]ams.State{"it fails": starts, "it fails while the server crashes": {Activity: ams.ActivityActivating, Sub: "auto-restart"}} {

@@ -82,6 +82,7 @@ func TestWatchWritesTheAgentsOwn(t *testing.T) {
 		"an application more": {func(m *Machine) {
 			dir := filepath.Join(m.Root, ams.DefaultDir, "webapps")
 			must.OK(t, os.CopyFS(filepath.Join(dir, "panel"), os.DirFS(filepath.Join(dir, "LiveApp"))))
+			must.OK(t, os.Chmod(filepath.Join(dir, "panel/WEB-INF/red5-web.properties"), 0o640)) // the copy has more
 		}, ams.DropInPath},
 		"a name that does not resolve": {func(m *Machine) { named(m, "") }, hostsPath},
 		"cloud-init wrote /etc/hosts again": {func(m *Machine) {

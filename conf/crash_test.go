@@ -42,9 +42,6 @@ func crashChild(s *Store, op string) error {
 		if err != nil {
 			return err
 		}
-		if op == "leave, keeping the record" {
-			return p.CommitUndoKeeping("leave", record)
-		}
 		return p.CommitUndo("leave")
 	}
 	return planCluster(&testing.T{}, s, "10.0.0.1").Commit("join")
@@ -65,7 +62,7 @@ func TestCrash(t *testing.T) {
 	}
 	self, err := os.Executable()
 	must.OK(t, err)
-	for _, op := range []string{"join", "leave", "leave, keeping the record"} {
+	for _, op := range []string{"join", "leave"} {
 		kills, step := 0, must.Sample(3, 1)
 		for _, call := range []string{"renameat", "fsync", "write", "unlinkat", "linkat", "mkdirat", "fchmod", "openat"} {
 			for n := 1; ; n += step {

@@ -35,8 +35,7 @@ type Plan struct {
 	size  int // of all read files, in bytes
 	names int // upper bound of the journal's bytes for files of [Plan.Then]
 	// polls counts the waits for files that were being written.
-	polls  int
-	former *Plan // see [Plan.Follow]
+	polls int
 }
 
 // PlannedFile is one file of a plan.
@@ -165,19 +164,6 @@ func (s *Store) NewPlan(record *Record) *Plan {
 	return p
 }
 
-// Follow names the plan that was committed last, with this plan's record. A running server may save its old
-// settings over that commit: a file with its former meaning was written by the server, not by an operator.
-func (p *Plan) Follow(committed *Plan) { p.former = committed }
-
-func (p *Plan) undone(kind Kind, now File) bool {
-	if p.former == nil || !now.Exists() {
-		return false
-	}
-	return slices.ContainsFunc(p.former.files, func(f PlannedFile) bool {
-		return f.Before.Path == now.Path && f.Before.Exists() && sameMeaning(kind, now.Bytes, f.Before.Bytes) && !sameMeaning(kind, now.Bytes, f.After)
-	})
-}
-
 // Edit plans one file. edit gets the original, with the recorded changes undone, or nil without a file. A file that
 // already has the resulting meaning stays as it is.
 func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error {
@@ -198,8 +184,6 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 		if err := p.torn(t.Path, now); err != nil {
 			return err
 		}
-		original = rec.Original
-	case rec != nil && rec.Existed && p.undone(t.Kind, now):
 		original = rec.Original
 	case rec != nil:
 		u, err := rec.Undo(now.Bytes)
@@ -586,22 +570,14 @@ func (p *Plan) Commit(purpose string) error {
 }
 
 // CommitUndo makes the changes and removes the record.
-func (p *Plan) CommitUndo(purpose string) error { return p.CommitUndoKeeping(purpose, nil) }
-
-// CommitUndoKeeping is [Plan.CommitUndo] for changes that may be needed again: it keeps record, unless that is too
-// large.
-func (p *Plan) CommitUndoKeeping(purpose string, record *Record) error {
-	if len(p.Changed()) == 0 && p.record == record {
+func (p *Plan) CommitUndo(purpose string) error {
+	if len(p.Changed()) == 0 && p.record == nil {
 		return nil
 	}
 	// In reverse order, so that after a crash the same files are new as in a commit.
 	changes := p.changes()
 	slices.Reverse(changes)
-	err := p.store.Commit(purpose, changes, record, p.dirs)
-	if errors.Is(err, ErrRecordTooLarge) {
-		err = p.store.Commit(purpose, changes, nil, p.dirs)
-	}
-	return err
+	return p.store.Commit(purpose, changes, nil, p.dirs)
 }
 
 func (p *Plan) has(path string) bool {

@@ -181,7 +181,6 @@ func TestPowerCut(t *testing.T) {
 	join := func(s *Store) error { return planCluster(t, s, "10.0.0.1").Commit("join") }
 	again := func(s *Store) error { return planCluster(t, s, "10.0.0.2").Commit("join") }
 	leave := func(s *Store) error { return planUndo(t, s).CommitUndo("leave") }
-	keep := func(s *Store) error { p := planUndo(t, s); return p.CommitUndoKeeping("leave", p.record) }
 	recovery := func(s *Store) error { _, err := s.Recover(); return err }
 	write := func(text string) func(s *Store) error {
 		return func(s *Store) error { return s.WriteFile("/etc/a/b/c", []byte(text), 0o600, 0o700) }
@@ -199,7 +198,6 @@ func TestPowerCut(t *testing.T) {
 		"rollback":             {join, again, true, true, true},
 		"leave":                {join, leave, true, false, false},
 		"leave beside an edit": {edited, leave, true, false, false},
-		"leave with a record":  {join, keep, true, true, false},
 		"write":                {write("1"), write("2"), false, false, false},
 		"write in new folders": {recovery, write("1"), false, false, false},
 		"remove":               {write("1"), func(s *Store) error { return s.RemoveFile("/etc/a/b/c") }, false, false, false},

@@ -621,33 +621,6 @@ func TestRecordTooLarge(t *testing.T) {
 	}
 }
 
-// TestUndoKeepsTheRecord: what is written over after a change was undone is undone by the same
-// record, and one that does not fit into the journal does not block an undo.
-func TestUndoKeepsTheRecord(t *testing.T) {
-	s := newTree(t)
-	before := snapshot(t, s)
-	real := filepath.Join(s.Root, serverPath)
-	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
-	joined, err := os.ReadFile(real)
-	must.OK(t, err)
-	p := planUndo(t, s)
-	must.OK(t, p.CommitUndoKeeping("leave", p.record))
-	must.OK(t, os.WriteFile(real, joined, 0o640))
-	p = planUndo(t, s)
-	if paths := p.ChangedPaths(); !slices.Equal(paths, []string{serverPath}) {
-		t.Errorf("undone again: %v", paths)
-	}
-	large := *p.record
-	large.Dirs = []string{"/" + strings.Repeat("a", maxRecordSize)}
-	must.OK(t, p.CommitUndoKeeping("leave", &large))
-	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
-		t.Errorf("after undoing (-want +got):\n%s", d)
-	}
-	if names := stateNames(t, s); len(names) > 0 {
-		t.Errorf("left: %v", names)
-	}
-}
-
 // TestRestageOfAnExchangedFile: a restored file belongs to the owner of the file that
 // the commit knows, whatever its owner puts in its place in that moment.
 func TestRestageOfAnExchangedFile(t *testing.T) {

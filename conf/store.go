@@ -248,19 +248,6 @@ func (s *Store) RemoveFile(path string) error {
 	return p.Folder.Sync()
 }
 
-// RemoveFolder removes an empty folder below the root.
-func (s *Store) RemoveFolder(path string) error {
-	p, err := s.Files().LocateName(path)
-	if err != nil {
-		return err
-	}
-	defer p.Close()
-	if len(p.Missing) > 0 {
-		return nil
-	}
-	return p.Folder.RemoveFolder(p.Name)
-}
-
 // Empty truncates a file in place: a mount point cannot be replaced.
 func (s *Store) Empty(path string) error {
 	p, err := s.Files().Locate(path)

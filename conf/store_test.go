@@ -69,16 +69,9 @@ const dropInPath = "/etc/systemd/system/antmedia.service.d/50-amsagent.conf"
 // planCluster plans what a join would, towards the given database.
 func planCluster(t testing.TB, s *Store, host string) *Plan {
 	t.Helper()
-	return planClusterAfter(t, s, host, nil)
-}
-
-// planClusterAfter is planCluster just after another plan was committed.
-func planClusterAfter(t testing.TB, s *Store, host string, committed *Plan) *Plan {
-	t.Helper()
 	record, err := s.Record()
 	must.OK(t, err)
 	p := s.NewPlan(record)
-	p.Follow(committed)
 	if err := errors.Join(
 		p.Edit(Target{Path: "/ams/conf/jee-container.xml", Kind: KindContainer}, func(src []byte) ([]Span, error) {
 			c, err := ParseContainer(src)
@@ -114,47 +107,6 @@ func planClusterAfter(t testing.TB, s *Store, host string, committed *Plan) *Pla
 		must.OK(t, err)
 	}
 	return p
-}
-
-// A server that runs saves its settings, as it read them before, over those of a second join.
-// They are the first join's, and what that one found is still given back.
-func TestFollow(t *testing.T) {
-	s := newTree(t)
-	const file = "/ams/conf/red5.properties"
-	write := func(text string) {
-		t.Helper()
-		must.OK(t, os.WriteFile(filepath.Join(s.Root, file), []byte(text), 0o640))
-	}
-	write("# ours\nclusterdb.host = mongo.local\nhttp.port=5080\n")
-	before := snapshot(t, s)
-	commit := func(p *Plan) *Plan {
-		t.Helper()
-		must.OK(t, p.Commit("join"))
-		return p
-	}
-	first := commit(planCluster(t, s, "10.0.0.1"))
-	write("#saved\nhttp.port=5080\nadded.key=x\nclusterdb.host=10.9.9.9\n")
-	if p := planClusterAfter(t, s, "10.0.0.1", first); len(p.Conflicts) == 0 {
-		t.Error("another program's change is no conflict")
-	}
-	write(string(first.Planned(file)))
-	second := commit(planCluster(t, s, "10.0.0.2"))
-	write("#saved\nhttp.port=5080\nadded.key=x\nclusterdb.host=10.0.0.1\n")
-	third := planClusterAfter(t, s, "10.0.0.2", second)
-	if len(third.Conflicts) > 0 || !bytes.Equal(third.Planned(file), second.Planned(file)) {
-		t.Errorf("%v:\n%s", third.Conflicts, third.Planned(file))
-	}
-	commit(third)
-	record, err := s.Record()
-	must.OK(t, err)
-	undo, err := s.PlanUndo(record)
-	if err != nil || len(undo.Conflicts) > 0 {
-		t.Fatal(err, undo.Conflicts)
-	}
-	must.OK(t, undo.CommitUndo("leave"))
-	if diff := cmp.Diff(before, snapshot(t, s)); diff != "" {
-		t.Errorf("(-before +after):\n%s", diff)
-	}
 }
 
 // Names are kept as JSON, which replaces what is not UTF-8: recovery and undoing would look for other files.

@@ -122,7 +122,7 @@ func (l *life) Joined() bool {
 	return s != nil && (s.Phase == bootstrap.PhaseJoined || s.Phase == bootstrap.PhaseJoining && s.WasJoined)
 }
 
-// JoinedAt implements lifecycle.Node, in whole seconds.
+// JoinedAt implements lifecycle.Node.
 func (l *life) JoinedAt() time.Time {
 	s, err := l.d.o.Machine.StateFile()
 	if err != nil || s == nil || s.Phase != bootstrap.PhaseJoined {
