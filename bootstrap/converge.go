@@ -200,9 +200,6 @@ type converger struct {
 // run builds the node record even if err prevents repairs: the node serves.
 func (k *converger) run(ctx context.Context, err error) error {
 	f := &k.facts
-	if f.service, k.stateErr = k.Service.State(ctx); k.stateErr != nil {
-		k.warn(IDService, "the service does not say its state: %v", k.stateErr)
-	}
 	if rerr := k.read(); err == nil {
 		err = rerr
 	}
@@ -213,6 +210,10 @@ func (k *converger) run(ctx context.Context, err error) error {
 		k.take("group", &k.state.Group, k.req.Group)
 	}
 	k.identify(ctx)
+	// After that, which may ask a name server: the server may be started meanwhile.
+	if f.service, k.stateErr = k.Service.State(ctx); k.stateErr != nil {
+		k.warn(IDService, "the service does not say its state: %v", k.stateErr)
+	}
 	if err == nil {
 		err = k.mend(ctx)
 	}

@@ -259,7 +259,7 @@ type joiner struct {
 	registered bool
 	former     cluster.Node
 	history    []cluster.Event
-	// changing: the agent's own files are written. wrote: they may be this join's. down: the server ran, and could not be
+	// changing: the server may be stopped. wrote: its files may be this join's. down: the server ran, and could not be
 	// started again.
 	changing, wrote, down bool
 }
@@ -597,7 +597,6 @@ func (j *joiner) change(ctx context.Context, restart bool) error {
 	if !managed && restart {
 		j.say("%s is not managed here: start it, or restart it, now", "Ant Media Server")
 	}
-	j.result.Restarted = managed
 	step, err := j.Machine.change(ctx, serverChange{
 		managed: managed, ran: j.wasRunning, start: true, former: previousAddress(f.state), address: f.address.Addr,
 		save: func(start bool) error {
@@ -622,6 +621,8 @@ func (j *joiner) change(ctx context.Context, restart bool) error {
 			return err
 		},
 	})
+	j.changing = step != stepState
+	j.result.Restarted = managed && j.changing
 	if err != nil {
 		j.down = errors.Is(err, errDown)
 		return j.failed(ctx, step, err)

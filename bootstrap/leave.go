@@ -773,7 +773,8 @@ func (l *leaver) giveBack(ctx context.Context) error {
 		return l.notGivenBack(err)
 	default:
 		if !errors.Is(err, errDown) {
-			if l.state != nil && step != stepState {
+			l.changing = step != stepState
+			if l.state != nil && l.changing {
 				l.state.Start = false // it runs again
 			}
 			l.takeBack(ctx)

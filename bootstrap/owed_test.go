@@ -370,3 +370,61 @@ func TestJoinWithoutTheLockStartsNothing(t *testing.T) {
 		t.Errorf("%v", service.did)
 	}
 }
+
+// A join that cannot note its stop stops nothing, and reports no restart: the daemon tries again soon.
+func TestUnnotedStopIsNoRestart(t *testing.T) {
+	t.Parallel()
+	m := joinedTree(t)
+	up := running().state
+	service := newBounded(up)
+	m.Service = service
+	j := joinerOf(t, m, up)
+	file := filepath.Join(m.Root, statePath)
+	must.OK(t, errors.Join(os.Remove(file), os.Mkdir(file, 0o755)))
+	if err := j.change(t.Context(), true); err == nil || slices.Contains(service.did, "stop") || j.result.Restarted {
+		t.Errorf("%v: %v, restarted: %v", err, service.did, j.result.Restarted)
+	}
+}
+
+// The daemon looks at the server just before it writes: a name server may be slow.
+func TestServerStartsDuringAConvergence(t *testing.T) {
+	t.Parallel()
+	m := joinedTree(t)
+	service := newBounded(isDown)
+	m.Service = service
+	m.Interfaces = func() ([]ams.Interface, error) {
+		service.found = running().state
+		return nil, nil
+	}
+	edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
+	if c := converge(t, m, watchRequest(t)); len(c.Differences) != 1 || property(t, m, liveFile, "db.type") != "mapdb" {
+		t.Errorf("%+v", c)
+	}
+}
+
+// A command that cannot write its state starts the server all the same that another one stopped.
+func TestOwedStartWithoutAState(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"join", "leave"} {
+		m := owed(t, func(s *State) { s.WasJoined = true })
+		service := newBounded(isDown)
+		service.hook = func(*hooked, string) error { // no file can replace a folder
+			return os.MkdirAll(filepath.Join(m.Root, StateDir, ".state.json.amsagent-tmp/x"), 0o755)
+		}
+		service.stopped = true
+		m.Service = service
+		var err error
+		if command == "leave" {
+			_, err = m.Leave(t.Context(), LeaveRequest{Now: true})
+		} else {
+			j := joinerOf(t, m, isDown)
+			j.locked = &conf.Lock{}
+			must.OK(t, service.hook(nil, ""))
+			err = j.change(t.Context(), true)
+			j.startAfterRefusal(t.Context())
+		}
+		if err == nil || !slices.Contains(service.did, "start") {
+			t.Errorf("%s: %v: %v", command, err, service.did)
+		}
+	}
+}
