@@ -158,7 +158,9 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 func (n *crashNode) wrapper(t testing.TB, lines string) {
 	t.Helper()
 	text := "#!/bin/sh\necho \"$1\" >>'" + n.wrap + ".log'\n" + lines + "\nexec '" + n.wrap + ".real' \"$@\"\n"
-	must.OK(t, os.WriteFile(n.wrap, []byte(text), 0o755))
+	// A daemon may run the present one.
+	must.OK(t, os.WriteFile(n.wrap+".new", []byte(text), 0o755))
+	must.OK(t, os.Rename(n.wrap+".new", n.wrap))
 }
 
 // argv is a command of the agent as this node needs it.
