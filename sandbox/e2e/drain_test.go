@@ -361,7 +361,7 @@ func TestDrainNeverJoined(t *testing.T) {
 			p.life("it starts", func(v lifecycle.View) bool { return v.Start == "starting" })
 			if i == 1 {
 				h.rowIs(cluster.StateJoining)
-				p.says("restarting")
+				p.says("starting ")
 			}
 			wait(time.Second)
 			h.terminate()

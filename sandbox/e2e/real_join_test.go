@@ -140,7 +140,7 @@ func (n *realNode) quiet(d *realDaemon, length time.Duration) {
 			n.t.Fatalf("/readyz answers %d\n%s", code, d.Output())
 		}
 	}
-	for _, bad := range []string{"repaired", "restarting", "level=ERROR"} {
+	for _, bad := range []string{"repaired", "stopping", "level=ERROR"} {
 		if d.logs(bad) > 0 {
 			n.t.Errorf("the daemon's log says %q:\n%s", bad, d.Output())
 		}
