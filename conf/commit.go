@@ -7,11 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"slices"
 	"sync"
-
-	"github.com/amsagent/amsagent/files"
 )
 
 // Change is the change of one file.
@@ -28,7 +25,7 @@ type Change struct {
 }
 
 // UnfinishedError reports a commit that could be neither finished nor undone. Its journal stays: [Store.Recover]
-// tries again.
+// finishes it.
 type UnfinishedError struct {
 	// Old files are as before and New ones as wanted. Edited ones were written by another program since.
 	Old, New, Edited []string
@@ -48,53 +45,122 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 	}
 	t := s.begin(state)
 	defer t.end()
-	if _, err := state.Stat(journalName); err == nil {
+	switch _, err := state.Stat(journalName); {
+	case err == nil:
 		return fmt.Errorf("%s: an earlier change is not finished yet", s.statePath(journalName))
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
 	j, err := t.newJournal(purpose, changes, record, removeDirs)
 	if err != nil {
 		return err
 	}
-	data, err := j.encode()
+	data, err := j.encode(maxJournal)
+	if err == nil && record != nil {
+		_, err = j.undo().encode(maxRecordSize) // so that it can be written in the end
+	}
 	if err != nil {
 		return err
 	}
-	changes = slices.Clone(changes) // staging changes them
 	t.sweep(j)
-	plan, err := state.Create(stagingName, data, files.Own(0o600))
-	if err != nil {
-		return t.abandon(j, err)
+	if err := t.writeFile(t.statePath(journalName), data, 0o600, 0o700, maxJournal); err != nil {
+		return t.abandon(j, err) // it may have its name
 	}
-	if err := t.stage(j, changes, plan); err != nil {
+	// A crash is finished forward from here on.
+	if err := t.stageAll(j, changes); err != nil {
 		return t.abandon(j, err)
 	}
 	for i, f := range j.Files {
-		if err := t.unchanged(f, &changes[i].Before); err != nil {
-			return t.abandon(j, err)
+		if err := t.install(j, f, &changes[i].Before); err != nil {
+			return t.retreat(j, changes, i, err)
 		}
 	}
 	if err := t.syncDirs(j); err != nil {
-		return t.abandon(j, err)
+		return t.retreat(j, changes, len(changes), err)
 	}
-	// A crash is finished forward from here on.
-	if err := errors.Join(state.Rename(stagingName, journalName), state.Sync()); err != nil {
-		return t.abandon(j, err)
-	}
-	if err := t.install(j, changes); err != nil {
-		return t.retreat(j, err)
-	}
-	if err := twice(func() error { return t.finish(j, nil) }); err != nil {
+	if err := twice(func() error { return t.finish(j, false) }); err != nil {
 		return t.unfinished(j, err)
 	}
 	return nil
 }
 
-// twice repeats f once, because a change may otherwise stay half made.
-func twice(f func() error) error {
-	if f() == nil {
-		return nil
+// stageAll syncs the files concurrently: a journaling file system commits them together.
+func (t *transaction) stageAll(j *journal, changes []Change) error {
+	if err := t.makeDirs(j.MakeDirs); err != nil {
+		return err
 	}
-	return f()
+	return each(len(changes), func(i int) error { return t.stage(j, j.Files[i], &changes[i].Before) })
+}
+
+// abandon removes the staged files and the journal. All targets are the former files.
+func (t *transaction) abandon(j *journal, cause error) error {
+	err := twice(func() error {
+		if err := errors.Join(t.dropStaged(j), t.removeEmpty(j.MakeDirs)); err != nil {
+			return err
+		}
+		if err := t.syncDirs(j); err != nil {
+			return err
+		}
+		return errors.Join(t.state.Remove(journalName), t.state.Sync())
+	})
+	if err != nil {
+		return t.unfinished(j, errors.Join(cause, fmt.Errorf("and what was staged could not be removed: %w", err)))
+	}
+	return cause
+}
+
+// retreat restores the former files, of which so many were replaced.
+func (t *transaction) retreat(j *journal, changes []Change, replaced int, cause error) error {
+	if err := twice(func() error { return t.putBack(j, changes, replaced) }); err != nil {
+		return t.unfinished(j, errors.Join(cause, fmt.Errorf("and the files could not be put back: %w", err)))
+	}
+	return t.abandon(j, cause)
+}
+
+func (t *transaction) putBack(j *journal, changes []Change, replaced int) error {
+	for i, f := range slices.Backward(j.Files) {
+		st, err := t.look(f)
+		if err != nil {
+			return err
+		}
+		if st == isForeign && i < replaced {
+			return fmt.Errorf("%s: %w", f.Target, ErrChanged)
+		}
+		if st != isNew {
+			continue
+		}
+		back := f.reversed(changes[i])
+		if err := t.stage(j, back, nil); err != nil {
+			return err
+		}
+		if err := t.install(j, back, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish writes the undo record and removes the journal. Without a new record, the former one stays if files were left as
+// another program wrote them: the next leave needs it.
+func (t *transaction) finish(j *journal, left bool) error {
+	if err := t.removeEmpty(j.RemoveDirs); err != nil {
+		return err
+	}
+	if j.Record != nil {
+		data, err := j.undo().encode(maxRecordSize)
+		if err != nil {
+			return err
+		}
+		if err := t.writeFile(t.statePath(undoName), data, 0o600, 0o700, maxRecordSize); err != nil {
+			return err
+		}
+	} else if !left {
+		if err := t.state.Remove(undoName); err != nil {
+			return err
+		}
+	}
+	// No fsync needed: if a power cut restores the journal, recovery repeats this.
+	return t.state.Remove(journalName)
 }
 
 func (t *transaction) unfinished(j *journal, cause error) error {
@@ -112,143 +178,106 @@ func (t *transaction) unfinished(j *journal, cause error) error {
 	return e
 }
 
-// install renames the staged files. The server writes its files in place at any time, so each is checked just
-// before, and the old one again at the end.
-func (t *transaction) install(j *journal, changes []Change) error {
-	for i, f := range j.Files {
-		if err := t.unchanged(f, &changes[i].Before); err != nil {
-			return err
+// twice repeats f once, because a change may otherwise stay half made.
+func twice(f func() error) error {
+	if f() == nil {
+		return nil
+	}
+	return f()
+}
+
+// Recovery is the result of [Store.Recover].
+type Recovery struct {
+	// Purpose is the interrupted commit's.
+	Purpose string
+	// Files are those that the recovery replaced.
+	Files []string
+	// Conflicts are files that were written since, and stay as they are.
+	Conflicts []Conflict
+}
+
+// InterruptedError reports a recovery that failed. The next [Store.Recover] tries again.
+type InterruptedError struct {
+	Purpose string
+	Err     error
+}
+
+func (e *InterruptedError) Error() string {
+	return "finishing the interrupted " + e.Purpose + ": " + e.Err.Error()
+}
+func (e *InterruptedError) Unwrap() error { return e.Err }
+
+// Recover finishes an interrupted commit. Without one it returns nil. A [DamagedError] means that this is not possible
+// and nothing was changed: call [Store.SetAside].
+func (s *Store) Recover() (*Recovery, error) {
+	state, err := s.stateFolder()
+	if err != nil {
+		return nil, ignore(err, fs.ErrNotExist)
+	}
+	t := s.begin(state)
+	defer t.end()
+	if err := t.removeTemps(state); err != nil {
+		return nil, err
+	}
+	j, err := s.loadJournal(journalName, maxJournal)
+	if err != nil || j == nil {
+		return nil, err
+	}
+	r, err := t.redo(j)
+	if err != nil {
+		return nil, &InterruptedError{Purpose: j.Purpose, Err: err}
+	}
+	return r, nil
+}
+
+// Interrupted reports whether a commit was interrupted. It repairs nothing.
+func (s *Store) Interrupted() bool {
+	j, err := s.loadJournal(journalName, maxJournal)
+	return err != nil || j != nil
+}
+
+// redo is a commit from its journal: all files are staged before the first one is replaced.
+func (t *transaction) redo(j *journal) (*Recovery, error) {
+	r := &Recovery{Purpose: j.Purpose}
+	if err := t.makeDirs(j.MakeDirs); err != nil {
+		return nil, err
+	}
+	var staged []journalFile
+	for _, f := range j.Files {
+		st, err := t.look(f)
+		if err == nil && st == isOld {
+			err = t.stage(j, f, nil)
 		}
-		err := t.installFile(f)
-		if files.Refused(err) {
-			err = fmt.Errorf("%s: %w: %w", f.Target, ErrChanged, err)
+		switch {
+		case errors.Is(err, ErrChanged), err == nil && st == isForeign:
+			r.conflict(f.Target)
+		case err != nil:
+			return nil, err
+		case st == isOld:
+			staged = append(staged, f)
 		}
-		if err != nil {
-			return err
+	}
+	for _, f := range staged {
+		switch err := t.install(j, f, nil); {
+		case errors.Is(err, ErrChanged):
+			r.conflict(f.Target)
+		case err != nil:
+			return nil, err
+		default:
+			r.Files = append(r.Files, f.Target)
 		}
+	}
+	if err := t.dropStaged(j); err != nil {
+		return nil, err
 	}
 	if err := t.syncDirs(j); err != nil {
-		return err
+		return nil, err
 	}
-	for _, f := range j.Files {
-		switch late, err := t.overtaken(f); {
-		case err != nil:
-			return err
-		case late:
-			return fmt.Errorf("%s: %w", f.Target, ErrChanged)
-		}
-	}
-	return nil
+	return r, t.finish(j, len(r.Conflicts) > 0)
 }
 
-func (t *transaction) installFile(f journalFile) error {
-	if f.Temp == "" {
-		return t.drop(f.Target)
-	}
-	return t.rename(f.Temp, f.Target)
-}
-
-func (t *transaction) syncDirs(j *journal) error {
-	var dirs []string
-	add := func(d string) {
-		if !slices.Contains(dirs, d) {
-			dirs = append(dirs, d)
-		}
-	}
-	for _, f := range j.Files {
-		add(filepath.Dir(f.Target))
-	}
-	for _, d := range j.MakeDirs {
-		add(filepath.Dir(d))
-	}
-	return each(len(dirs), func(i int) error {
-		d, err := t.folder(dirs[i])
-		if err != nil {
-			return ignoreGone(err) // it was removed with the change
-		}
-		return d.Sync()
-	})
-}
-
-// finish drops the backups and makes the journal the undo record. It keeps the old records of edited, targets that
-// another program wrote.
-func (t *transaction) finish(j *journal, edited []string) error {
-	record := j.Record
-	if len(edited) > 0 {
-		old, err := t.Record()
-		if err != nil {
-			return err
-		}
-		if record, _, err = t.carry(j.Record, old, edited); err != nil {
-			return err
-		}
-	}
-	if err := t.dropBeside(j); err != nil {
-		return err
-	}
-	if record != j.Record {
-		if err := t.writeRecord(j, record); err != nil {
-			return err
-		}
-		return t.state.Remove(journalName)
-	}
-	if err := t.removeEmpty(j.RemoveDirs); err != nil {
-		return err
-	}
-	// No fsync needed: if a power cut restores the journal, recovery repeats this.
-	if j.Record != nil {
-		return t.state.Rename(journalName, undoName)
-	}
-	if err := t.state.Remove(undoName); err != nil {
-		return err
-	}
-	return t.state.Remove(journalName)
-}
-
-// carry adds from's records of those targets that still contain the agent's changes, and returns these targets.
-// Without any it returns to.
-func (s *Store) carry(to, from *Record, targets []string) (*Record, []string, error) {
-	if from == nil {
-		return to, nil, nil
-	}
-	out := &Record{Known: from.Known}
-	if to != nil {
-		out.Files, out.Dirs, out.Known = slices.Clone(to.Files), slices.Clone(to.Dirs), to.Known
-	}
-	var added []string
-	for _, f := range from.Files {
-		now, err := s.Read(f.Path)
-		refused := files.Refused(err)
-		if refused {
-			now.Target = f.Path // the best known
-		} else if err != nil {
-			return nil, nil, err
-		}
-		if !slices.Contains(targets, now.Target) || out.File(f.Path) != nil {
-			continue
-		}
-		if refused || f.holdsOurs(now.Bytes) {
-			out.Files = append(out.Files, f)
-			added = append(added, now.Target)
-		}
-	}
-	if len(added) == 0 {
-		return to, nil, nil
-	}
-	for _, d := range from.Dirs {
-		if !slices.Contains(out.Dirs, d) {
-			out.Dirs = append(out.Dirs, d)
-		}
-	}
-	return out, added, nil
-}
-
-func (s *Store) writeRecord(j *journal, record *Record) error {
-	data, err := (&journal{ID: j.ID, Purpose: j.Purpose, Record: record}).encode()
-	if err != nil {
-		return err
-	}
-	return s.writeFile(s.statePath(undoName), data, 0o600, 0o700, maxRecordSize)
+func (r *Recovery) conflict(target string) {
+	r.Conflicts = append(r.Conflicts, Conflict{Path: target, Msg: "was written by another process after the interruption; it is left as it is"})
 }
 
 // maxSideBySide bounds concurrent work: the server's user controls the number of files. Each needs memory, and a

@@ -122,6 +122,21 @@ func TestFaults(t *testing.T) {
 			t.Fatalf("%s: the record is %v, %v", where, record != nil, err)
 		}
 	}
+	// kept checks what a commit promises with its result, before any recovery.
+	kept := func(s *Store, op string, result error, where string) {
+		t.Helper()
+		s.hook = nil
+		if _, unfinished := errors.AsType[*UnfinishedError](result); unfinished {
+			return
+		}
+		want := joined
+		if (op == "join") != (result == nil) {
+			want = standalone
+		}
+		if d := cmp.Diff(want, snapshot(t, s)); d != "" || s.Interrupted() {
+			t.Fatalf("%s: interrupted %v, (-want +got):\n%s", where, s.Interrupted(), d)
+		}
+	}
 	// prepare gives a tree on which op is to run.
 	prepare := func(op string) *Store {
 		s := tree()
@@ -154,19 +169,19 @@ func TestFaults(t *testing.T) {
 		renames := 0
 		triggers := map[string]func() func(call, name string) bool{
 			"commit": nil,
-			"no journal from the second backup": func() func(string, string) bool {
-				links := 0
-				return func(call, _ string) bool {
-					if call == "linkat" {
-						links++
+			"abandoned at the second staged file": func() func(string, string) bool {
+				writes := 0
+				return func(call, name string) bool {
+					if call == "write" && strings.HasSuffix(name, stagedSuffix) {
+						writes++
 					}
-					return links == 2
+					return writes == 2
 				}
 			},
 			"rollback from the third rename": func() func(string, string) bool {
 				renames = 0
 				return func(call, name string) bool {
-					if call == "renameat" && strings.HasSuffix(name, tempSuffix) {
+					if call == "renameat" && strings.HasSuffix(name, stagedSuffix) {
 						renames++
 					}
 					return renames == 3
@@ -175,7 +190,7 @@ func TestFaults(t *testing.T) {
 			"rollback from a folder's fsync": func() func(string, string) bool {
 				renamed := false
 				return func(call, name string) bool {
-					renamed = renamed || call == "renameat" && strings.HasSuffix(name, tempSuffix)
+					renamed = renamed || call == "renameat" && strings.HasSuffix(name, stagedSuffix)
 					return renamed && call == "fsync"
 				}
 			},
@@ -198,6 +213,9 @@ func TestFaults(t *testing.T) {
 						break // there is no such call
 					}
 					where := fmt.Sprintf("%s, %s, call %d: %v (%v)", op, phase, at, kind, err)
+					if kind != errKilled {
+						kept(s, op, err, where)
+					}
 					settled(s, where)
 					if at%10 == 1 {
 						if err := run(s, op); err != nil {

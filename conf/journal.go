@@ -18,11 +18,12 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// journal is written before a commit's first change, for recovery. Renamed, it is the undo record.
+// journal is a redo log: it has all that an interrupted commit still has to do. The undo record is the same document
+// without files.
 type journal struct {
 	ID      string        `json:"id"`
 	Purpose string        `json:"purpose"`
-	Files   []journalFile `json:"files"`
+	Files   []journalFile `json:"files,omitempty"`
 	// MakeDirs are made before staging. RemoveDirs are removed last if empty. Both are paths without links,
 	// outermost first.
 	MakeDirs   []string `json:"make_dirs,omitempty"`
@@ -30,14 +31,35 @@ type journal struct {
 	Record     *Record  `json:"record,omitempty"`
 }
 
+// journalFile is the change of one file.
+type journalFile struct {
+	Target string `json:"target"` // below the root, without links
+	// Before and After are SHA-256; "" means no file.
+	Before string `json:"before,omitempty"`
+	After  string `json:"after,omitempty"`
+	Data   []byte `json:"data,omitempty"` // the content of After
+	// AfterMode is the permissions of the new file.
+	AfterMode fs.FileMode `json:"after_mode,omitempty"`
+	// Was is the former file's owner, and Owner the new one's. A nil Owner keeps the owner, or takes the folder's.
+	Was   *Owner `json:"was,omitempty"`
+	Owner *Owner `json:"owner,omitempty"`
+}
+
 // journalVersion is of the journal and the undo record.
 const journalVersion = 1
 
-// maxRecordSize bounds reads and writes, so that each record can be read again.
-const maxRecordSize = 16 << 20
+// These bound reads and writes, so that each file can be read again. The journal has the former files of a plan and the
+// new ones, as base64, and names.
+const (
+	maxRecordSize = 16 << 20
+	maxJournal    = 64 << 20
+)
 
-// ErrRecordTooLarge reports that the undo record would be too large. Nothing was changed.
-var ErrRecordTooLarge = errors.New("the undo record would be too large")
+// idSize is the number of random bytes in a commit's id. A folder's owner cannot occupy the names beside its files.
+const idSize = 6
+
+// ErrRecordTooLarge reports that the journal or the undo record would be too large. Nothing was changed.
+var ErrRecordTooLarge = errors.New("the record of the change would be too large")
 
 // envelope is the format on disk. SHA256 is the checksum of Journal's bytes.
 type envelope struct {
@@ -47,7 +69,7 @@ type envelope struct {
 }
 
 // encode returns an error if [decodeJournal] would refuse the result.
-func (j *journal) encode() ([]byte, error) {
+func (j *journal) encode(limit int) ([]byte, error) {
 	if err := j.check(); err != nil {
 		return nil, fmt.Errorf("the change cannot be recorded: %w", err)
 	}
@@ -59,8 +81,8 @@ func (j *journal) encode() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(data) > maxRecordSize {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrRecordTooLarge, len(data), maxRecordSize)
+	if len(data) > limit {
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrRecordTooLarge, len(data), limit)
 	}
 	return data, nil
 }
@@ -90,10 +112,20 @@ func decodeJournal(path string, data []byte) (*journal, error) {
 	return j, nil
 }
 
+// undo is the document of the undo record.
+func (j *journal) undo() *journal { return &journal{ID: j.ID, Purpose: j.Purpose, Record: j.Record} }
+
+// check ensures that only targets and the names beside them are used, whatever the journal contains.
 func (j *journal) check() error {
+	if len(j.Files) > 0 && (j.ID == "" || strings.ContainsAny(j.ID, "./\x00")) {
+		return fmt.Errorf("%q is no id", j.ID)
+	}
 	for _, f := range j.Files {
-		if err := f.check(); err != nil {
-			return err
+		if !isClean(f.Target) {
+			return fmt.Errorf("%q is no path of a file", f.Target)
+		}
+		if f.After != "" && sum(f.Data) != f.After {
+			return fmt.Errorf("the new content of %q has another checksum", f.Target)
 		}
 	}
 	for _, d := range slices.Concat(j.MakeDirs, j.RemoveDirs) {
@@ -107,69 +139,10 @@ func (j *journal) check() error {
 	return j.Record.check()
 }
 
-// check ensures that only the target and the names beside it are used, whatever the journal contains.
-func (f journalFile) check() error {
-	if !isClean(f.Target) {
-		return fmt.Errorf("%q is no path of a file", f.Target)
-	}
-	for _, beside := range []struct{ path, suffix string }{{f.Temp, tempSuffix}, {f.Backup, backupSuffix}} {
-		if beside.path == "" {
-			continue
-		}
-		dir, base := filepath.Split(f.Target)
-		name, ok := strings.CutPrefix(beside.path, dir)
-		if !ok || !isBeside(name, base, beside.suffix) {
-			return fmt.Errorf("%q is not beside %q", beside.path, f.Target)
-		}
-	}
-	return nil
-}
-
 // isClean accepts an absolute, clean path. JSON would replace invalid UTF-8.
 func isClean(path string) bool {
 	return len(path) > 1 && filepath.IsAbs(path) && filepath.Clean(path) == path && !strings.ContainsRune(path, 0) && utf8.ValidString(path)
 }
-
-// journalFile has paths below the root.
-type journalFile struct {
-	Target string `json:"target"`
-	Temp   string `json:"temp,omitempty"`
-	Backup string `json:"backup,omitempty"`
-	// Before and After are SHA-256; "" means no file.
-	Before     string      `json:"before,omitempty"`
-	After      string      `json:"after,omitempty"`
-	BeforeMode fs.FileMode `json:"before_mode,omitempty"`
-	AfterMode  fs.FileMode `json:"after_mode,omitempty"`
-}
-
-// standing is a file's progress in a commit.
-type standing int
-
-const (
-	isOld standing = iota
-	isNew
-	isForeign // written by another program
-)
-
-func (f journalFile) standing(now File) standing {
-	got := fileSum(now)
-	switch {
-	case f.Before == f.After && got == f.After:
-		// Only its mode changes.
-		if now.Mode == f.AfterMode {
-			return isNew
-		}
-		return isOld
-	case got == f.After:
-		return isNew
-	case got == f.Before:
-		return isOld
-	}
-	return isForeign
-}
-
-// idSize is the number of random bytes in a commit's id.
-const idSize = 6
 
 // newJournal also opens the folders of all files.
 func (t *transaction) newJournal(purpose string, changes []Change, record *Record, removeDirs []string) (*journal, error) {
@@ -193,19 +166,7 @@ func (t *transaction) newJournal(purpose string, changes []Change, record *Recor
 		if target != c.Before.Target || c.Before.Exists() && p.Folder.Info().ID != c.Before.folder {
 			return nil, fmt.Errorf("%s: %w", c.Before.Path, ErrChanged)
 		}
-		f := journalFile{Target: target, BeforeMode: c.Before.Mode, AfterMode: files.Plain(c.Mode)}
-		if c.Before.Exists() {
-			f.Before = sum(c.Before.Bytes)
-			f.Backup = besideName(f.Target, j.ID, backupSuffix)
-			if f.AfterMode == 0 {
-				f.AfterMode = files.Plain(c.Before.Mode)
-			}
-		}
-		if !c.Remove {
-			f.After = sum(c.After)
-			f.Temp = besideName(f.Target, j.ID, tempSuffix)
-		}
-		j.Files = append(j.Files, f)
+		j.Files = append(j.Files, newJournalFile(target, c))
 		dir := p.Folder.Path()
 		for _, name := range p.Missing {
 			dir = filepath.Join(dir, name)
@@ -232,4 +193,21 @@ func (t *transaction) newJournal(purpose string, changes []Change, record *Recor
 		}
 	}
 	return j, nil
+}
+
+func newJournalFile(target string, c Change) journalFile {
+	f := journalFile{Target: target, Before: sumOf(c.Before.Bytes), AfterMode: files.Plain(c.Mode)}
+	if c.Before.Exists() {
+		f.Was = &Owner{c.Before.UID, c.Before.GID}
+		if f.AfterMode == 0 {
+			f.AfterMode = files.Plain(c.Before.Mode)
+		}
+	}
+	if !c.Remove {
+		f.After, f.Data = sum(c.After), c.After
+	}
+	if c.Like != nil {
+		f.Owner = &Owner{c.Like.UID, c.Like.GID}
+	}
+	return f
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -69,67 +68,36 @@ func TestMountedCopy(t *testing.T) {
 // A staged file on which the owner of the folder mounts something is left there: the interrupted
 // commit comes to its end.
 func TestMountedBeside(t *testing.T) {
-	// killed interrupts a join just before this call.
-	killed := func(t *testing.T, s *Store, call, file, suffix string) {
-		t.Helper()
-		p := planCluster(t, s, "10.0.0.1")
-		var dead atomic.Bool // files are staged side by side
-		s.hook = func(c, name string) error {
-			if c == call && strings.HasPrefix(filepath.Base(name), "."+filepath.Base(file)) && strings.HasSuffix(name, suffix) {
-				dead.Store(true)
-			}
-			if dead.Load() {
-				return errKilled
-			}
-			return nil
+	s := hisTree(t)
+	var dead atomic.Bool // files are staged side by side
+	s.hook = func(call, name string) error {
+		if call == "renameat" && IsLeftover(serverPath, filepath.Base(name)) {
+			dead.Store(true)
 		}
-		if err := p.Commit("join"); err == nil {
-			t.Fatal("not interrupted")
+		if dead.Load() {
+			return errKilled
 		}
-		s.hook = nil
+		return nil
 	}
-	beside := func(t *testing.T, s *Store, of, suffix string) string {
-		t.Helper()
-		all, err := filepath.Glob(filepath.Join(s.Root, filepath.Dir(of), "."+filepath.Base(of)+besideMark+"*"+suffix))
-		if err != nil || len(all) != 1 {
-			t.Fatalf("beside %s: %v, %v", of, all, err)
-		}
-		return all[0]
+	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err == nil {
+		t.Fatal("not interrupted")
 	}
-	const container = "/ams/conf/jee-container.xml"
-	for name, tt := range map[string]struct {
-		call, file, suffix string // what the join did not come to
-		mounted            [][2]string
-		finish             bool
-		left               []string // what stays as the owner of the folder has it
-	}{
-		"the former file":           {"unlinkat", container, backupSuffix, [][2]string{{container, backupSuffix}}, true, nil},
-		"the new file":              {"renameat", serverPath, tempSuffix, [][2]string{{serverPath, tempSuffix}}, false, nil},
-		"the new and a former file": {"renameat", serverPath, tempSuffix, [][2]string{{serverPath, tempSuffix}, {container, backupSuffix}}, false, []string{container}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			s := hisTree(t)
-			killed(t, s, tt.call, tt.file, tt.suffix)
-			for _, m := range tt.mounted {
-				ownFuse(t, beside(t, s, m[0], m[1]))
-			}
-			var stay []string
-			s.Left = func(path string, _ error) { stay = append(stay, path) }
-			r, err := s.Recover()
-			must.OK(t, err)
-			var conflicts []string
-			for _, c := range r.Conflicts {
-				conflicts = append(conflicts, c.Path)
-			}
-			if r.Finished != tt.finish || len(stay) != len(tt.mounted) || !slices.Equal(conflicts, tt.left) {
-				t.Errorf("%+v, left %v", r, stay)
-			}
-			if r, err := s.Recover(); r != nil || err != nil {
-				t.Errorf("again: %v, %v", r, err)
-			}
-			if record, err := s.Record(); err != nil || (record.File(container) != nil) != (tt.finish || tt.left != nil) {
-				t.Errorf("the record: %v, %v", record, err)
-			}
-		})
+	s.hook = nil
+	staged, err := filepath.Glob(s.Root + "/ams/conf/.red5.properties*")
+	if err != nil || len(staged) != 1 {
+		t.Fatal(staged, err)
+	}
+	ownFuse(t, staged[0])
+	var stay []string
+	s.Left = func(path string, _ error) { stay = append(stay, path) }
+	r := recovered(t, s)
+	if !slices.Equal(stay, []string{s.inside(staged[0])}) || len(r.Conflicts) != 1 || r.Conflicts[0].Path != serverPath {
+		t.Errorf("%+v, left %v", r, stay)
+	}
+	if r := recovered(t, s); r != nil {
+		t.Errorf("again: %v", r)
+	}
+	if record, err := s.Record(); err != nil || record.File(serverPath) == nil {
+		t.Errorf("the record: %v, %v", record, err)
 	}
 }

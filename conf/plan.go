@@ -89,13 +89,14 @@ const (
 
 const (
 	// escapedSize is the maximum of one byte of a name in the journal, as in \u003c. entrySize is for a file
-	// without its three names.
+	// without its name and content.
 	escapedSize = 6
 	entrySize   = 512
 )
 
-// maxUndo is larger than maxPlan: the files may have grown since, and a leave must be possible.
-const maxUndo = 64 << 20
+// maxUndo is larger than maxPlan: the files may have grown since, and a leave must be possible. With the copies that a
+// leave keeps, [maxJournal] has room for them.
+const maxUndo = 16 << 20
 
 // readWhole waits for a file that is being written, for a second per plan. If the file stays half written or
 // empty, it returns half if rec has its content, and otherwise an error. limit bounds all settings files of the
@@ -342,7 +343,7 @@ func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, e
 		}
 		// The plan may have it with another path.
 		if i = slices.IndexFunc(p.files, func(f PlannedFile) bool { return f.Before.Target == now.Target }); i < 0 {
-			if p.names += 3*escapedSize*len(now.Target) + entrySize; p.names > maxRecordSize/2 {
+			if p.names += escapedSize*len(now.Target) + entrySize; p.names > maxRecordSize/2 {
 				return fmt.Errorf("%s is %w: too many names for one change, or too long ones", path, files.ErrTooLarge)
 			}
 			i = len(p.files)

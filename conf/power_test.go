@@ -168,7 +168,7 @@ func lasting(t *testing.T, s *Store) map[string]string {
 	t.Helper()
 	files := snapshot(t, s)
 	maps.DeleteFunc(files, func(path, desc string) bool {
-		return desc[0] == 'd' || strings.HasPrefix(filepath.Base(path), ".") && strings.Contains(path, besideMark)
+		return desc[0] == 'd' || strings.HasPrefix(filepath.Base(path), ".") && strings.Contains(path, stagedMark)
 	})
 	return files
 }
@@ -211,7 +211,7 @@ func TestPowerCut(t *testing.T) {
 		before, d := lasting(t, s), &drive{t: t, known: map[string]*cut{}}
 		if tt.fails {
 			d.faults.first = func(call, name string) bool {
-				renamed = renamed || call == "renameat" && strings.HasSuffix(name, tempSuffix)
+				renamed = renamed || call == "renameat" && strings.HasSuffix(name, stagedSuffix)
 				return renamed && call == "fsync"
 			}
 		}

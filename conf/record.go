@@ -141,30 +141,6 @@ func newFileRecord(path string, kind Kind, before, after []byte, spans []Span, n
 	return f
 }
 
-// written repeats the commit of a file in the server's tree, whose user may remove what was staged. The caller compares
-// checksums.
-func (f *FileRecord) written() []byte {
-	switch f.Kind {
-	case KindProperties:
-		p, err := ParseProperties(f.Original)
-		if err != nil {
-			return nil
-		}
-		for _, k := range f.Keys {
-			p.Set(k.Name, k.Wrote, nil)
-		}
-		return p.Bytes()
-	case KindContainer:
-		c, err := ParseContainer(f.Original)
-		if err != nil || c.SetMode(ModeCluster) != nil || f.Valve != "" && c.RemoveRemoteIPValve() != nil {
-			return nil
-		}
-		return c.Bytes()
-	case KindHosts, KindWhole:
-	}
-	return nil
-}
-
 // keysBetween returns the properties of after that differ from before. A file that was cut may have none.
 func keysBetween(before, after []byte) (keys []Key) {
 	was, err := ParseProperties(before)
@@ -293,15 +269,6 @@ func (f *FileRecord) undoToLeave(current []byte) (Undone, error) {
 func IsStandalone(container []byte) bool {
 	toks, err := parseXML(container)
 	return err == nil && countBeans(toks, clusterBean) == 0
-}
-
-// holdsOurs reports whether an undo would change current.
-func (f *FileRecord) holdsOurs(current []byte) bool {
-	if current == nil {
-		return false
-	}
-	u, err := f.Undo(current)
-	return err != nil || u.Remove || !bytes.Equal(u.Bytes, current)
 }
 
 func (r *Record) check() error {

@@ -16,7 +16,6 @@ import (
 
 // Names in the state directory.
 const (
-	stagingName = "journal.staging"
 	journalName = "journal"
 	undoName    = "undo.json"
 )
@@ -105,12 +104,6 @@ func (s *Store) read(path string, limit int64) (File, error) {
 	return f, nil
 }
 
-// readIn accepts files with several names, such as those of a commit. A missing file is no error.
-func readIn(d *files.Folder, name string, limit int64) (File, error) {
-	b, info, err := d.ReadAny(name, limit)
-	return fileOf(d, b, info, err)
-}
-
 func fileOf(d *files.Folder, b []byte, info files.Info, err error) (File, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return File{}, nil
@@ -126,7 +119,7 @@ func fileOf(d *files.Folder, b []byte, info files.Info, err error) (File, error)
 
 // Record returns the undo record, or nil. An unusable one is a [DamagedError] or a [VersionError].
 func (s *Store) Record() (*Record, error) {
-	j, err := s.loadJournal(undoName)
+	j, err := s.loadJournal(undoName, maxRecordSize)
 	if err != nil || j == nil {
 		return nil, err
 	}
@@ -202,7 +195,7 @@ func (s *Store) writeFile(path string, data []byte, mode, dirMode fs.FileMode, l
 		}
 	}
 	defer d.Close()
-	if f, err := readIn(d, name, limit); err == nil && f.Exists() && bytes.Equal(f.Bytes, data) && f.Mode == mode {
+	if b, info, err := d.Read(name, limit); err == nil && bytes.Equal(b, data) && info.Mode == mode {
 		return nil
 	}
 	for range writeAttempts {
@@ -305,10 +298,58 @@ func (e *VersionError) Error() string {
 	return fmt.Sprintf("%s was written by another release of amsagent (format %d)", e.Path, e.Version)
 }
 
-func (s *Store) loadJournal(name string) (*journal, error) {
-	f, err := s.read(s.statePath(name), maxRecordSize)
+func (s *Store) loadJournal(name string, limit int64) (*journal, error) {
+	f, err := s.read(s.statePath(name), limit)
 	if err != nil || !f.Exists() {
 		return nil, err
 	}
 	return decodeJournal(s.statePath(name), f.Bytes)
+}
+
+// RemoveTemps removes leftovers of [Store.WriteFile] in a folder below the root.
+func (s *Store) RemoveTemps(dir string) error {
+	d, err := s.Files().Folder(dir)
+	if err != nil {
+		return ignore(err, fs.ErrNotExist)
+	}
+	defer d.Close()
+	return s.removeTemps(d)
+}
+
+func (*Store) removeTemps(d *files.Folder) error {
+	entries, err := d.Entries(maxEntries)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") && strings.HasSuffix(e.Name(), writeSuffix) {
+			if err := d.Remove(e.Name()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// SetAside renames a damaged file and returns the new path.
+func (s *Store) SetAside(path string) (string, error) {
+	p, err := s.Files().LocateName(path)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	d := p.Folder
+	for i := 1; ; i++ {
+		suffix := fmt.Sprintf(".damaged-%d", i)
+		if _, err := d.Stat(p.Name + suffix); !errors.Is(err, fs.ErrNotExist) {
+			if err != nil {
+				return "", err
+			}
+			continue
+		}
+		if err := d.Rename(p.Name, p.Name+suffix); err != nil {
+			return "", err
+		}
+		return path + suffix, d.Sync()
+	}
 }

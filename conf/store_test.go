@@ -120,7 +120,7 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 		"a folder of it":       {Record: &Record{Dirs: []string{bad}}},
 	} {
 		j.ID = "0123456789ab"
-		if data, err := j.encode(); err == nil || !strings.Contains(err.Error(), `"/ams/caf\xe9"`) {
+		if data, err := j.encode(maxJournal); err == nil || !strings.Contains(err.Error(), `"/ams/caf\xe9"`) {
 			t.Errorf("%s: %s, %v", name, data, err)
 		}
 	}
@@ -629,46 +629,32 @@ func TestCommitRefusesWhatChangedMeanwhile(t *testing.T) {
 	}
 }
 
-// TestOvertaken: another program writes into a file, or replaces it, just before a commit or a recovery does. Its content
-// stays.
+// TestOvertaken: another program replaces a file while a commit, or a recovery, replaces another one. Its content stays.
 func TestOvertaken(t *testing.T) {
 	for _, recovers := range []bool{false, true} {
-		for _, replaces := range []bool{false, true} {
-			s := newTree(t)
-			real, want, next, done := s.Root+serverPath, snapshot(t, s), serverPath, false
-			p := planCluster(t, s, "10.0.0.1")
-			if recovers {
-				_, want, _ = interrupted(t, s, 0)
+		s := newTree(t)
+		real, want, done := s.Root+serverPath, snapshot(t, s), false
+		p := planCluster(t, s, "10.0.0.1")
+		if recovers {
+			_, want, _ = interrupted(t, s, 0)
+		}
+		was, err := os.ReadFile(real)
+		must.OK(t, errors.Join(err, os.WriteFile(real+"~", append(was, "x=1\n"...), 0o640)))
+		s.hook = func(call, name string) error {
+			if done || call != "renameat" || !strings.Contains(name, "jee-container.xml") { // the first
+				return nil
 			}
-			file, err := os.OpenFile(real, os.O_WRONLY|os.O_APPEND, 0) // as a server that saves
-			must.OK(t, err)
-			defer file.Close()
-			was, err := os.ReadFile(real)
-			must.OK(t, err)
-			if replaces {
-				must.OK(t, os.WriteFile(real+"~", append(was, "x=1\n"...), 0o640))
-				next = "/ams/conf/jee-container.xml" // the first
-			}
-			s.hook = func(call, name string) error {
-				if done || call != "renameat" || !strings.Contains(name, filepath.Base(next)) {
-					return nil
-				}
-				done = true
-				if replaces {
-					return os.Rename(real+"~", real)
-				}
-				_, err := file.WriteString("x=1\n")
-				return err
-			}
-			if !recovers {
-				err = p.Commit("join")
-			} else if r := recovered(t, s); len(r.Conflicts) == 1 && r.Conflicts[0].Path == serverPath {
-				err = ErrChanged
-			}
-			want[serverPath] = "-rw-r----- " + string(was) + "x=1\n"
-			if d := cmp.Diff(want, snapshot(t, s)); d != "" || !errors.Is(err, ErrChanged) {
-				t.Errorf("recovers %v, replaces %v: %v (-want +got):\n%s", recovers, replaces, err, d)
-			}
+			done = true
+			return os.Rename(real+"~", real)
+		}
+		if !recovers {
+			err = p.Commit("join")
+		} else if r := recovered(t, s); len(r.Conflicts) == 1 && r.Conflicts[0].Path == serverPath {
+			err = ErrChanged
+		}
+		want[serverPath] = "-rw-r----- " + string(was) + "x=1\n"
+		if d := cmp.Diff(want, snapshot(t, s)); d != "" || !errors.Is(err, ErrChanged) {
+			t.Errorf("recovers %v: %v (-want +got):\n%s", recovers, err, d)
 		}
 	}
 }
@@ -1229,77 +1215,55 @@ func TestEachBound(t *testing.T) {
 	})
 }
 
-// TestGrownWhileStaged: several files are read at a time, and their owner writes to them meanwhile. No more is read
-// than was planned.
+// TestGrownWhileStaged: several files are read at a time, and their owner writes to them meanwhile. No more is read than
+// was planned.
 func TestGrownWhileStaged(t *testing.T) {
-	for call, want := range map[string]error{"fsync": files.ErrTooLarge, "linkat": ErrChanged} {
-		s := newTree(t)
-		p := planCluster(t, s, "10.0.0.1")
-		real := filepath.Join(s.Root, serverPath)
-		grown, before := false, snapshot(t, s)
-		s.hook = func(c, name string) error {
-			if c != call || !strings.HasPrefix(filepath.Base(name), ".red5.properties") {
-				return nil
-			}
-			grown = true
-			large := bytes.Repeat([]byte("#\n"), maxFileSize/2)
-			if c == "linkat" { // no links here: the file itself is copied
-				return errors.Join(unix.EPERM, os.WriteFile(real, large, 0o640))
-			}
-			return os.WriteFile(filepath.Join(s.Root, name), large, 0o640)
-		}
-		if err := p.Commit("join"); !errors.Is(err, want) || !errors.Is(err, files.ErrTooLarge) || !grown {
-			t.Errorf("%s: %v, want %v", call, err, want)
-		}
-		s.hook = nil
-		after := snapshot(t, s)
-		if call == "linkat" {
-			delete(before, serverPath) // its owner's
-			delete(after, serverPath)
-		}
-		if d := cmp.Diff(before, after); d != "" {
-			t.Errorf("%s (-want +got):\n%s", call, d)
-		}
+	s := newTree(t)
+	p := planCluster(t, s, "10.0.0.1")
+	real := filepath.Join(s.Root, serverPath)
+	large := append([]byte("# larger than planned\n"), p.Planned(serverPath)...)
+	must.OK(t, os.WriteFile(real, large, 0o640))
+	before := snapshot(t, s)
+	if err := p.Commit("join"); !errors.Is(err, ErrChanged) || !errors.Is(err, files.ErrTooLarge) {
+		t.Error(err)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
 	}
 }
 
-// Where a file system has no links, the backup is a copy of the very file that was
-// planned, whatever has its name while it is copied.
-func TestBackupCopiesTheOpenFile(t *testing.T) {
+// TestLeaveOfGrownFiles: the server's user makes files large after a join, and more of them than a change may have. A leave
+// makes all standalone for which there is room, and names the others.
+func TestLeaveOfGrownFiles(t *testing.T) {
 	s := newTree(t)
-	const path = "/ams/conf/red5.properties"
-	real := filepath.Join(s.Root, path)
-	want, err := os.ReadFile(real)
-	must.OK(t, err)
-	must.OK(t, os.WriteFile(real+".other", []byte("other=1\n"), 0o600))
-	opens := 0
-	s.hook = func(call, asked string) error {
-		switch {
-		case call == "linkat":
-			return unix.EPERM
-		case call == "openat" && asked == path:
-			// Opened for the plan, and perhaps to compare it again: exchanged after that.
-			if opens++; opens == 3 {
-				return os.Rename(real+".other", real)
-			}
+	p := s.NewPlan(nil)
+	const many = maxUndo/MaxSettings + 2
+	for n := range many {
+		path := fmt.Sprintf("/ams/app%d", n)
+		must.OK(t, os.WriteFile(s.Root+path, []byte("db.host=localhost\n"), 0o644))
+		must.OK(t, p.Edit(Target{Path: path, Kind: KindProperties}, func(src []byte) ([]Span, error) {
+			q, err := ParseProperties(src)
+			must.OK(t, err)
+			q.Set("db.host", "10.0.0.1", nil)
+			return q.Spans(), nil
+		}))
+	}
+	must.OK(t, p.Commit("join"))
+	grown := append([]byte("db.host=10.0.0.1\nx=\\uZZZZ\n#"), bytes.Repeat([]byte{'x'}, MaxSettings)...)[:MaxSettings]
+	for n := range many {
+		must.OK(t, os.WriteFile(fmt.Sprintf("%s/ams/app%d", s.Root, n), grown, 0o644))
+	}
+	undo := planUndo(t, s)
+	must.OK(t, undo.CommitUndo("leave"))
+	left := 0
+	for n := range many {
+		b, err := os.ReadFile(fmt.Sprintf("%s/ams/app%d", s.Root, n))
+		must.OK(t, err)
+		if len(b) > MaxSettings/2 {
+			left++
 		}
-		return nil
 	}
-	state, err := s.makeStateDir()
-	must.OK(t, err)
-	tx := s.begin(state)
-	defer tx.end()
-	d, name, err := tx.at(path)
-	must.OK(t, err)
-	f, _, err := d.Open(name)
-	must.OK(t, err)
-	defer f.Close()
-	const second = "/ams/conf/.red5.properties.amsagent-1.old"
-	must.OK(t, tx.backup(journalFile{Target: path, Backup: second}, f, len(want)))
-	if got, err := os.ReadFile(filepath.Join(s.Root, second)); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("the backup is %q, %v", got, err)
-	}
-	if info, err := os.Stat(filepath.Join(s.Root, second)); err != nil || info.Mode() != 0o640 {
-		t.Errorf("%v, %v", info, err)
+	if left != 2 || len(undo.Conflicts) != many {
+		t.Errorf("%d files are left, and there are %d conflicts", left, len(undo.Conflicts))
 	}
 }

@@ -4,10 +4,13 @@
 package conf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/amsagent/amsagent/files"
@@ -69,62 +72,249 @@ func (t *transaction) readAt(path string) (File, error) {
 	if err != nil {
 		return File{}, ignore(err, fs.ErrNotExist)
 	}
-	return readIn(d, name, maxFileSize)
+	b, info, err := d.Read(name, maxFileSize)
+	return fileOf(d, b, info, err)
 }
+
+// standing is a file's progress in a commit.
+type standing int
+
+const (
+	isOld standing = iota
+	isNew
+	isForeign // written by another program
+)
 
 // look treats an unreadable target as another program's.
 func (t *transaction) look(f journalFile) (standing, error) {
 	now, err := t.readAt(f.Target)
-	switch {
+	switch got := sumOf(now.Bytes); {
 	case files.Refused(err):
 		return isForeign, nil
 	case err != nil:
 		return isForeign, err
+	case got == f.After && (f.Before != f.After || now.Mode == f.AfterMode): // perhaps only the mode changes
+		return isNew, nil
+	case got == f.Before:
+		return isOld, nil
 	}
-	return f.standing(now), nil
+	return isForeign, nil
 }
 
-func (t *transaction) rename(from, to string) error {
-	d, name, err := t.at(from)
-	if err != nil {
-		return err
-	}
-	return d.Rename(name, filepath.Base(to))
+// Staged files are beside their targets: .NAME.amsagent-ID.new.
+const (
+	stagedMark   = ".amsagent-"
+	stagedSuffix = ".new"
+
+	// maxBase is the longest name of a target, in bytes: file systems allow 255.
+	maxBase = 255 - len(".") - len(stagedMark) - 2*idSize - len(stagedSuffix)
+)
+
+func (j *journal) stagedName(target string) string {
+	return "." + filepath.Base(target) + stagedMark + j.ID + stagedSuffix
 }
 
-func (t *transaction) link(path, second string) error {
-	d, name, err := t.at(path)
-	if err != nil {
-		return err
-	}
-	return d.Link(name, filepath.Base(second))
+// IsLeftover reports whether name is that of a staged file for the file at path. One is left if the journal was damaged.
+func IsLeftover(path, name string) bool {
+	id, ok := strings.CutPrefix(name, "."+filepath.Base(path)+stagedMark)
+	id, cut := strings.CutSuffix(id, stagedSuffix)
+	// .NAME.amsagent-saved.amsagent-ID.new belongs to the kept copy of NAME.
+	return ok && cut && !strings.ContainsAny(id, "./")
 }
 
-// drop ignores a missing or unreachable file.
-func (t *transaction) drop(path string) error {
-	if path == "" {
-		return nil
-	}
-	d, name, err := t.at(path)
-	if err != nil {
-		return ignoreGone(err)
-	}
-	return d.Free(name)
-}
-
-// dropSide leaves, and reports, what the folder's owner has mounted there.
-func (t *transaction) dropSide(path string) error {
-	err := t.drop(path)
-	if files.Refused(err) {
-		if t.Left != nil {
-			t.Left(path, err)
+// sweep removes leftovers of other commits. Errors are ignored.
+func (t *transaction) sweep(j *journal) {
+	for _, f := range j.Files {
+		d, _, err := t.at(f.Target)
+		if err != nil {
+			continue
 		}
-		return nil
+		entries, err := d.Entries(maxEntries)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if IsLeftover(f.Target, e.Name()) {
+				_ = d.Remove(e.Name())
+			}
+		}
 	}
-	return err
 }
 
-// ignoreGone drops errors of a folder that was removed or replaced.
+// makeDirs leaves it to [transaction.stage] to report a folder whose parent was removed or replaced.
+func (t *transaction) makeDirs(dirs []string) error {
+	for _, path := range dirs {
+		parent, name, err := t.at(path)
+		if err == nil {
+			// A run that was killed may have made it without its owner.
+			err = parent.RemoveFolder(name)
+		}
+		if err == nil {
+			var d *files.Folder
+			if d, err = parent.MakeFolder(name, 0o755); err == nil {
+				t.adopt(d)
+			}
+		}
+		if err := ignoreGone(ignore(err, fs.ErrExist)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stage writes the new file beside its target, with owner, mode, ACL and extended attributes of the file that it
+// replaces. planned is nil in a recovery.
+func (t *transaction) stage(j *journal, f journalFile, planned *File) error {
+	d, name, err := t.at(f.Target)
+	if err != nil {
+		return f.blame(err)
+	}
+	attributes := d.In(f.AfterMode)
+	if f.Before != "" {
+		if attributes, err = f.attributes(d, name, planned); err != nil {
+			return f.blame(err)
+		}
+		attributes.Mode = f.AfterMode
+	}
+	if f.After == "" {
+		return nil
+	}
+	if f.Owner != nil {
+		attributes.UID, attributes.GID = f.Owner.UID, f.Owner.GID
+	}
+	staged := j.stagedName(f.Target)
+	if err := d.Free(staged); err != nil {
+		return f.blame(err)
+	}
+	if err := d.Write(staged, f.Data, attributes); err != nil {
+		return f.blame(fmt.Errorf("staging %s: %w", f.Target, err))
+	}
+	return nil
+}
+
+// attributes compares the former file and reads its attributes through one descriptor: its owner may exchange the name.
+func (f journalFile) attributes(d *files.Folder, name string, planned *File) (files.Attributes, error) {
+	fd, info, err := d.Open(name)
+	if err != nil {
+		return files.Attributes{}, err
+	}
+	defer fd.Close()
+	limit := int64(maxFileSize)
+	if planned != nil {
+		limit = int64(len(planned.Bytes)) // several are read at a time
+	}
+	b, err := files.ReadOpen(fd, limit)
+	if err != nil {
+		return files.Attributes{}, err
+	}
+	now, err := fileOf(d, b, info, nil)
+	if err == nil {
+		err = f.unchanged(now, planned)
+	}
+	if err != nil {
+		return files.Attributes{}, err
+	}
+	return files.AttributesOf(fd, info)
+}
+
+// unchanged returns [ErrChanged] if now is not the file from before the commit. A recovery knows its content and owner,
+// so that a replaced file passes on no other user's rights. planned has more.
+func (f journalFile) unchanged(now File, planned *File) error {
+	switch {
+	case sumOf(now.Bytes) != f.Before, f.Was != nil && now.UID != f.Was.UID:
+	case planned == nil || !planned.Exists():
+		return nil
+	case now.id == planned.id && now.folder == planned.folder && now.UID == planned.UID && now.GID == planned.GID && now.Mode == planned.Mode:
+		return nil
+	}
+	return fmt.Errorf("%s: %w", f.Target, ErrChanged)
+}
+
+// blame adds [ErrChanged] to errors that the folder's owner can cause.
+func (f journalFile) blame(err error) error {
+	if err == nil || ignoreGone(err) != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w: %w", f.Target, ErrChanged, err)
+}
+
+// install renames the staged file, or removes the target, if that is still the former file.
+func (t *transaction) install(j *journal, f journalFile, planned *File) error {
+	now, err := t.readAt(f.Target)
+	if err != nil {
+		return f.blame(err)
+	}
+	if err := f.unchanged(now, planned); err != nil {
+		return err
+	}
+	d, name, err := t.at(f.Target)
+	switch {
+	case err != nil:
+	case f.After == "":
+		err = d.Free(name)
+	default:
+		err = d.Rename(j.stagedName(f.Target), name)
+	}
+	return f.blame(err)
+}
+
+// reversed leads from the new file to the former one, which c has.
+func (f journalFile) reversed(c Change) journalFile {
+	return journalFile{
+		Target: f.Target, Before: f.After, Was: cmp.Or(f.Owner, f.Was),
+		After: f.Before, AfterMode: files.Plain(c.Before.Mode), Owner: f.Was, Data: c.Before.Bytes,
+	}
+}
+
+// dropStaged leaves, and reports, what the folder's owner has mounted there.
+func (t *transaction) dropStaged(j *journal) error {
+	var errs []error
+	for _, f := range j.Files {
+		d, _, err := t.at(f.Target)
+		if err == nil {
+			if err = d.Free(j.stagedName(f.Target)); files.Refused(err) && t.Left != nil {
+				t.Left(filepath.Join(d.Path(), j.stagedName(f.Target)), err)
+			}
+		}
+		errs = append(errs, ignoreGone(err))
+	}
+	return errors.Join(errs...)
+}
+
+// removeEmpty works innermost first. A directory in use stays.
+func (t *transaction) removeEmpty(dirs []string) error {
+	var errs []error
+	for _, dir := range slices.Backward(dirs) {
+		d, name, err := t.at(dir)
+		if err != nil {
+			errs = append(errs, ignoreGone(err))
+			continue
+		}
+		errs = append(errs, d.RemoveFolder(name))
+	}
+	return errors.Join(errs...)
+}
+
+func (t *transaction) syncDirs(j *journal) error {
+	var dirs []string
+	for _, f := range j.Files {
+		dirs = append(dirs, filepath.Dir(f.Target))
+	}
+	for _, d := range j.MakeDirs {
+		dirs = append(dirs, filepath.Dir(d))
+	}
+	slices.Sort(dirs)
+	dirs = slices.Compact(dirs)
+	return each(len(dirs), func(i int) error {
+		d, err := t.folder(dirs[i])
+		if err != nil {
+			return ignoreGone(err) // it was removed with the change
+		}
+		return d.Sync()
+	})
+}
+
+// ignoreGone drops errors of a file or folder that was removed or replaced.
 func ignoreGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || files.Refused(err) {
 		return nil
@@ -132,25 +322,9 @@ func ignoreGone(err error) error {
 	return err
 }
 
-func (t *transaction) makeDirs(dirs []string) error {
-	for _, path := range dirs {
-		parent, name, err := t.at(path)
-		if err != nil {
-			return err
-		}
-		d, err := parent.MakeFolder(name, 0o755)
-		if err != nil {
-			return err
-		}
-		t.adopt(d)
+func ignore(err, what error) error {
+	if errors.Is(err, what) {
+		return nil
 	}
-	return nil
-}
-
-// sameFile checks folder, inode, owner and mode, so that a replaced file passes none of them on.
-func sameFile(now, planned File) error {
-	if now.id != planned.id || now.folder != planned.folder || now.UID != planned.UID || now.GID != planned.GID || now.Mode != planned.Mode {
-		return fmt.Errorf("%s: %w", planned.Path, ErrChanged)
-	}
-	return nil
+	return err
 }
