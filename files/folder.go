@@ -79,9 +79,6 @@ func statFD(fd int, path string) (Info, error) {
 	return infoOf(&st), nil
 }
 
-// InfoOf returns an open file's. In an overlay the first write may change the inode number.
-func InfoOf(f *os.File) (Info, error) { return statFD(int(f.Fd()), f.Name()) }
-
 // Folder is an open folder. Its methods take one name in it.
 type Folder struct {
 	root Root
@@ -141,21 +138,6 @@ func (d *Folder) Stat(name string) (Info, error) {
 
 // Open opens a regular file for reading and never blocks. It returns [ErrLink] or [ErrNotRegular].
 func (d *Folder) Open(name string) (*os.File, Info, error) {
-	f, info, err := d.OpenAny(name)
-	if err == nil {
-		err = d.mayHold(f.Name(), info)
-	}
-	if err != nil {
-		if f != nil {
-			_ = f.Close()
-		}
-		return nil, Info{}, err
-	}
-	return f, info, nil
-}
-
-// OpenAny also opens another user's file, only for a comparison.
-func (d *Folder) OpenAny(name string) (*os.File, Info, error) {
 	path, err := d.call("openat", name)
 	if err != nil {
 		return nil, Info{}, err
@@ -176,6 +158,8 @@ func (d *Folder) OpenAny(name string) (*os.File, Info, error) {
 	case err != nil:
 	case !info.Mode.IsRegular():
 		err = fmt.Errorf("%s is %w (%s)", path, ErrNotRegular, info.Mode.Type())
+	default:
+		err = d.mayHold(path, info)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
@@ -211,20 +195,9 @@ func (d *Folder) Read(name string, limit int64) ([]byte, Info, error) {
 	return b, info, err
 }
 
-// ReadAny is Read with [Folder.OpenAny].
-func (d *Folder) ReadAny(name string, limit int64) ([]byte, Info, error) {
-	f, info, err := d.OpenAny(name)
-	if err != nil {
-		return nil, Info{}, err
-	}
-	defer f.Close()
-	b, err := readAll(f, info, limit)
-	return b, info, err
-}
-
 // ReadOpen reads the rest of an open file, at most limit bytes, or returns [ErrTooLarge].
 func ReadOpen(f *os.File, limit int64) ([]byte, error) {
-	info, err := InfoOf(f)
+	info, err := statFD(int(f.Fd()), f.Name())
 	if err != nil {
 		return nil, err
 	}
@@ -250,51 +223,40 @@ func readAll(f *os.File, info Info, limit int64) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// Create makes a new file with its attributes before data. The caller syncs and closes it.
-func (d *Folder) Create(name string, data []byte, a Attributes) (*os.File, error) {
+// Write makes a new file durably, with its attributes before data.
+func (d *Folder) Write(name string, data []byte, a Attributes) error {
 	path, err := d.call("openat", name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// 0600 until it has its owner: data may contain a password.
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(d.fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	})
 	if err != nil {
-		return nil, pathError("open", path, err)
+		return pathError("open", path, err)
 	}
 	f := os.NewFile(uintptr(fd), path)
-	if err := d.root.hook("fchmod", path); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if err := a.apply(f); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if err := d.root.hook("write", path); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if _, err := f.Write(data); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return errors.Join(d.fill(f, data, a), f.Close())
 }
 
-// SyncFile syncs and closes a file of [Folder.Create].
-func (d *Folder) SyncFile(f *os.File) error {
-	err := d.root.hook("fsync", f.Name())
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
-}
-
-// Write is [Folder.Create] and [Folder.SyncFile].
-func (d *Folder) Write(name string, data []byte, a Attributes) error {
-	f, err := d.Create(name, data, a)
-	if err != nil {
+func (d *Folder) fill(f *os.File, data []byte, a Attributes) error {
+	if err := d.root.hook("fchmod", f.Name()); err != nil {
 		return err
 	}
-	return d.SyncFile(f)
+	if err := a.apply(f); err != nil {
+		return err
+	}
+	if err := d.root.hook("write", f.Name()); err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	if err := d.root.hook("fsync", f.Name()); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // Rename replaces to. It returns [ErrHindered] for what the folder's owner can cause.
@@ -304,29 +266,6 @@ func (d *Folder) Rename(from, to string) error {
 		return err
 	}
 	return d.hindered(pathError("rename", path, unix.Renameat(d.fd, from, d.fd, to)))
-}
-
-// Link makes a hard link, also of a symbolic link.
-func (d *Folder) Link(name, second string) error {
-	path, err := d.call("linkat", name)
-	if err != nil {
-		return err
-	}
-	return pathError("link", path, unix.Linkat(d.fd, name, d.fd, second, 0))
-}
-
-// LinkOpen links an open file, not its name. In an overlay a later comparison of inode numbers proves nothing.
-func (d *Folder) LinkOpen(f *os.File, second string) error {
-	path, err := d.call("linkat", second)
-	if err != nil {
-		return err
-	}
-	// AT_EMPTY_PATH needs CAP_DAC_READ_SEARCH, the link in /proc does not.
-	err = unix.Linkat(int(f.Fd()), "", d.fd, second, unix.AT_EMPTY_PATH)
-	if errors.Is(err, unix.ENOENT) {
-		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), d.fd, second, unix.AT_SYMLINK_FOLLOW)
-	}
-	return pathError("link", path, err)
 }
 
 // Remove ignores a missing file and an impossible name.
@@ -447,7 +386,7 @@ func (d *Folder) chmod(mode fs.FileMode) error {
 	if err := f.Chmod(mode); err != nil {
 		return err
 	}
-	d.info, err = InfoOf(f)
+	d.info, err = statFD(int(f.Fd()), f.Name())
 	return err
 }
 
