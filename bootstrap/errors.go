@@ -95,7 +95,7 @@ const (
 	IDClock       = "AMS-CLOCK"
 	IDTimeline    = "AGENT-DEADLINES"  // deadlines that contradict each other
 	idSessions    = "AMS-SESSIONS"     // the node has sessions
-	idInterrupted = "AGENT-RECOVERED"  // an interrupted run was finished or undone
+	idInterrupted = "AGENT-RECOVERED"  // an interrupted run was finished
 	IDUnverified  = "AGENT-UNVERIFIED" // a check could not be made
 	idDeregister  = "AGENT-DEREGISTER" // still in the cluster's lists
 	IDDrift       = "AMS-DRIFT"        // not as joined
@@ -160,10 +160,10 @@ func leftBy(err error, before, after string) (state, hint string) {
 	if !errors.As(err, &u) {
 		return before, ""
 	}
-	const again = "run the same command again: it finishes or undoes what was begun"
+	const again = "run the same command again: it finishes what was begun"
 	switch {
 	case len(u.New)+len(u.Edited) == 0:
-		return before + ", but temporary files, or an empty folder, are left", "the next join or leave removes them"
+		return before + ", but the journal of the change is left", again
 	case len(u.Old)+len(u.Edited) == 0:
 		return after + ", but what was begun is not finished", again
 	}

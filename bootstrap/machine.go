@@ -139,7 +139,7 @@ func (m *Machine) begin(ctx context.Context, state string) error {
 	return nil
 }
 
-// recover finishes or undoes an interrupted run. state applies if nothing else is changed.
+// recover finishes an interrupted run. state applies if nothing else is changed.
 func (m *Machine) recover(ctx context.Context, store *conf.Store) (_ []Finding, state string, _ error) {
 	if err := store.RemoveTemps(path.Dir(lockPath)); err != nil {
 		return nil, untouched, err
@@ -153,16 +153,13 @@ func (m *Machine) recover(ctx context.Context, store *conf.Store) (_ []Finding, 
 	if err != nil || r == nil {
 		return nil, untouched, err
 	}
-	how := "undone"
-	if r.Finished {
-		how = "finished"
-	}
-	m.say("an interrupted %s was %s first", r.Purpose, how)
-	findings := []Finding{{ID: idInterrupted, Text: fmt.Sprintf("an interrupted %s was %s first", r.Purpose, how)}}
+	text := fmt.Sprintf("an interrupted %s was finished first", r.Purpose)
+	m.say("%s", text)
+	findings := []Finding{{ID: idInterrupted, Text: text}}
 	for _, c := range r.Conflicts {
 		findings = append(findings, Finding{ID: IDConflict, Text: c.String()})
 	}
-	return findings, fmt.Sprintf("an interrupted %s was %s first; beyond that nothing was changed on this machine", r.Purpose, how), nil
+	return findings, text + "; beyond that nothing was changed on this machine", nil
 }
 
 // bootID returns "" if unknown.

@@ -240,8 +240,7 @@ func TestSealSaved(t *testing.T) {
 	}
 	// The name was taken when another leave kept one.
 	put(t, m, MongoPath+".amsagent-saved-1", rotated+"\n")
-	put(t, m, path.Dir(MongoPath)+"/."+path.Base(MongoPath)+".amsagent-0123456789ab.old", rotated+"\n")
-	// A power cut may leave a staged file without its journal.
+	// A damaged journal that was set aside leaves its staged files.
 	for _, name := range []string{MongoPath, serverFile, "webapps/LiveApp/WEB-INF/red5-web.properties", undoPath} {
 		if !path.IsAbs(name) {
 			name = path.Join(ams.DefaultDir, name)

@@ -27,7 +27,6 @@ func TestCrashDamaged(t *testing.T) {
 		{"undo.json", `{"version":1,"rec`, false},
 		{"undo.json", "", false},
 		{"journal", "\x00garbage", false},
-		{"journal.staging", `{"ver`, false},
 		{"state.json", `{"phase":`, false},
 		{"undo.json", `{"version":9}`, true},
 		{"journal", `{"version":9}`, true},
@@ -39,7 +38,7 @@ func TestCrashDamaged(t *testing.T) {
 			file := filepath.Join(n.root, crashStateDir, tt.name)
 			was, rerr := os.ReadFile(file)
 			must.OK(t, os.WriteFile(file, []byte(tt.content), 0o600))
-			harmless := !tt.version && (tt.name == "journal.staging" || tt.name == "state.json")
+			harmless := !tt.version && tt.name == "state.json"
 			join := n.agent("join")
 			if harmless != (join.Exit == 0) {
 				t.Errorf("join: exit %d\n%s", join.Exit, join.Err)

@@ -141,7 +141,7 @@ func lastLine(s string) string {
 	return s[strings.LastIndexByte(s, '\n')+1:]
 }
 
-var volatile = regexp.MustCompile(`(/dev/shm|/tmp)/[^ :)]*|[0-9a-f]{12}\.(new|old)`)
+var volatile = regexp.MustCompile(`(/dev/shm|/tmp)/[^ :)]*|[0-9a-f]{12}\.new`)
 
 // truthful compares what the command says of the machine with the machine.
 func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, _ error) {
@@ -167,7 +167,7 @@ func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, 
 		return claim, n.halfChanged(state, before, after)
 	case has("the files of Ant Media Server are as before, the agent's own may be new"):
 		return claim, errors.Join(n.oldOrNew(), n.serverFiles(before), n.mode(before))
-	case has("but temporary files, or an empty folder, are left"):
+	case has("but the journal of the change is left"):
 		return claim, errors.Join(n.differencesBut(before, true), n.mode(before))
 	case has("the agent's own files were written, and those of Ant Media Server were not"):
 		return claim, errors.Join(n.oldOrNew(), n.mode(before))
