@@ -215,6 +215,37 @@ func TestRecoverOnAFullDisk(t *testing.T) {
 	}
 }
 
+// TestRecoverHalfMadeFolder: a run was killed after it had made a folder, before that had its mode.
+func TestRecoverHalfMadeFolder(t *testing.T) {
+	s := newTree(t)
+	_, after, j := interrupted(t, s, 0)
+	remove(t, s, j.stagedPath(journalFile{Target: dropInPath}))
+	must.OK(t, os.Chmod(s.Root+filepath.Dir(dropInPath), 0o700))
+	recovered(t, s)
+	if d := cmp.Diff(after, snapshot(t, s)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// TestSetAsideJournal: the next commit removes the staged files of a journal that was damaged.
+func TestSetAsideJournal(t *testing.T) {
+	s := newTree(t)
+	interrupted(t, s, 2)
+	name, err := s.SetAside(s.statePath(journalName))
+	if err != nil || name != stateDir+"/journal.damaged-1" {
+		t.Fatalf("SetAside = %q, %v", name, err)
+	}
+	if r := recovered(t, s); r != nil {
+		t.Errorf("recovered %+v", r)
+	}
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+	for path := range snapshot(t, s) {
+		if strings.Contains(path, stagedMark) {
+			t.Errorf("left: %s", path)
+		}
+	}
+}
+
 // TestRetreatMeetsAnEdit: a file that a commit has replaced is edited before the commit fails. It stays as it is, the journal
 // brings the others forward, and a leave takes the commit back by keys.
 func TestRetreatMeetsAnEdit(t *testing.T) {

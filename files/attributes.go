@@ -43,15 +43,15 @@ const (
 	maxXattrValue = 64 << 10
 )
 
-// Own returns those of a file of this process's user.
-func Own(mode fs.FileMode) Attributes {
+// own returns those of a file of this process's user.
+func own(mode fs.FileMode) Attributes {
 	return Attributes{Mode: mode, UID: os.Geteuid(), GID: os.Getegid()}
 }
 
 // In returns those of a new file with the folder's owner.
 func (d *Folder) In(mode fs.FileMode) Attributes {
 	if trusted(d.info.UID) {
-		return Own(mode)
+		return own(mode)
 	}
 	return Attributes{Mode: mode, UID: d.info.UID, GID: d.info.GID}
 }
