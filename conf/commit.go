@@ -109,7 +109,7 @@ func (t *transaction) abandon(j *journal, cause error) error {
 	return cause
 }
 
-// retreat restores the former files, of which so many were replaced.
+// retreat restores the former files. replaced counts those that were renamed.
 func (t *transaction) retreat(j *journal, changes []Change, replaced int, cause error) error {
 	if err := twice(func() error { return t.putBack(j, changes, replaced) }); err != nil {
 		return t.unfinished(j, errors.Join(cause, fmt.Errorf("and the files could not be put back: %w", err)))
@@ -146,7 +146,8 @@ func (t *transaction) finish(j *journal, left bool) error {
 	if err := t.removeEmpty(j.RemoveDirs); err != nil {
 		return err
 	}
-	if j.Record != nil {
+	switch {
+	case j.Record != nil:
 		data, err := j.undo().encode(maxRecordSize)
 		if err != nil {
 			return err
@@ -154,7 +155,7 @@ func (t *transaction) finish(j *journal, left bool) error {
 		if err := t.writeFile(t.statePath(undoName), data, 0o600, 0o700, maxRecordSize); err != nil {
 			return err
 		}
-	} else if !left {
+	case !left:
 		if err := t.state.Remove(undoName); err != nil {
 			return err
 		}

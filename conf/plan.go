@@ -489,14 +489,13 @@ func (p *Plan) keep(f File) error {
 }
 
 // spareName returns the first name that is free or has the same content, or "".
-func spareName(d *files.Folder, base string, content []byte) (name string, saved File, _ error) {
+func spareName(d *files.Folder, base string, content []byte) (name string, _ File, _ error) {
 	for i := range keptCopies {
 		name = SavedName(base)
 		if i > 0 {
 			name = fmt.Sprintf("%s-%d", name, i)
 		}
-		b, info, err := d.Read(name, MaxSettings)
-		saved, err = fileOf(d, b, info, err)
+		saved, err := readIn(d, name, MaxSettings)
 		if files.Refused(err) || err == nil && saved.Exists() && !bytes.Equal(saved.Bytes, content) {
 			continue
 		}

@@ -95,8 +95,7 @@ func (s *Store) read(path string, limit int64) (File, error) {
 	defer p.Close()
 	f := File{}
 	if len(p.Missing) == 0 {
-		b, info, err := p.Folder.Read(p.Name, limit)
-		if f, err = fileOf(p.Folder, b, info, err); err != nil {
+		if f, err = readIn(p.Folder, p.Name, limit); err != nil {
 			return File{}, err
 		}
 	}
@@ -104,17 +103,20 @@ func (s *Store) read(path string, limit int64) (File, error) {
 	return f, nil
 }
 
-func fileOf(d *files.Folder, b []byte, info files.Info, err error) (File, error) {
-	if errors.Is(err, fs.ErrNotExist) {
-		return File{}, nil
-	}
+// readIn reads a name in an open folder. A missing file is no error.
+func readIn(d *files.Folder, name string, limit int64) (File, error) {
+	b, info, err := d.Read(name, limit)
 	if err != nil {
-		return File{}, err
+		return File{}, ignore(err, fs.ErrNotExist)
 	}
+	return fileOf(d, b, info), nil
+}
+
+func fileOf(d *files.Folder, b []byte, info files.Info) File {
 	return File{
 		Bytes: b, Mode: info.Mode, UID: info.UID, GID: info.GID, Links: info.Links,
 		id: info.ID, folder: d.Info().ID,
-	}, nil
+	}
 }
 
 // Record returns the undo record, or nil. An unusable one is a [DamagedError] or a [VersionError].
@@ -195,7 +197,7 @@ func (s *Store) writeFile(path string, data []byte, mode, dirMode fs.FileMode, l
 		}
 	}
 	defer d.Close()
-	if b, info, err := d.Read(name, limit); err == nil && bytes.Equal(b, data) && info.Mode == mode {
+	if f, err := readIn(d, name, limit); err == nil && f.Exists() && bytes.Equal(f.Bytes, data) && f.Mode == mode {
 		return nil
 	}
 	for range writeAttempts {

@@ -72,8 +72,7 @@ func (t *transaction) readAt(path string) (File, error) {
 	if err != nil {
 		return File{}, ignore(err, fs.ErrNotExist)
 	}
-	b, info, err := d.Read(name, maxFileSize)
-	return fileOf(d, b, info, err)
+	return readIn(d, name, maxFileSize)
 }
 
 // standing is a file's progress in a commit.
@@ -144,21 +143,27 @@ func (t *transaction) sweep(j *journal) {
 // makeDirs leaves it to [transaction.stage] to report a folder whose parent was removed or replaced.
 func (t *transaction) makeDirs(dirs []string) error {
 	for _, path := range dirs {
-		parent, name, err := t.at(path)
-		if err == nil {
-			// A run that was killed may have made it without its owner.
-			err = parent.RemoveFolder(name)
-		}
-		if err == nil {
-			var d *files.Folder
-			if d, err = parent.MakeFolder(name, 0o755); err == nil {
-				t.adopt(d)
-			}
-		}
-		if err := ignoreGone(ignore(err, fs.ErrExist)); err != nil {
+		if err := ignoreGone(t.makeDir(path)); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+func (t *transaction) makeDir(path string) error {
+	parent, name, err := t.at(path)
+	if err != nil {
+		return err
+	}
+	// A run that was killed may have made it without its owner or its mode.
+	if err := parent.RemoveFolder(name); err != nil {
+		return err
+	}
+	d, err := parent.MakeFolder(name, 0o755)
+	if err != nil {
+		return ignore(err, fs.ErrExist) // it is in use
+	}
+	t.adopt(d)
 	return nil
 }
 
@@ -204,14 +209,13 @@ func (f journalFile) attributes(d *files.Folder, name string, planned *File) (fi
 		limit = int64(len(planned.Bytes)) // several are read at a time
 	}
 	b, err := files.ReadOpen(fd, limit)
+	if errors.Is(err, files.ErrTooLarge) {
+		err = fmt.Errorf("%s: %w", f.Target, ErrChanged)
+	}
 	if err != nil {
 		return files.Attributes{}, err
 	}
-	now, err := fileOf(d, b, info, nil)
-	if err == nil {
-		err = f.unchanged(now, planned)
-	}
-	if err != nil {
+	if err := f.unchanged(fileOf(d, b, info), planned); err != nil {
 		return files.Attributes{}, err
 	}
 	return files.AttributesOf(fd, info)
