@@ -227,6 +227,22 @@ func TestRecoverHalfMadeFolder(t *testing.T) {
 	}
 }
 
+// TestRecoverOfAMode: a second join only takes rights from a file, and is killed before that.
+func TestRecoverOfAMode(t *testing.T) {
+	s := newTree(t)
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+	want := snapshot(t, s)
+	must.OK(t, os.Chmod(s.Root+serverPath, 0o644))
+	p := planCluster(t, s, "10.0.0.1")
+	j := interruptedCommit(t, s, "join", p.changes(), p.record, nil, 0)
+	if r := recovered(t, s); len(j.Files) != 1 || len(r.Files) != 1 {
+		t.Errorf("%+v", r)
+	}
+	if d := cmp.Diff(want, snapshot(t, s)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
 // TestSetAsideJournal: the next commit removes the staged files of a journal that was damaged.
 func TestSetAsideJournal(t *testing.T) {
 	s := newTree(t)
@@ -242,6 +258,35 @@ func TestSetAsideJournal(t *testing.T) {
 	for path := range snapshot(t, s) {
 		if strings.Contains(path, stagedMark) {
 			t.Errorf("left: %s", path)
+		}
+	}
+}
+
+// TestRetreatKeepsOwners: a leave fails after it has removed a file and replaced others. Each has its former owner again.
+func TestRetreatKeepsOwners(t *testing.T) {
+	s := hisTree(t)
+	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+	must.OK(t, os.Chown(s.Root+dropInPath, 4711, 4712))
+	before := snapshot(t, s)
+	p, removed := planUndo(t, s), false
+	s.hook = func(call, name string) error {
+		removed = removed || call == "unlinkat" && name == dropInPath
+		if removed && call == "renameat" && IsLeftover("/ams/conf/jee-container.xml", filepath.Base(name)) {
+			return unix.EIO
+		}
+		return nil
+	}
+	err := p.CommitUndo("leave")
+	s.hook = nil
+	if _, unfinished := errors.AsType[*UnfinishedError](err); unfinished || !errors.Is(err, unix.EIO) || !removed {
+		t.Errorf("%v, removed %v", err, removed)
+	}
+	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	for path, gid := range map[string]int{dropInPath: 4712, serverPath: 4711} {
+		if f, err := s.Read(path); err != nil || f.UID != 4711 || f.GID != gid {
+			t.Errorf("%s belongs to %d:%d, %v", path, f.UID, f.GID, err)
 		}
 	}
 }

@@ -1093,6 +1093,10 @@ func (s *Store) inside(real string) string {
 func TestExchangedAfterThePlan(t *testing.T) {
 	const file, folder = "/ams/conf/red5.properties", "/ams/conf"
 	for name, exchange := range map[string]func(at func(string) string) error{
+		"a copy": func(at func(string) string) error {
+			b, err := os.ReadFile(at(file))
+			return errors.Join(err, os.WriteFile(at("/data/copy"), b, 0o640), os.Rename(at("/data/copy"), at(file)))
+		},
 		"a copy with another mode": func(at func(string) string) error {
 			b, err := os.ReadFile(at(file))
 			return errors.Join(err, os.Remove(at(file)), os.WriteFile(at(file), b, 0o600), os.Chmod(at(file), 0o666))

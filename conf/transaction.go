@@ -225,7 +225,7 @@ func (f journalFile) attributes(d *files.Folder, name string, planned *File) (fi
 // so that a replaced file passes on no other user's rights. planned has more.
 func (f journalFile) unchanged(now File, planned *File) error {
 	switch {
-	case sumOf(now.Bytes) != f.Before, f.Was != nil && now.UID != f.Was.UID:
+	case sumOf(now.Bytes) != f.Before, now.Exists() && f.Was != nil && now.UID != f.Was.UID:
 	case planned == nil || !planned.Exists():
 		return nil
 	case now.id == planned.id && now.folder == planned.folder && now.UID == planned.UID && now.GID == planned.GID && now.Mode == planned.Mode:
