@@ -43,15 +43,15 @@ const (
 	maxXattrValue = 64 << 10
 )
 
-// own returns those of a file of this process's user.
-func own(mode fs.FileMode) Attributes {
+// processAttributes returns those of a file of this process's user.
+func processAttributes(mode fs.FileMode) Attributes {
 	return Attributes{Mode: mode, UID: os.Geteuid(), GID: os.Getegid()}
 }
 
 // In returns those of a new file with the folder's owner.
 func (d *Folder) In(mode fs.FileMode) Attributes {
 	if trusted(d.info.UID) {
-		return own(mode)
+		return processAttributes(mode)
 	}
 	return Attributes{Mode: mode, UID: d.info.UID, GID: d.info.GID}
 }

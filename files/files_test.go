@@ -410,7 +410,7 @@ func TestCreate(t *testing.T) {
 		}
 	}
 	check("new", d.In(fs.ModeSetuid|0o644), hostile, 0o644)
-	check("own", own(0o600), 0, 0o600)
+	check("own", processAttributes(0o600), 0, 0o600)
 	put(t, r, tree+"/conf/setuid", "x", hostile, fs.ModeSetuid|fs.ModeSetgid|0o755)
 	f, info, err := d.Open("setuid")
 	must.OK(t, err)
@@ -457,7 +457,7 @@ func TestCreateMode(t *testing.T) {
 	sub, err := d.MakeFolder("sub", 0o755)
 	must.OK(t, err)
 	defer sub.Close()
-	must.OK(t, sub.Write("file", nil, own(0o644)))
+	must.OK(t, sub.Write("file", nil, processAttributes(0o644)))
 	if mode := sub.Info().Mode; mode != fs.ModeDir|0o755 {
 		t.Errorf("the folder says that it has mode %v", mode)
 	}
