@@ -181,8 +181,7 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 	}
 	l.bare = true
 	l.found = "a damaged file was kept as " + name + "; beyond that nothing was changed on this machine"
-	l.warn(IDRecord, "",
-		"%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
+	l.warn(IDRecord, "", "%v; it is kept as %s, and this machine is made standalone without it", damaged, name)
 	return nil
 }
 
