@@ -17,7 +17,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 const (
@@ -65,7 +65,7 @@ func BenchmarkBalanceDNSRatio(b *testing.B) {
 }
 
 // askMany starts a program, waits for an answer of a size, asks it, and returns what that took of it.
-func askMany(b *testing.B, cmd *exec.Cmd, addr string, all []byte, size int) host.Usage {
+func askMany(b *testing.B, cmd *exec.Cmd, addr string, all []byte, size int) proc.Usage {
 	b.Helper()
 	must.OK(b, cmd.Start())
 	defer func() {
@@ -86,7 +86,7 @@ func askMany(b *testing.B, cmd *exec.Cmd, addr string, all []byte, size int) hos
 		return n
 	}
 	must.Until(b, "an answer", func() bool { return ask(all) >= size })
-	before, err := host.ReadUsage(cmd.Process.Pid)
+	before, err := proc.ReadUsage(cmd.Process.Pid)
 	must.OK(b, err)
 	began, answers := time.Now(), 0
 	for i := range dnsRate * dnsSeconds {
@@ -99,9 +99,9 @@ func askMany(b *testing.B, cmd *exec.Cmd, addr string, all []byte, size int) hos
 			answers++
 		}
 	}
-	after, err := host.ReadUsage(cmd.Process.Pid)
+	after, err := proc.ReadUsage(cmd.Process.Pid)
 	must.OK(b, err)
-	b.Logf("%d nodes, %.0f answers/s; load average %s", dnsNodes, float64(answers)/time.Since(began).Seconds(), host.LoadAverage())
+	b.Logf("%d nodes, %.0f answers/s; load average %s", dnsNodes, float64(answers)/time.Since(began).Seconds(), proc.LoadAverage())
 	after.CPU -= before.CPU
 	return after
 }

@@ -5,7 +5,6 @@ package bench
 
 import (
 	"bufio"
-	"cmp"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -17,7 +16,9 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
+	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
 // buildAgent makes the agent, or takes the one that AMSAGENT_BENCH_BINARY names:
@@ -69,23 +70,16 @@ func startMongo(b *testing.B, sandbox string) string {
 	return said.Addr
 }
 
-// newHost makes a machine that joined.
-func newHost(b *testing.B, o host.Options) *host.Host {
-	b.Helper()
-	// Not TempDir: the path of a socket must be short.
-	dir, err := os.MkdirTemp("", "bench") //nolint:usetesting // see above
-	must.OK(b, err)
-	b.Cleanup(func() { _ = os.RemoveAll(dir) })
-	o.Dir, o.Name, o.Role = dir, "edge-1", "edge"
-	o.ID = cmp.Or(o.ID, "i-0be0c000000000001")
-	o.Address = cmp.Or(o.Address, "10.0.9.1")
-	h, err := host.New(b.Context(), o)
-	must.OK(b, err)
-	b.Cleanup(func() {
-		must.OK(b, h.Close())
-	})
-	must.OK(b, h.Join(b.Context()))
-	return h
+// nodeOptions are a machine whose server is as quick as the real one, with a heartbeat each interval.
+func nodeOptions(agent, sandbox, address string, interval time.Duration) rig.Options {
+	return rig.Options{
+		Options: standin.Options{
+			Sandbox: sandbox, Tree: tree.Options{Host: "edge-1", HostResolves: true, NoUnit: true},
+			Args: []string{"--period", "5s", "--mongo-timeout", "5s", "--stream-wait", "0s", "--save-at-start=false"},
+		},
+		Agent: agent, ID: "i-0be0c0000" + strings.ReplaceAll(address, ".", "0"), Address: address,
+		Env: []string{"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0", "AMSAGENT_BEAT_INTERVAL=" + interval.String()},
+	}
 }
 
 // setting reads a number of the environment.

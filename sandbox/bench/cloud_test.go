@@ -28,7 +28,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/alibaba"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
-	"github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // What was promised of the clouds.
@@ -236,7 +236,7 @@ func BenchmarkCloudPolling(b *testing.B) {
 			b.ReportMetric(percent/mostPolling, "of-0.1%")
 			b.ReportMetric(1000*got.CPU.Seconds()/got.Wall.Minutes(), "cpu-ms/min")
 			b.ReportMetric(float64(requests)/float64(max(1, b.N))/whole.Minutes(), "requests/min")
-			b.Logf("%s: %v of CPU in %v, %d reports; load average %s", name, got.CPU, got.Wall.Round(time.Millisecond), got.Reports, host.LoadAverage())
+			b.Logf("%s: %v of CPU in %v, %d reports; load average %s", name, got.CPU, got.Wall.Round(time.Millisecond), got.Reports, proc.LoadAverage())
 		})
 	}
 }

@@ -4,8 +4,6 @@
 package bench
 
 import (
-	"context"
-	"io"
 	"net/http"
 	"os"
 	"syscall"
@@ -13,7 +11,8 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // The bounds that the figures are held against, as ratios: more than 1 is too much.
@@ -36,29 +35,27 @@ func benchmarkDaemon(b *testing.B, noCloud bool) {
 	minutes := setting(b, "BENCH_MINUTES", 10)
 	agent, sandbox := buildAgent(b), buildSandbox(b)
 	mongo := startMongo(b, sandbox)
-	address := ""
+	h := benchmarked(b, agent, sandbox, noCloud)
+	join := []string{"join", "--mongo", mongo, "--timeout", "60s"}
 	if noCloud {
-		address = "127.0.0.1" // one that this machine has: the agent looks
+		join = append(join, "--force-address") // a real machine may have none but loopback
 	}
-	h := newHost(b, host.Options{
-		Address: address, Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: 5 * time.Second, Real: os.Geteuid() == 0, NoCloud: noCloud,
-	})
+	h.Must(join...)
 	for b.Loop() {
-		must.OK(b, h.StartAgent())
+		d := h.Daemon()
 		// Starting is not what a minute costs.
 		pause(b, 20*time.Second)
-		first, began := usage(b, h), time.Now()
+		first, began := usage(b, d), time.Now()
 		peak := first
 		for time.Since(began).Minutes() < minutes {
 			pause(b, 15*time.Second)
-			scrape(b, h.Metrics())
-			if u := usage(b, h); u.RSS > peak.RSS {
+			scrape(b, d)
+			if u := usage(b, d); u.RSS > peak.RSS {
 				peak = u
 			}
 		}
-		last, took := usage(b, h), time.Since(began).Minutes()
-		v, err := h.View(b.Context())
-		must.OK(b, err)
+		last, took := usage(b, d), time.Since(began).Minutes()
+		v := d.View()
 		if v.State != "active" || v.Beat.Seq < int64(took*60/5/2) {
 			b.Fatalf("the daemon is %q and has written %d beats: there is nothing to measure", v.State, v.Beat.Seq)
 		}
@@ -81,29 +78,36 @@ func benchmarkDaemon(b *testing.B, noCloud bool) {
 		b.Logf("after %.1f minutes and %d beats: %.2f MiB resident (%.2f of the bound of %.0f; %.2f of its own, %.2f of files), "+
 			"%.3f s of CPU a minute (%.2f of the bound of %.2f); load average %s",
 			took, v.Beat.Seq, mb(last.RSS), mb(last.RSS)/mostResident, mostResident, mb(last.Anon), mb(last.File),
-			cpu, cpu/mostCPU, mostCPU, host.LoadAverage())
-		must.OK(b, h.StopAgent(syscall.SIGTERM))
+			cpu, cpu/mostCPU, mostCPU, proc.LoadAverage())
+		d.End(syscall.SIGTERM)
 	}
 }
 
-func usage(b *testing.B, h *host.Host) host.Usage {
+// benchmarked is a machine whose agent looks at this one, if we are root.
+func benchmarked(b *testing.B, agent, sandbox string, noCloud bool) *rig.Node {
 	b.Helper()
-	u, err := host.ReadUsage(h.AgentPID())
+	o := nodeOptions(agent, sandbox, "10.0.9.1", 5*time.Second)
+	o.Mounted = os.Geteuid() == 0
+	if noCloud {
+		o.Address = "127.0.0.1" // one that this machine has: the agent looks
+		o.Env = append(o.Env, "AMSAGENT_PROVIDER=generic", "AMSAGENT_ADDRESS="+o.Address, "AMSAGENT_ROLE=edge")
+		return rig.New(b, o)
+	}
+	o.Env = append(o.Env, "AMSAGENT_PROVIDER=aws")
+	h, _ := rig.NewInEC2(b, o)
+	return h
+}
+
+func usage(b *testing.B, d *rig.Daemon) proc.Usage {
+	b.Helper()
+	u, err := proc.ReadUsage(d.PID())
 	must.OK(b, err)
 	return u
 }
 
-// scrape asks for the metrics as Prometheus does.
-func scrape(b *testing.B, addr string) {
+func scrape(b *testing.B, d *rig.Daemon) {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/metrics", nil)
-	must.OK(b, err)
-	resp, err := http.DefaultClient.Do(req)
-	must.OK(b, err)
-	defer resp.Body.Close()
-	if n, err := io.Copy(io.Discard, resp.Body); err != nil || n == 0 || resp.StatusCode != http.StatusOK {
-		b.Fatalf("metrics: %s, %d bytes, %v", resp.Status, n, err)
+	if text, code := d.Get("/metrics"); code != http.StatusOK || text == "" {
+		b.Fatalf("metrics: %d, %d bytes", code, len(text))
 	}
 }

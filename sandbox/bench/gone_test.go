@@ -14,7 +14,8 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // BenchmarkGone kills a node hard, agent and AMS at once, at any moment between
@@ -25,36 +26,36 @@ func BenchmarkGone(b *testing.B) {
 	kills := int(setting(b, "BENCH_KILLS", 10))
 	agent, sandbox := buildAgent(b), buildSandbox(b)
 	mongo := startMongo(b, sandbox)
-	h := newHost(b, host.Options{Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: interval})
+	h, _ := rig.NewInEC2(b, nodeOptions(agent, sandbox, "10.0.9.1", interval))
 	// Where no node is heard, none is called gone.
-	other := newHost(b, host.Options{
-		Agent: agent, Sandbox: sandbox, Mongo: mongo, Interval: interval, ID: "i-0be0c000000000002", Address: "10.0.9.2",
-	})
-	must.OK(b, other.StartAgent())
+	other, _ := rig.NewInEC2(b, nodeOptions(agent, sandbox, "10.0.9.2", interval))
+	for _, n := range []*rig.Node{h, other} {
+		n.Must("join", "--mongo", mongo, "--timeout", "60s")
+	}
+	other.Daemon()
 	for b.Loop() {
 		took := make([]time.Duration, 0, kills)
 		lines := watch(b, agent, mongo)
-		must.OK(b, h.StartAgent())
+		d := h.Daemon()
 		for range kills {
-			await(b, lines, h.Address(), "healthy")
+			await(b, lines, h.Address, "healthy")
 			// Both signals have to have been written since, and at another phase
 			// each time.
 			pause(b, 2*interval+rand.N(6*time.Second))
 			start := time.Now()
-			must.OK(b, h.KillAMS())
-			must.OK(b, h.StopAgent(syscall.SIGKILL))
-			took = append(took, await(b, lines, h.Address(), "gone").Sub(start))
-			must.OK(b, h.StartAMS(b.Context()))
-			must.OK(b, h.StartAgent())
+			h.KillServer()
+			d.End(syscall.SIGKILL)
+			took = append(took, await(b, lines, h.Address, "gone").Sub(start))
+			must.OK(b, h.StartServer())
+			d = h.Daemon()
 		}
-		must.OK(b, h.StopAgent(syscall.SIGTERM))
+		d.End(syscall.SIGTERM)
 		b.Logf("%d kills: median %.1f s, most %.1f s (bound 12 s); load average %s",
-			kills, quantile(took, 0.5).Seconds(), quantile(took, 1).Seconds(), host.LoadAverage())
+			kills, quantile(took, 0.5).Seconds(), quantile(took, 1).Seconds(), proc.LoadAverage())
 		b.ReportMetric(quantile(took, 0.5).Seconds(), "s-median")
 		b.ReportMetric(quantile(took, 1).Seconds(), "s-most")
 		b.ReportMetric(0, "ns/op")
 	}
-	must.OK(b, other.StopAgent(syscall.SIGTERM))
 }
 
 // seen is a line of the watcher with the time at which it came.

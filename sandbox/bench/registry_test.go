@@ -17,7 +17,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
-	"github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // connect returns a client of the agent's, and one of the driver alone.
@@ -140,7 +140,7 @@ func benchmarkNodes(b *testing.B, nodes int) {
 			all = append(all, t...)
 		}
 		b.Logf("%d heartbeats in %d s: p50 %s, p99 %s, at most %d waited; load average %s",
-			sent, seconds, quantile(all, 0.5), quantile(all, 0.99), late, host.LoadAverage())
+			sent, seconds, quantile(all, 0.5), quantile(all, 0.99), late, proc.LoadAverage())
 		b.ReportMetric(float64(sent)/time.Since(began).Seconds(), "heartbeats/s")
 		b.ReportMetric((processTime(b, raw)-used).Seconds()/time.Since(began).Seconds(), "cores-mongod")
 		b.ReportMetric(float64(quantile(all, 0.5).Microseconds()), "µs-p50")

@@ -22,7 +22,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 const (
@@ -61,8 +61,8 @@ func BenchmarkWebRatio(b *testing.B) {
 	}
 	must.Until(b, "each page was fetched", func() bool { return fetched.Load() > webPages })
 	for b.Loop() {
-		usage := func(cmd *exec.Cmd) host.Usage {
-			u, err := host.ReadUsage(cmd.Process.Pid)
+		usage := func(cmd *exec.Cmd) proc.Usage {
+			u, err := proc.ReadUsage(cmd.Process.Pid)
 			must.OK(b, err)
 			return u
 		}
@@ -71,7 +71,7 @@ func BenchmarkWebRatio(b *testing.B) {
 		one2, many2 := usage(watch), usage(web)
 		pages, alone := (many2.CPU - many.CPU).Seconds(), (one2.CPU - one.CPU).Seconds()
 		b.Logf("%d nodes, %d open pages, %d s: web %.2f s CPU, nodes --watch %.2f s; %d pages fetched, %d kB each; load average %s",
-			webNodes, webPages, webSeconds, pages, alone, fetched.Load()-before, bytes.Load()/max(1, fetched.Load())/1000, host.LoadAverage())
+			webNodes, webPages, webSeconds, pages, alone, fetched.Load()-before, bytes.Load()/max(1, fetched.Load())/1000, proc.LoadAverage())
 		b.ReportMetric(100*pages/webSeconds, "%-of-a-core")
 		b.ReportMetric(pages/alone, "x-nodes-watch")
 		b.ReportMetric(float64(fetched.Load()-before)/webSeconds, "pages/s")

@@ -28,7 +28,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
-	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -148,21 +148,18 @@ type standIn struct {
 }
 
 func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta *fakecloud.Metadata) (machine, error) {
-	r, err := rig.New(rig.Options{
+	r, err := standin.New(standin.Options{
 		Dir: filepath.Join(p.dir, m.Name+".d"), Root: filepath.Join(p.dir, m.Name), Command: "ams-service", Sandbox: p.sandbox,
 		Tree: tree.Options{Host: m.Name, HostResolves: true, DMI: p.cloud},
 		Args: []string{"--period", "1s", "--request-timeout", "5s", "--save-at-start=false"},
+		// AMS is asked for its viewers. If it does not answer they are unknown, and a drain waits.
+		Reports: true, BootID: "00000000-0000-4000-8000-" + strings.ReplaceAll(m.MAC, ":", ""),
 	})
 	if err != nil {
 		return nil, err
 	}
-	// AMS is asked for its viewers. If it does not answer they are unknown, and a drain waits.
-	boot := "00000000-0000-4000-8000-" + strings.ReplaceAll(m.MAC, ":", "")
-	if err := errors.Join(r.ReportSessions(), r.LinkProc(boot)); err != nil {
-		return nil, err
-	}
 	n := &standIn{
-		agent: p.agent, meta: meta, tree: r.Tree, svc: r.Service, wrapper: r.Command,
+		agent: p.agent, meta: meta, tree: r.Tree, svc: r.Service, wrapper: r.Wrapper,
 		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(r.HTTPPort)), logFile: filepath.Join(p.dir, m.Name+".log"),
 	}
 	number, err := port.Free()

@@ -30,6 +30,7 @@ import (
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // The ways to feed a load balancer, and the way that users had before: a script that writes nginx's servers and reloads it.
@@ -70,7 +71,7 @@ type balancers struct {
 // newBalancers has none yet. withNginx, it has a tree of Debian's with nginx and HAProxy.
 func newBalancers(t *testing.T, mongo string, withNginx bool) *balancers {
 	t.Helper()
-	b := &balancers{t: t, dir: shortDir(t), mongo: mongo}
+	b := &balancers{t: t, dir: rig.ShortDir(t), mongo: mongo}
 	pair, err := os.ReadFile(realmongo.NewAuthority(t).Issue(pkix.Name{CommonName: "balancer"}, net.IPv4(127, 0, 0, 11)))
 	must.OK(t, err)
 	must.OK(t, os.WriteFile(b.state(), []byte("1\n"), 0o600))

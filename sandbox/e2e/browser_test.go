@@ -28,6 +28,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // browser is Chromium with one page, driven by the DevTools protocol: JSON that ends with a zero byte, on its descriptors 3 and 4.
@@ -63,7 +64,7 @@ func openBrowser(t *testing.T) *browser {
 	must.OK(t, err)
 	var log locked.Buffer
 	cmd := exec.Command(program, "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-lcd-text", "--user-data-dir="+shortDir(t), "about:blank")
+		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-lcd-text", "--user-data-dir="+rig.ShortDir(t), "about:blank")
 	cmd.ExtraFiles = []*os.File{inRead, outWrite} // 3, 4
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -8,7 +8,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -20,11 +19,12 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // onAlibaba is a machine on Alibaba Cloud on which the daemon runs.
 type onAlibaba struct {
-	*scaled
+	*rig.Node
 	ess  *fakealibaba.Cloud
 	meta *fakealibaba.Server
 }
@@ -53,10 +53,10 @@ func newESS(t *testing.T, o fakealibaba.CloudOptions, hooks ...fakes.Hook) *fake
 func newOnAlibaba(t *testing.T, db *mongod.Server, ess *fakealibaba.Cloud, n int, change func(*fakealibaba.Instance)) *onAlibaba {
 	t.Helper()
 	ip := fmt.Sprintf("10.0.62.%d", n)
-	h := &onAlibaba{ess: ess, scaled: &scaled{host: newHostIn(t, db, "alibaba", fakecloud.ID("alibaba", n), ip)}}
+	h := &onAlibaba{ess: ess, Node: newNode(t, db, "alibaba", fakecloud.ID("alibaba", n), ip)}
 	i := fakealibaba.Sample()
-	i.ID, i.Name, i.NICs[0].IPv4s, i.Tags = h.id, fmt.Sprintf("edge-%d", n), []string{ip}, nil
-	i.UserData = "#!/bin/sh\n# amsagent-role=edge\n# amsagent-group=eu\n# amsagent-mongo=" + mongoURI(db, daemonPassword) + "\napt-get update\n"
+	i.ID, i.Name, i.NICs[0].IPv4s, i.Tags = h.ID, fmt.Sprintf("edge-%d", n), []string{ip}, nil
+	i.UserData = "#!/bin/sh\n# amsagent-role=edge\n# amsagent-group=eu\n# amsagent-mongo=" + db.LoginURI() + "\napt-get update\n"
 	if change != nil {
 		change(&i)
 	}
@@ -66,21 +66,20 @@ func newOnAlibaba(t *testing.T, db *mongod.Server, ess *fakealibaba.Cloud, n int
 	}
 	t.Cleanup(func() { _ = h.meta.Close() })
 	must.OK(t, ess.Attach(alibabaGroup, "", h.meta))
-	h.env = []string{
-		"AMSAGENT_ALIBABA_ENDPOINT=" + h.meta.Endpoint(), "AMSAGENT_ALIBABA_ESS_ENDPOINT=" + ess.Endpoint(), "AMSAGENT_ALIBABA_ECS_ENDPOINT=" + ess.Endpoint(),
-	}
-	h.config("")
+	h.Env = append(h.Env,
+		"AMSAGENT_ALIBABA_ENDPOINT="+h.meta.Endpoint(), "AMSAGENT_ALIBABA_ESS_ENDPOINT="+ess.Endpoint(), "AMSAGENT_ALIBABA_ECS_ENDPOINT="+ess.Endpoint())
+	h.Config("")
 	return h
 }
 
 // noted waits for a line of the books.
 func (h *onAlibaba) noted(what fakes.What) fakes.Entry {
-	h.t.Helper()
+	h.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	e, err := h.ess.WaitFor(ctx, func(e fakes.Entry) bool { return e.What == what && e.Instance == h.id })
+	e, err := h.ess.WaitFor(ctx, func(e fakes.Entry) bool { return e.What == what && e.Instance == h.ID })
 	if err != nil {
-		h.t.Fatalf("%s: %v", what, err)
+		h.T.Fatalf("%s: %v", what, err)
 	}
 	return e
 }
@@ -106,27 +105,27 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 		fakes.Hook{Name: "ash-one", Timeout: 20 * time.Second}, fakes.Hook{Name: "ash-two", Timeout: 25 * time.Second})
 	ess.Wrap(true)
 	h := newOnAlibaba(t, newDatabase(t), ess, 1, nil)
-	h.env = append(h.env, "AMSAGENT_HOOKS=ash-*") // of two, none is known by its name
-	p := h.serving()
-	if n := h.row(); n.Provider != "alibaba" || n.Group != "eu" || n.Name != "edge-1" || n.ID != h.id || n.Zone != "cn-hangzhou-i" || n.Role != "edge" {
+	h.Env = append(h.Env, "AMSAGENT_HOOKS=ash-*") // of two, none is known by its name
+	p := h.Serving()
+	if n := h.Row(); n.Provider != "alibaba" || n.Group != "eu" || n.Name != "edge-1" || n.ID != h.ID || n.Zone != "cn-hangzhou-i" || n.Role != "edge" {
 		t.Errorf("the row: %+v", n)
 	}
-	if out, code := h.run("metadata"); code != 0 || strings.Contains(out, daemonPassword) || strings.Contains(out, "STS.") || !strings.Contains(out, alibabaGroup) {
+	if out, code := h.Run("metadata"); code != 0 || strings.Contains(out, daemonPassword) || strings.Contains(out, "STS.") || !strings.Contains(out, alibabaGroup) {
 		t.Errorf("metadata: exit %d\n%s", code, out)
 	}
-	h.viewers(2)
+	h.Viewers(2)
 	begin := time.Now()
-	must.OK(t, ess.ScaleIn(h.id))
-	h.rowIs(cluster.StateDraining)
+	must.OK(t, ess.ScaleIn(h.ID))
+	h.RowIs(cluster.StateDraining)
 	t.Logf("the cluster knew %s after the scale-in", time.Since(begin).Round(10*time.Millisecond))
-	if p.ready() {
+	if p.Ready() {
 		t.Error("a node that drains is ready")
 	}
-	v := p.counted(2)
+	v := p.Counted(2)
 	if v.Kind != lifecycle.Terminate || v.Reason != "scale-in" {
 		t.Errorf("the drain: %+v", v)
 	}
-	v = p.life("both hooks are known", func(v lifecycle.View) bool { return len(v.Hooks) == 2 })
+	v = p.Life("both hooks are known", func(v lifecycle.View) bool { return len(v.Hooks) == 2 })
 	// By the first heartbeat they wait for as long as was asked.
 	if left := time.Until(v.Deadline); left < 20*time.Minute {
 		t.Errorf("it waits until %s: %+v", v.Deadline, v.Timeline)
@@ -136,27 +135,27 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	h.meta.ExpireTokens()
 	must.OK(t, ess.AddFault(fakes.Fault{Code: "Throttling.User"}))
 	wait(2 * time.Second)
-	if st := h.live(); st.Live.Viewers != 2 || !h.serverRuns() {
+	if st := h.Live(); st.Live.Viewers != 2 || !h.ServerRuns() {
 		t.Errorf("those who watch: %+v", st)
 	}
-	h.viewersGo()
-	n := h.hasLeft()
+	h.ViewersGo()
+	n := h.HasLeft()
 	if written(ess, fakes.Completed) > 0 {
 		t.Error("an API that takes no calls took one")
 	}
 	ess.ClearFaults()
 	gone := h.noted(fakes.Gone)
-	p.step(lifecycle.StepDone)
+	p.Step(lifecycle.StepDone)
 	if gone.Text != fakes.ByHook || written(ess, fakes.Completed) != 2 || n.StateSince.After(gone.Time) {
 		t.Errorf("%+v, told %d times, row %s", gone, written(ess, fakes.Completed), n.StateSince)
 	}
-	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || n.Cut == nil || *n.Cut != 0 {
+	if st := h.Sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || n.Cut == nil || *n.Cut != 0 {
 		t.Errorf("the sessions: %+v, the row: %+v", st, n)
 	}
-	if n := p.said("clock of this machine differs"); n != 1 {
+	if n := p.Said("clock of this machine differs"); n != 1 {
 		t.Errorf("the clock: said %d times", n)
 	}
-	if strings.Contains(p.text(), "STS.") || strings.Contains(p.text(), "CAIS") {
+	if strings.Contains(p.Text(), "STS.") || strings.Contains(p.Text(), "CAIS") {
 		t.Error("credentials are in the log")
 	}
 }
@@ -170,33 +169,33 @@ func TestCloudAlibabaOneToken(t *testing.T) {
 	db := newDatabase(t)
 	a, b := newOnAlibaba(t, db, ess, 2, nil), newOnAlibaba(t, db, ess, 3, nil)
 	must.OK(t, ess.Attach(alibabaGroup, "i-bp13znx0m0me8cq9999", nil))
-	pa, pb := a.serving(), b.serving()
-	a.viewers(1)
-	b.viewers(1)
-	must.OK(t, ess.ScaleIn(a.id, b.id, "i-bp13znx0m0me8cq9999"))
-	pa.counted(1)
-	pb.counted(1)
-	b.viewersGo()
-	b.hasLeft()
-	pb.life("it waits for the other", func(v lifecycle.View) bool {
-		return v.Step == lifecycle.StepCompleting && strings.Contains(v.Trouble["continue"], a.id)
+	pa, pb := a.Serving(), b.Serving()
+	a.Viewers(1)
+	b.Viewers(1)
+	must.OK(t, ess.ScaleIn(a.ID, b.ID, "i-bp13znx0m0me8cq9999"))
+	pa.Counted(1)
+	pb.Counted(1)
+	b.ViewersGo()
+	b.HasLeft()
+	pb.Life("it waits for the other", func(v lifecycle.View) bool {
+		return v.Step == lifecycle.StepCompleting && strings.Contains(v.Trouble["continue"], a.ID)
 	})
 	wait(2 * time.Second)
-	if st := a.live(); st.Live.Viewers != 1 || !a.serverRuns() || written(ess, fakes.Completed)+written(ess, fakes.Gone) > 0 {
+	if st := a.Live(); st.Live.Viewers != 1 || !a.ServerRuns() || written(ess, fakes.Completed)+written(ess, fakes.Gone) > 0 {
 		t.Errorf("the other was let go with a viewer on it: %+v", st)
 	}
-	a.viewersGo()
-	na := a.hasLeft()
+	a.ViewersGo()
+	na := a.HasLeft()
 	for _, h := range []*onAlibaba{a, b} {
 		if e := h.noted(fakes.Gone); e.Text != fakes.ByHook || na.StateSince.After(e.Time) {
 			t.Errorf("%+v, and the last had left at %s", e, na.StateSince)
 		}
-		if st := h.sessions(); st.Cut.Viewers != 0 {
-			t.Errorf("%s: %+v", h.id, st)
+		if st := h.Sessions(); st.Cut.Viewers != 0 {
+			t.Errorf("%s: %+v", h.ID, st)
 		}
 	}
-	pa.step(lifecycle.StepDone)
-	pb.step(lifecycle.StepDone)
+	pa.Step(lifecycle.StepDone)
+	pb.Step(lifecycle.StepDone)
 	if n := written(ess, fakes.Completed); n != 1 {
 		t.Errorf("the word was said %d times", n)
 	}
@@ -224,31 +223,30 @@ func TestCloudAlibabaOOS(t *testing.T) {
 				ess.Deny("*")
 			}
 			h := newOnAlibaba(t, db, ess, n, tt.meta)
-			p := h.serving()
-			h.viewers(1)
-			must.OK(t, ess.ScaleIn(h.id))
+			p := h.Serving()
+			h.Viewers(1)
+			must.OK(t, ess.ScaleIn(h.ID))
 			h.noted(fakes.Wait)
 			waiting := ess.Members()[0].Waiting[0]
 			// A command that has no time says so: the template then says ABANDON, or waits.
-			if out, code := h.run("drain", "--timeout", "1s"); code == 0 || code == 2 {
+			if out, code := h.Run("drain", "--timeout", "1s"); code == 0 || code == 2 {
 				t.Errorf("a drain that is not over: exit %d\n%s", code, out)
 			}
-			cmd := exec.Command(bins.agent, "drain", "--reason", "scale-in by ESS")
-			cmd.Env = h.environ()
+			cmd := h.Cmd("drain", "--reason", "scale-in by ESS")
 			var out strings.Builder
 			cmd.Stdout, cmd.Stderr = &out, &out
 			must.OK(t, cmd.Start())
-			p.counted(1)
+			p.Counted(1)
 			wait(time.Second)
-			if st := h.live(); st.Live.Viewers != 1 {
+			if st := h.Live(); st.Live.Viewers != 1 {
 				t.Errorf("the sessions: %+v", st)
 			}
-			h.viewersGo()
+			h.ViewersGo()
 			if err := cmd.Wait(); err != nil {
 				t.Errorf("the command: %v\n%s", err, out.String())
 			}
-			if h.hasLeft(); h.sessions().Cut.Viewers != 0 {
-				t.Errorf("the sessions: %+v", h.sessions())
+			if h.HasLeft(); h.Sessions().Cut.Viewers != 0 {
+				t.Errorf("the sessions: %+v", h.Sessions())
 			}
 			err := ess.Complete(waiting.Hook, waiting.Token, "CONTINUE")
 			if tt.name == "every permission" {
@@ -260,16 +258,16 @@ func TestCloudAlibabaOOS(t *testing.T) {
 				t.Errorf("%v, said %d times, %d heartbeats", err, written(ess, fakes.Completed), written(ess, fakes.Heartbeat))
 			}
 			h.noted(fakes.Gone)
-			p.step(lifecycle.StepDone)
+			p.Step(lifecycle.StepDone)
 			// Whoever may not is told once, and the drain is none the worse for it.
-			if n := p.said("cannot be seen from here"); tt.name == "every permission" && n != 0 || tt.name != "every permission" && n != 1 {
-				t.Errorf("said %d times what cannot be seen:\n%s", n, p.text())
+			if n := p.Said("cannot be seen from here"); tt.name == "every permission" && n != 0 || tt.name != "every permission" && n != 1 {
+				t.Errorf("said %d times what cannot be seen:\n%s", n, p.Text())
 			}
-			if strings.Contains(p.text(), "drain step failed") || strings.Contains(out.String(), "ess:") {
-				t.Errorf("complaints:\n%s\n%s", out.String(), p.text())
+			if strings.Contains(p.Text(), "drain step failed") || strings.Contains(out.String(), "ess:") {
+				t.Errorf("complaints:\n%s\n%s", out.String(), p.Text())
 			}
 			// The same machine again: it is out, and that is what was wanted.
-			if out, code := h.run("drain"); code != 0 {
+			if out, code := h.Run("drain"); code != 0 {
 				t.Errorf("once more: exit %d\n%s", code, out)
 			}
 		})
@@ -279,21 +277,21 @@ func TestCloudAlibabaOOS(t *testing.T) {
 	all.run(t, "event", func(t *testing.T) {
 		ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-oos", Timeout: 30 * time.Second})
 		h := newOnAlibaba(t, db, ess, 7, nil)
-		p := h.serving()
-		must.OK(t, ess.ScaleIn(h.id))
+		p := h.Serving()
+		must.OK(t, ess.ScaleIn(h.ID))
 		h.noted(fakes.Wait)
 		waiting := ess.Members()[0].Waiting[0]
-		body := `{"regionId":"cn-hangzhou","instanceIds":"[\"` + h.id + `\"]","lifecycleHookId":"` + waiting.Hook + `","lifecycleActionToken":"` + waiting.Token + `"}`
-		if out, code := h.event(strings.Replace(body, h.id, "i-bp13znx0m0me8cq7777", 1)); code != 0 || !strings.Contains(out, "not this instance") {
+		body := `{"regionId":"cn-hangzhou","instanceIds":"[\"` + h.ID + `\"]","lifecycleHookId":"` + waiting.Hook + `","lifecycleActionToken":"` + waiting.Token + `"}`
+		if out, code := h.Event(strings.Replace(body, h.ID, "i-bp13znx0m0me8cq7777", 1)); code != 0 || !strings.Contains(out, "not this instance") {
 			t.Errorf("another machine's: exit %d\n%s", code, out)
 		}
-		if out, code := h.event(body); code != 0 || !strings.Contains(out, "out of the cluster") {
+		if out, code := h.Event(body); code != 0 || !strings.Contains(out, "out of the cluster") {
 			t.Errorf("exit %d\n%s", code, out)
 		}
 		if e := h.noted(fakes.Gone); e.Text != fakes.ByHook {
 			t.Errorf("%+v", e)
 		}
-		p.step(lifecycle.StepDone)
+		p.Step(lifecycle.StepDone)
 	})
 }
 
@@ -303,30 +301,30 @@ func TestCloudAlibabaSpot(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{})
 	h := newOnAlibaba(t, newDatabase(t), ess, 8, func(i *fakealibaba.Instance) { i.Role = "" })
-	p := h.serving()
-	h.viewers(2)
+	p := h.Serving()
+	h.Viewers(2)
 	// A reboot that is announced for the day after tomorrow drains nobody today.
 	h.meta.Announce(`[{"EventId":"e-1","EventType":{"Name":"SystemMaintenance.Reboot"},"EventCycleStatus":{"Name":"Scheduled"},"NotBefore":"` +
 		time.Now().Add(48*time.Hour).UTC().Format(time.RFC3339) + `"}]`)
 	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
 	h.meta.Interrupt(at)
-	h.rowIs(cluster.StateDraining)
-	v := p.counted(2)
+	h.RowIs(cluster.StateDraining)
+	v := p.Counted(2)
 	if v.Kind != lifecycle.Interrupt || !v.Deadline.Before(at) || time.Until(v.Deadline) < time.Second {
 		t.Errorf("the drain: %+v", v)
 	}
 	h.meta.ExpireTokens()
 	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-		if st := h.live(); st.Live.Viewers != 2 {
+		if st := h.Live(); st.Live.Viewers != 2 {
 			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
 		}
 		wait(100 * time.Millisecond)
 	}
-	n := h.hasLeft()
+	n := h.HasLeft()
 	if n.StateSince.After(at) || n.Cut == nil || *n.Cut != 2 || !strings.Contains(n.Reason, "spot") {
 		t.Errorf("taken at %s, and the row: %+v", at, n)
 	}
-	p.step(lifecycle.StepDone)
+	p.Step(lifecycle.StepDone)
 	if written(ess, fakes.Call) > 0 {
 		t.Errorf("the API was called without a role: %+v", ess.Books())
 	}
@@ -338,29 +336,29 @@ func TestCloudAlibabaLaunch(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-ready", Launching: true, Timeout: 30 * time.Second, Default: "ABANDON"})
 	h := newOnAlibaba(t, newDatabase(t), ess, 9, nil)
-	must.OK(t, ess.ScaleOut(h.id))
+	must.OK(t, ess.ScaleOut(h.ID))
 	h.noted(fakes.Wait)
-	p := h.daemon()
+	p := h.Daemon()
 	told := h.noted(fakes.Completed)
-	if told.Text != "CONTINUE" || h.row().State != cluster.StateActive || told.Time.Before(h.row().StateSince.Add(-clockGrain)) {
-		t.Errorf("told %+v, the row: %+v", told, h.row())
+	if told.Text != "CONTINUE" || h.Row().State != cluster.StateActive || told.Time.Before(h.Row().StateSince.Add(-clockGrain)) {
+		t.Errorf("told %+v, the row: %+v", told, h.Row())
 	}
 	if m := ess.Members(); len(m) != 1 || m[0].State != "InService" {
 		t.Errorf("%+v", m)
 	}
-	p.life("the start is over", func(v lifecycle.View) bool { return v.Start == "" && v.State == lifecycle.StateActive })
+	p.Life("the start is over", func(v lifecycle.View) bool { return v.Start == "" && v.State == lifecycle.StateActive })
 	// Out of service and back, of which no hook tells.
-	h.viewers(1)
-	must.OK(t, ess.Move(h.id, "Standby"))
-	h.rowIs(cluster.StateDraining)
-	h.viewersGo()
-	p.life("it is parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked && v.Step == lifecycle.StepDone })
-	if h.serverRuns() || h.sessions().Cut.Viewers != 0 {
-		t.Errorf("parked: %+v", h.sessions())
+	h.Viewers(1)
+	must.OK(t, ess.Move(h.ID, "Standby"))
+	h.RowIs(cluster.StateDraining)
+	h.ViewersGo()
+	p.Life("it is parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked && v.Step == lifecycle.StepDone })
+	if h.ServerRuns() || h.Sessions().Cut.Viewers != 0 {
+		t.Errorf("parked: %+v", h.Sessions())
 	}
-	must.OK(t, ess.Move(h.id, "InService"))
-	h.rowIs(cluster.StateActive)
-	if !h.serverRuns() {
+	must.OK(t, ess.Move(h.ID, "InService"))
+	h.RowIs(cluster.StateActive)
+	if !h.ServerRuns() {
 		t.Error("it is in service, and Ant Media Server does not run")
 	}
 }

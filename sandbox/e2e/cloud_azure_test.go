@@ -21,11 +21,12 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // onAzure is a machine of a scale set on which the daemon runs.
 type onAzure struct {
-	*scaled
+	*rig.Node
 	azure *fakeazure.Server
 	vm    string // what events call it
 }
@@ -53,27 +54,27 @@ func newOnAzure(t *testing.T, m *mongod.Server, set *fakeazure.Set, n int, ip st
 	vm := fakeazure.Sample()
 	vm.ID, vm.Name, vm.Hostname = fmt.Sprintf("5c08b38e-4d1b-4f0a-9e6c-%012x", n), fmt.Sprintf("edge_%d", n), fmt.Sprintf("edge%06d", n)
 	vm.NICs[0].IPv4s = []string{ip}
-	h := &onAzure{scaled: &scaled{host: newHostIn(t, m, "azure", vm.ID, ip)}, vm: vm.Name}
+	h := &onAzure{Node: newNode(t, m, "azure", vm.ID, ip), vm: vm.Name}
 	var err error
 	if h.azure, err = fakeazure.Start(context.Background(), fakeazure.Options{VM: &vm, Set: set}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = h.azure.Close() })
-	h.env = []string{"AMSAGENT_AZURE_ENDPOINT=" + h.azure.Endpoint(), "AMSAGENT_MONGO=" + mongoURI(m, daemonPassword)}
-	h.config("")
+	h.Env = append(h.Env, "AMSAGENT_AZURE_ENDPOINT="+h.azure.Endpoint(), "AMSAGENT_MONGO="+m.LoginURI())
+	h.Config("")
 	return h
 }
 
 // announce schedules an event and gives its id and its time.
 func (h *onAzure) announce(e fakeazure.Event) (string, time.Time) {
-	h.t.Helper()
+	h.T.Helper()
 	if e.VMs == nil {
 		e.VMs = []string{h.vm}
 	}
 	set := h.azure.Set()
 	id, err := set.Announce(e)
 	if err != nil {
-		h.t.Fatal(err)
+		h.T.Fatal(err)
 	}
 	i := slices.IndexFunc(set.Events(), func(e fakeazure.Event) bool { return e.ID == id })
 	return id, set.Events()[i].NotBefore
@@ -81,12 +82,12 @@ func (h *onAzure) announce(e fakeazure.Event) (string, time.Time) {
 
 // noted waits for an entry of the books about an event.
 func (h *onAzure) noted(what, event string) fakeazure.Entry {
-	h.t.Helper()
+	h.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 35*time.Second)
 	defer cancel()
 	e, err := h.azure.Set().WaitFor(ctx, func(e fakeazure.Entry) bool { return e.What == what && e.Event == event })
 	if err != nil {
-		h.t.Fatalf("%s: %v", what, err)
+		h.T.Fatalf("%s: %v", what, err)
 	}
 	return e
 }
@@ -103,23 +104,23 @@ func (h *onAzure) written(what string) (n int) {
 // acked waits for the acknowledgement of an event, and holds that it is the only one
 // and came after the row said left.
 func (h *onAzure) acked(event string) fakeazure.Entry {
-	h.t.Helper()
+	h.T.Helper()
 	e := h.noted(fakeazure.Acked, event)
-	if n := h.row(); n.State != cluster.StateLeft || n.StateSince.After(e.Time) {
-		h.t.Errorf("acknowledged at %s, and the row: %+v", e.Time, n)
+	if n := h.Row(); n.State != cluster.StateLeft || n.StateSince.After(e.Time) {
+		h.T.Errorf("acknowledged at %s, and the row: %+v", e.Time, n)
 	}
 	return e
 }
 
 // moderate holds that the service was never asked too often.
 func (h *onAzure) moderate() {
-	h.t.Helper()
+	h.T.Helper()
 	if n := h.written(fakeazure.Throttled); n > 0 {
-		h.t.Errorf("%d requests were too many", n)
+		h.T.Errorf("%d requests were too many", n)
 	}
 	for _, r := range h.azure.Requests() {
 		if r.Status >= 400 && r.Status != 404 {
-			h.t.Errorf("%+v", r)
+			h.T.Errorf("%+v", r)
 		}
 	}
 }
@@ -130,35 +131,35 @@ func TestCloudAzureTogether(t *testing.T) {
 	t.Parallel()
 	db, set := newDatabase(t), newAzureSet(t)
 	a, b := newOnAzure(t, db, set, 4, "10.0.62.2"), newOnAzure(t, db, set, 5, "10.0.62.3")
-	pa, pb := a.serving(), b.serving()
-	b.viewers(1)
+	pa, pb := a.Serving(), b.Serving()
+	b.Viewers(1)
 	// In whatever case Azure writes their names.
 	id, _ := a.announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{"EDGE_4", "Edge_5"}, Lead: time.Minute})
-	a.hasLeft()
-	pa.life("it waits for the other", func(v lifecycle.View) bool {
+	a.HasLeft()
+	pa.Life("it waits for the other", func(v lifecycle.View) bool {
 		return v.Step == lifecycle.StepCompleting && strings.Contains(v.Trouble["continue"], "Edge_5")
 	})
-	if pb.ready() || pb.counted(1).Kind != lifecycle.Terminate {
+	if pb.Ready() || pb.Counted(1).Kind != lifecycle.Terminate {
 		t.Error("the other one does not drain")
 	}
 	wait(6 * time.Second) // more than one question
-	if a.written(fakeazure.Acked) > 0 || b.live().Live.Viewers != 1 {
+	if a.written(fakeazure.Acked) > 0 || b.Live().Live.Viewers != 1 {
 		t.Fatal("it was said while the other one serves")
 	}
-	b.viewersGo()
+	b.ViewersGo()
 	e := a.noted(fakeazure.Acked, id)
-	b.hasLeft()
+	b.HasLeft()
 	for _, h := range []*onAzure{a, b} {
-		if n := h.row(); n.StateSince.After(e.Time) {
+		if n := h.Row(); n.StateSince.After(e.Time) {
 			t.Errorf("acknowledged at %s by %s, and: %+v", e.Time, e.VM, n)
 		}
 	}
-	pa.step(lifecycle.StepDone)
-	pb.step(lifecycle.StepDone)
+	pa.Step(lifecycle.StepDone)
+	pb.Step(lifecycle.StepDone)
 	if g := a.noted(fakeazure.Gone, id); g.Late {
 		t.Errorf("%+v", g)
 	}
-	if st := b.sessions(); st.Cut.Viewers != 0 {
+	if st := b.Sessions(); st.Cut.Viewers != 0 {
 		t.Errorf("the sessions: %+v", st)
 	}
 	// Both may say it in the same moment: it is the same word. Who comes later is told
@@ -177,20 +178,20 @@ func TestCloudAzureDeadline(t *testing.T) {
 	t.Parallel()
 	db, set := newDatabase(t), newAzureSet(t)
 	a, b := newOnAzure(t, db, set, 6, "10.0.62.4"), newOnAzure(t, db, set, 7, "10.0.62.5")
-	a.serving()
-	pb := b.serving()
-	b.viewers(1)
+	a.Serving()
+	pb := b.Serving()
+	b.Viewers(1)
 	id, at := a.announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{"edge_6", "edge_7"}, Lead: 18 * time.Second})
-	a.hasLeft()
-	v := pb.counted(1)
+	a.HasLeft()
+	v := pb.Counted(1)
 	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-		if st := b.live(); st.Live.Viewers != 1 || a.written(fakeazure.Acked) > 0 {
+		if st := b.Live(); st.Live.Viewers != 1 || a.written(fakeazure.Acked) > 0 {
 			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
 		}
 		wait(100 * time.Millisecond)
 	}
-	n := b.hasLeft()
-	if st := b.sessions(); st.Cut.Viewers != 1 || n.Cut == nil || *n.Cut != 1 {
+	n := b.HasLeft()
+	if st := b.Sessions(); st.Cut.Viewers != 1 || n.Cut == nil || *n.Cut != 1 {
 		t.Errorf("the sessions: %+v, the row: %+v", st, n)
 	}
 	if e := b.noted(fakeazure.Acked, id); e.Time.Before(n.StateSince) || e.Time.After(at) {
@@ -208,15 +209,15 @@ func TestCloudAzurePreempt(t *testing.T) {
 	all.run(t, "with notice", func(t *testing.T) {
 		h := newOnAzure(t, db, newAzureSet(t), 10, "10.0.62.6")
 		h.azure.Update(func(vm *fakeazure.VM) { vm.Priority = "Spot" })
-		p := h.serving()
-		h.viewers(1)
+		p := h.Serving()
+		h.Viewers(1)
 		id, at := h.announce(fakeazure.Event{Type: fakeazure.Preempt, Lead: 14 * time.Second})
-		v := p.counted(1)
+		v := p.Counted(1)
 		if v.Kind != lifecycle.Interrupt || v.Reason != "spot eviction" || !v.Deadline.Before(at) || time.Until(v.Deadline) < 2*time.Second {
 			t.Errorf("the drain: %+v", v)
 		}
 		for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-			if st := h.live(); st.Live.Viewers != 1 {
+			if st := h.Live(); st.Live.Viewers != 1 {
 				t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
 			}
 			wait(100 * time.Millisecond)
@@ -224,7 +225,7 @@ func TestCloudAzurePreempt(t *testing.T) {
 		if e := h.acked(id); e.Time.After(at) {
 			t.Errorf("acknowledged %s after the time", e.Time.Sub(at))
 		}
-		if st := h.sessions(); st.Cut.Viewers != 1 {
+		if st := h.Sessions(); st.Cut.Viewers != 1 {
 			t.Errorf("the sessions: %+v", st)
 		}
 		h.moderate()
@@ -233,22 +234,22 @@ func TestCloudAzurePreempt(t *testing.T) {
 		set := fakeazure.NewSet("edge", fakeazure.SetOptions{StartedTime: 5 * time.Second})
 		t.Cleanup(func() { _ = set.Close() })
 		h := newOnAzure(t, db, set, 11, "10.0.62.7")
-		p := h.serving()
-		h.viewers(1)
+		p := h.Serving()
+		h.Viewers(1)
 		id, _ := h.announce(fakeazure.Event{Type: fakeazure.Preempt, Lead: time.Hour})
 		if err := h.azure.Set().Begin(id); err != nil {
 			t.Fatal(err)
 		}
 		// Nobody knows when the machine goes: nobody new comes, and nobody is cut.
-		h.rowIs(cluster.StateDraining)
-		p.counted(1)
+		h.RowIs(cluster.StateDraining)
+		p.Counted(1)
 		h.noted(fakeazure.Gone, id)
-		if st := h.live(); st.Live.Viewers != 1 || h.written(fakeazure.Acked) > 0 {
+		if st := h.Live(); st.Live.Viewers != 1 || h.written(fakeazure.Acked) > 0 {
 			t.Errorf("who watches: %+v", st)
 		}
 		// And who is still there when it is over serves.
-		h.rowIs(cluster.StateActive)
-		p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+		h.RowIs(cluster.StateActive)
+		p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	})
 }
 
@@ -259,28 +260,28 @@ func TestCloudAzureReboot(t *testing.T) {
 	set := fakeazure.NewSet("edge", fakeazure.SetOptions{StartedTime: 8 * time.Second})
 	t.Cleanup(func() { _ = set.Close() })
 	h := newOnAzure(t, newDatabase(t), set, 12, "10.0.62.8")
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	id, _ := h.announce(fakeazure.Event{Type: fakeazure.Reboot, Lead: 15 * time.Minute, Duration: 9 * time.Second})
-	p.counted(1)
-	h.rowIs(cluster.StateDraining)
-	h.viewersGo()
+	p.Counted(1)
+	h.RowIs(cluster.StateDraining)
+	h.ViewersGo()
 	h.noted(fakeazure.Acked, id)
-	p.step(lifecycle.StepDone)
-	if !h.serverRuns() || p.ready() || h.row().State != cluster.StateDraining {
-		t.Errorf("drained: %+v", h.row())
+	p.Step(lifecycle.StepDone)
+	if !h.ServerRuns() || p.Ready() || h.Row().State != cluster.StateDraining {
+		t.Errorf("drained: %+v", h.Row())
 	}
 	h.noted(fakeazure.Started, id)
 	// The boot.
-	p.end(syscall.SIGKILL)
-	h.write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
-	p = h.daemon()
-	h.rowIs(cluster.StateActive)
-	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	p.End(syscall.SIGKILL)
+	h.Write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
+	p = h.Daemon()
+	h.RowIs(cluster.StateActive)
+	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	h.noted(fakeazure.Over, id)
 	wait(2500 * time.Millisecond)
-	if h.row().State != cluster.StateActive || h.written(fakeazure.Acked) != 1 {
-		t.Errorf("the row: %+v", h.row())
+	if h.Row().State != cluster.StateActive || h.written(fakeazure.Acked) != 1 {
+		t.Errorf("the row: %+v", h.Row())
 	}
 }
 
@@ -289,11 +290,11 @@ func TestCloudAzureReboot(t *testing.T) {
 func TestCloudAzureMoves(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 16, "10.0.62.12")
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	id, at := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: 5 * time.Minute})
-	h.rowIs(cluster.StateDraining)
-	was := p.counted(1).Deadline
+	h.RowIs(cluster.StateDraining)
+	was := p.Counted(1).Deadline
 	move := func(by time.Duration) time.Time {
 		to, err := h.azure.Set().Move(id, at.Add(by))
 		if err != nil {
@@ -306,7 +307,7 @@ func TestCloudAzureMoves(t *testing.T) {
 		t.Helper()
 		want := was.Add(to.Sub(at))
 		for end := time.Now().Add(20 * time.Second); ; wait(50 * time.Millisecond) {
-			v, n := p.view(), h.row()
+			v, n := p.View(), h.Row()
 			switch {
 			case v.Ready || v.Lifecycle == nil || v.Lifecycle.Step != lifecycle.StepDraining || n.State != cluster.StateDraining:
 				t.Fatalf("ready %v, the drain %+v, the row %+v", v.Ready, v.Lifecycle, n)
@@ -319,18 +320,18 @@ func TestCloudAzureMoves(t *testing.T) {
 	}
 	drainsUntil(move(10 * time.Minute))
 	drainsUntil(move(-2 * time.Minute))
-	p.end(syscall.SIGKILL)
+	p.End(syscall.SIGKILL)
 	to := move(time.Minute)
-	p = h.daemon()
-	p.life("it drains again", func(v lifecycle.View) bool { return v.Step == lifecycle.StepDraining })
+	p = h.Daemon()
+	p.Life("it drains again", func(v lifecycle.View) bool { return v.Step == lifecycle.StepDraining })
 	drainsUntil(to)
-	if h.live().Live.Viewers != 1 || h.written(fakeazure.Acked) != 0 {
-		t.Errorf("who watches: %+v", h.live())
+	if h.Live().Live.Viewers != 1 || h.written(fakeazure.Acked) != 0 {
+		t.Errorf("who watches: %+v", h.Live())
 	}
-	h.viewersGo()
+	h.ViewersGo()
 	h.acked(id)
-	h.hasLeft()
-	if st := h.sessions(); st.Cut.Viewers != 0 {
+	h.HasLeft()
+	if st := h.Sessions(); st.Cut.Viewers != 0 {
 		t.Errorf("the sessions: %+v", st)
 	}
 	h.moderate()
@@ -340,21 +341,21 @@ func TestCloudAzureMoves(t *testing.T) {
 func TestCloudAzureCancelled(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 13, "10.0.62.9")
-	p := h.serving()
-	h.viewers(1)
-	touched := h.touches()
+	p := h.Serving()
+	h.Viewers(1)
+	touched := h.Touches()
 	id, _ := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: 15 * time.Minute})
-	p.counted(1)
-	h.rowIs(cluster.StateDraining)
-	p.end(syscall.SIGKILL)
+	p.Counted(1)
+	h.RowIs(cluster.StateDraining)
+	p.End(syscall.SIGKILL)
 	if err := h.azure.Set().Cancel(id); err != nil {
 		t.Fatal(err)
 	}
-	p = h.daemon()
-	h.rowIs(cluster.StateActive)
-	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
-	if h.live().Live.Viewers != 1 || h.touches() != touched {
-		t.Errorf("who watches: %+v", h.live())
+	p = h.Daemon()
+	h.RowIs(cluster.StateActive)
+	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	if h.Live().Live.Viewers != 1 || h.Touches() != touched {
+		t.Errorf("who watches: %+v", h.Live())
 	}
 }
 
@@ -375,14 +376,14 @@ func TestCloudAzureBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = late.Close() })
-	h.env[0] = "AMSAGENT_AZURE_ENDPOINT=" + late.Endpoint()
+	h.Env = append(h.Env, "AMSAGENT_AZURE_ENDPOINT="+late.Endpoint())
 	id, at := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: time.Minute})
-	p := h.daemon()
-	p.life("the event is known", func(v lifecycle.View) bool { return len(v.Notices) == 1 })
+	p := h.Daemon()
+	p.Life("the event is known", func(v lifecycle.View) bool { return len(v.Notices) == 1 })
 	if e := h.acked(id); e.Time.After(at) {
 		t.Errorf("acknowledged after its time: %+v", e)
 	}
-	p.step(lifecycle.StepDone)
+	p.Step(lifecycle.StepDone)
 	if n := h.written(fakeazure.Throttled); n > 0 {
 		t.Errorf("%d requests were too many", n)
 	}
@@ -398,7 +399,7 @@ func TestCloudAzureValve(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 15, "10.0.62.11")
 	const valve = "org.apache.catalina.valves.RemoteIpValve"
-	name := h.tree.Conf("jee-container.xml")
+	name := h.StandIn.Tree.Conf("jee-container.xml")
 	read := func() string {
 		t.Helper()
 		b, err := os.ReadFile(name)
@@ -411,25 +412,25 @@ func TestCloudAzureValve(t *testing.T) {
 	if !strings.Contains(before, valve) {
 		t.Fatal("the tree has no valve, so nothing is shown here")
 	}
-	h.must("join")
+	h.Must("join")
 	if strings.Contains(read(), valve) {
 		t.Error("the valve is there after a join on Azure")
 	}
-	h.must("leave")
+	h.Must("leave")
 	if read() != before {
 		t.Error("the container is not what it was before the join")
 	}
-	h.must("join", "--remote-ip-valve", "keep")
+	h.Must("join", "--remote-ip-valve", "keep")
 	if !strings.Contains(read(), valve) {
 		t.Error("the valve is gone although it was to be kept")
 	}
-	h.must("leave")
+	h.Must("leave")
 	// The cloud decides: the same machine, whose metadata nobody asks.
-	h.must("join", "--provider", "generic", "--address", h.ip)
+	h.Must("join", "--provider", "generic", "--address", h.Address)
 	if !strings.Contains(read(), valve) {
 		t.Error("the valve is gone although this is not Azure")
 	}
-	h.must("leave", "--provider", "generic", "--address", h.ip)
+	h.Must("leave", "--provider", "generic", "--address", h.Address)
 	if read() != before {
 		t.Error("the container is not what it was before the joins")
 	}

@@ -7,9 +7,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,11 +18,12 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // onGCP is a machine on Google Cloud on which the daemon runs.
 type onGCP struct {
-	*scaled
+	*rig.Node
 	gcp *fakegcp.Server
 }
 
@@ -33,25 +31,16 @@ type onGCP struct {
 // tell where MongoDB is, so that the daemon joins by itself.
 func newOnGCP(t *testing.T, m *mongod.Server, ip string) *onGCP {
 	t.Helper()
-	h := &onGCP{scaled: &scaled{host: newHost(t, m, ip)}}
-	dmi := filepath.Join(h.root, "sys/class/dmi/id")
-	err := os.RemoveAll(dmi)
-	if err == nil {
-		h.write("sys/class/dmi/id/sys_vendor", "Google\n")
-		h.write("sys/class/dmi/id/product_name", "Google Compute Engine\n")
-	}
+	h := &onGCP{Node: newNode(t, m, "gcp", "45678901234567"+strings.ReplaceAll(ip, ".", ""), ip)}
 	i := fakegcp.Sample()
-	h.id = "45678901234567" + strings.ReplaceAll(ip, ".", "")
-	i.ID, i.NICs[0].IPv4 = h.id, ip
-	i.ProjectAttributes = map[string]string{"amsagent-mongo": mongoURI(m, daemonPassword), "ssh-keys": "operator:ssh-rsa secret-of-the-project"}
-	var serr error
-	h.gcp, serr = fakegcp.Start(context.Background(), fakegcp.Options{Instance: &i})
-	if err = errors.Join(err, serr); err != nil {
-		t.Fatal(err)
-	}
+	i.ID, i.NICs[0].IPv4 = h.ID, ip
+	i.ProjectAttributes = map[string]string{"amsagent-mongo": m.LoginURI(), "ssh-keys": "operator:ssh-rsa secret-of-the-project"}
+	var err error
+	h.gcp, err = fakegcp.Start(context.Background(), fakegcp.Options{Instance: &i})
+	must.OK(t, err)
 	t.Cleanup(func() { _ = h.gcp.Close() })
-	h.env = []string{"AMSAGENT_GCP_ENDPOINT=" + h.gcp.Endpoint()}
-	h.config("")
+	h.Env = append(h.Env, "AMSAGENT_GCP_ENDPOINT="+h.gcp.Endpoint())
+	h.Config("")
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the books: %+v", h.gcp.Books())
@@ -62,11 +51,11 @@ func newOnGCP(t *testing.T, m *mongod.Server, ip string) *onGCP {
 
 // gone waits until the machine is off.
 func (h *onGCP) gone() fakegcp.Entry {
-	h.t.Helper()
+	h.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
 	e, err := h.gcp.WaitFor(ctx, func(e fakegcp.Entry) bool { return e.What == fakegcp.Gone })
-	must.OK(h.t, err)
+	must.OK(h.T, err)
 	return e
 }
 
@@ -87,18 +76,18 @@ func deciding(t *testing.T, v lifecycle.View) lifecycle.Moment {
 func TestCloudGCPPreemptionStays(t *testing.T) {
 	t.Parallel()
 	h := newOnGCP(t, newDatabase(t), "10.0.61.2")
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	told := time.Now()
 	h.gcp.Preempt(0)
-	v := p.counted(1)
+	v := p.Counted(1)
 	for time.Now().Before(v.Deadline.Add(-300 * time.Millisecond)) {
-		if st := h.live(); st.Live.Viewers != 1 {
+		if st := h.Live(); st.Live.Viewers != 1 {
 			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
 		}
 		wait(100 * time.Millisecond)
 	}
-	n := h.hasLeft()
+	n := h.HasLeft()
 	left := time.Since(told)
 	t.Logf("served for %s, left after %s", v.Deadline.Sub(told).Round(time.Millisecond), left.Round(time.Millisecond))
 	if served := v.Deadline.Sub(told); served < 14*time.Second || served > 17*time.Second {
@@ -107,7 +96,7 @@ func TestCloudGCPPreemptionStays(t *testing.T) {
 	if e := h.gone(); !e.Late || e.Time.Sub(told) < left {
 		t.Errorf("the machine's end: %+v", e)
 	}
-	if st := h.sessions(); st.Cut.Viewers != 1 || st.State != "stopped" || n.Cut == nil || *n.Cut != 1 {
+	if st := h.Sessions(); st.Cut.Viewers != 1 || st.State != "stopped" || n.Cut == nil || *n.Cut != 1 {
 		t.Errorf("the sessions: %+v, the row: %+v", st, n)
 	}
 }
@@ -118,40 +107,40 @@ func TestCloudGCPStop(t *testing.T) {
 	t.Parallel()
 	h := newOnGCP(t, newDatabase(t), "10.0.61.3")
 	h.gcp.Update(func(i *fakegcp.Instance) { i.Spot, i.Migrates = false, true })
-	p := h.serving()
-	h.viewers(2)
+	p := h.Serving()
+	h.Viewers(2)
 	// Taken back while they watch: nothing has happened.
 	h.gcp.Stop(5*time.Minute, "STOPPED")
-	h.rowIs(cluster.StateDraining)
+	h.RowIs(cluster.StateDraining)
 	h.gcp.Unstop()
-	h.rowIs(cluster.StateActive)
-	if st := h.live(); st.Live.Viewers != 2 || !h.serverRuns() {
+	h.RowIs(cluster.StateActive)
+	if st := h.Live(); st.Live.Viewers != 2 || !h.ServerRuns() {
 		t.Errorf("the sessions: %+v", st)
 	}
 	told := time.Now()
 	h.gcp.Stop(3*time.Minute, "DELETED")
-	v := p.counted(2)
+	v := p.Counted(2)
 	m := deciding(t, v)
 	if v.Kind != lifecycle.Terminate || v.Reason != "graceful shutdown (to be deleted)" || m.Ends.Sub(told.Add(3*time.Minute)).Abs() > 2*time.Second {
 		t.Errorf("the drain: %+v", v)
 	}
-	if out, _ := h.run("status"); !strings.Contains(out, "graceful shutdown (to be deleted)") {
+	if out, _ := h.Run("status"); !strings.Contains(out, "graceful shutdown (to be deleted)") {
 		t.Errorf("status:\n%s", out)
 	}
 	wait(3 * time.Second)
-	if st := h.live(); st.Live.Viewers != 2 {
+	if st := h.Live(); st.Live.Viewers != 2 {
 		t.Errorf("the sessions: %+v", st)
 	}
-	h.viewersGo()
-	n := h.hasLeft()
+	h.ViewersGo()
+	n := h.HasLeft()
 	h.gcp.Off()
 	if e := h.gone(); e.Late || e.Time.Sub(told) > 25*time.Second {
 		t.Errorf("the machine's end: %+v", e)
 	}
-	if st := h.sessions(); st.Cut.Viewers != 0 || n.Cut == nil || *n.Cut != 0 {
+	if st := h.Sessions(); st.Cut.Viewers != 0 || n.Cut == nil || *n.Cut != 0 {
 		t.Errorf("the sessions: %+v, the row: %+v", st, n)
 	}
-	p.step(lifecycle.StepDone)
+	p.Step(lifecycle.StepDone)
 }
 
 // TestCloudGCPWorstDay: the service goes and comes, answers what it likes, and tells
@@ -161,15 +150,15 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	h := newOnGCP(t, newDatabase(t), "10.0.61.4")
 	// It vanishes once more right after it has been there.
 	must.OK(t, h.gcp.Vanish(400*time.Millisecond))
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	fault := func(f fakes.Fault) {
 		t.Helper()
 		must.OK(t, h.gcp.AddFault(f))
 	}
 	quiet := func(what string) {
 		t.Helper()
-		if v := p.view(); !v.Ready || v.Lifecycle.State != lifecycle.StateActive {
+		if v := p.View(); !v.Ready || v.Lifecycle.State != lifecycle.StateActive {
 			t.Errorf("%s: %+v", what, v.Lifecycle)
 		}
 	}
@@ -192,17 +181,17 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	h.gcp.ClearFaults()
 	// It cannot make up its mind.
 	h.gcp.Announce(true)
-	h.rowIs(cluster.StateDraining)
+	h.RowIs(cluster.StateDraining)
 	h.gcp.Announce(false)
-	h.rowIs(cluster.StateActive)
-	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
-	if st := h.live(); st.Live.Viewers != 1 || st.Cut.Viewers != 0 {
+	h.RowIs(cluster.StateActive)
+	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	if st := h.Live(); st.Live.Viewers != 1 || st.Cut.Viewers != 0 {
 		t.Errorf("the sessions: %+v", st)
 	}
 	h.gcp.Preempt(0)
-	p.counted(1)
-	h.viewersGo()
-	h.hasLeft()
+	p.Counted(1)
+	h.ViewersGo()
+	h.HasLeft()
 	h.gcp.Off()
 	if e := h.gone(); e.Late {
 		t.Errorf("%+v", e)

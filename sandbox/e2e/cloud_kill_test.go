@@ -49,11 +49,11 @@ func TestCrashKillClouds(t *testing.T) {
 }
 
 func (c cloudStory) killedAnywhere(t *testing.T, h *onCloud, random *rand.Rand) {
-	p := h.serving()
-	h.viewers(1)
-	h.touched = h.touches()
+	p := h.Serving()
+	h.Viewers(1)
+	h.touched = h.Touches()
 	begin := time.Now()
-	must.OK(t, h.cloud.ScaleIn(h.id))
+	must.OK(t, h.cloud.ScaleIn(h.ID))
 	moment := func(most time.Duration) time.Duration { return time.Duration(random.Int64N(int64(most))) }
 	leaves := moment(3 * time.Second)
 	var kills []time.Duration
@@ -65,7 +65,7 @@ func (c cloudStory) killedAnywhere(t *testing.T, h *onCloud, random *rand.Rand) 
 	gone := false
 	goes := func() {
 		wait(time.Until(begin.Add(leaves)))
-		h.viewersGo()
+		h.ViewersGo()
 		gone = true
 	}
 	for _, at := range kills {
@@ -73,8 +73,8 @@ func (c cloudStory) killedAnywhere(t *testing.T, h *onCloud, random *rand.Rand) 
 			goes()
 		}
 		wait(time.Until(begin.Add(at)))
-		p.end(syscall.SIGKILL)
-		p = h.daemon()
+		p.End(syscall.SIGKILL)
+		p = h.Daemon()
 	}
 	if !gone {
 		goes()

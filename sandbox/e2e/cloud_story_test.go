@@ -22,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // cloudStory is what the story of a machine that leaves well is like on one cloud.
@@ -106,7 +107,7 @@ func TestCloudStoryOfAll(t *testing.T) {
 
 // onCloud is a host on a pretended cloud.
 type onCloud struct {
-	*scaled
+	*rig.Node
 	cloud *fakecloud.Cloud
 	meta  *fakecloud.Metadata
 	// touched is what the service had been asked for when the cloud began to take it.
@@ -122,7 +123,7 @@ func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakeclou
 		Name: fmt.Sprintf("edge-%d", n), ID: fakecloud.ID(c.name, n), Address: fmt.Sprintf("10.0.%d.%d", 10+n/200, 1+n%200),
 		Role: "edge", MAC: fmt.Sprintf("0e:49:61:0f:%02x:%02x", n>>8, n&0xff),
 	}
-	h := &onCloud{cloud: cloud, scaled: &scaled{host: newHostIn(t, db, c.name, m.ID, m.Address)}}
+	h := &onCloud{cloud: cloud, Node: newNode(t, db, c.name, m.ID, m.Address)}
 	if h.meta, err = cloud.Machine(context.Background(), m); err != nil {
 		t.Fatal(err)
 	}
@@ -132,15 +133,15 @@ func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakeclou
 			t.Logf("the books of %s:\n%s", cloud.Title, h.story())
 		}
 	})
-	h.env = append(h.meta.Environ, "AMSAGENT_MONGO="+mongoURI(db, daemonPassword))
-	h.config("")
+	h.Env = append(append(h.Env, h.meta.Environ...), "AMSAGENT_MONGO="+db.LoginURI())
+	h.Config("")
 	return h
 }
 
 // story is what the cloud has in its books about this machine.
 func (h *onCloud) story() string {
 	var b strings.Builder
-	for _, e := range fakecloud.Of(h.cloud.Books(), h.id) {
+	for _, e := range fakecloud.Of(h.cloud.Books(), h.ID) {
 		fmt.Fprintf(&b, "%s %s: %s\n", e.Time.Format("05.000"), e.What, e.Text)
 	}
 	return b.String()
@@ -148,19 +149,19 @@ func (h *onCloud) story() string {
 
 // noted waits for a line of the books about this machine.
 func (h *onCloud) noted(what string) fakecloud.Entry {
-	h.t.Helper()
+	h.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	e, err := h.cloud.WaitFor(ctx, func(e fakecloud.Entry) bool { return e.ID == h.id && e.What == what })
+	e, err := h.cloud.WaitFor(ctx, func(e fakecloud.Entry) bool { return e.ID == h.ID && e.What == what })
 	if err != nil {
-		h.t.Fatalf("%s: %v", what, err)
+		h.T.Fatalf("%s: %v", what, err)
 	}
 	return e
 }
 
 // written is how often something is in the books about this machine.
 func (h *onCloud) written(what string) (n int) {
-	for _, e := range fakecloud.Of(h.cloud.Books(), h.id) {
+	for _, e := range fakecloud.Of(h.cloud.Books(), h.ID) {
 		if e.What == what {
 			n++
 		}
@@ -170,28 +171,28 @@ func (h *onCloud) written(what string) (n int) {
 
 // taken lets the cloud take a machine with a viewer, and waits until the cluster and
 // the load balancers know.
-func (c cloudStory) taken(t *testing.T, h *onCloud, p *process) lifecycle.View {
+func (c cloudStory) taken(t *testing.T, h *onCloud, p *rig.Daemon) lifecycle.View {
 	t.Helper()
-	row := h.row()
-	if row.Provider != c.name || row.Role != "edge" || row.Group != "edges" || !p.ready() {
+	row := h.Row()
+	if row.Provider != c.name || row.Role != "edge" || row.Group != "edges" || !p.Ready() {
 		t.Errorf("a node that serves: %+v", row)
 	}
 	begin := time.Now()
-	h.touched = h.touches()
-	must.OK(t, h.cloud.ScaleIn(h.id))
+	h.touched = h.Touches()
+	must.OK(t, h.cloud.ScaleIn(h.ID))
 	// Who asks a service that fails asks it less often, 15 s apart at last.
 	until(t, "the row says draining", func() string {
-		n, err := h.client.Node(context.Background(), h.id)
+		n, err := h.Client.Node(context.Background(), h.ID)
 		if err == nil && n.State == cluster.StateDraining {
 			return ""
 		}
 		return fmt.Sprintf("%v, %+v", err, n)
 	})
 	t.Logf("the cluster knew %s after the notice", time.Since(begin).Round(10*time.Millisecond))
-	if p.ready() {
+	if p.Ready() {
 		t.Error("a node that drains is ready")
 	}
-	v := p.counted(1)
+	v := p.Counted(1)
 	if v.State != lifecycle.StateDraining || !strings.HasPrefix(v.Reason, c.reason) || v.Deadline.IsZero() || len(v.Notices) != 1 || v.Notices[0].Source != c.source {
 		t.Errorf("the drain: %+v", v)
 	}
@@ -205,12 +206,12 @@ func (c cloudStory) taken(t *testing.T, h *onCloud, p *process) lifecycle.View {
 // then the row says so, then the cloud is told, then the machine is gone and not
 // because the time was over. A daemon that is killed may repeat the stop and the answer,
 // which then have no effect.
-func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut, stops int) {
+func (c cloudStory) leaves(t *testing.T, h *onCloud, p *rig.Daemon, cut, stops int) {
 	t.Helper()
-	n := h.hasLeft()
-	stopped, err := os.Stat(h.svc.StatsFile())
+	n := h.HasLeft()
+	stopped, err := os.Stat(h.StandIn.Service.StatsFile())
 	must.OK(t, err)
-	if st := h.sessions(); st.State != "stopped" || st.Cut.Viewers != cut || st.Left.Viewers != 1-cut || stopped.ModTime().After(n.StateSince.Add(clockGrain)) {
+	if st := h.Sessions(); st.State != "stopped" || st.Cut.Viewers != cut || st.Left.Viewers != 1-cut || stopped.ModTime().After(n.StateSince.Add(clockGrain)) {
 		t.Errorf("the server ended at %s with %+v, and the row said left at %s", stopped.ModTime(), st, n.StateSince)
 	}
 	if !strings.HasPrefix(n.Reason, c.reason) || n.Cut == nil || *n.Cut != cut {
@@ -223,12 +224,12 @@ func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut, stops int)
 	var told time.Time
 	if c.told {
 		told = h.noted(fakecloud.Answer).Time
-		p.step(lifecycle.StepDone)
+		p.Step(lifecycle.StepDone)
 	} else {
-		p.step(lifecycle.StepDone)
+		p.Step(lifecycle.StepDone)
 		told = time.Now()
 		// The machine ends, which is the only word that there is.
-		if err := h.cloud.Off(h.id); err != nil {
+		if err := h.cloud.Off(h.ID); err != nil {
 			t.Error(err)
 		}
 	}
@@ -236,7 +237,7 @@ func (c cloudStory) leaves(t *testing.T, h *onCloud, p *process, cut, stops int)
 	if n.StateSince.After(told) || told.After(gone.Time) || gone.Late {
 		t.Errorf("the row said left at %s, the cloud was told at %s, and: %+v", n.StateSince, told, gone)
 	}
-	if n := h.touches() - h.touched; n < 1 || n > stops {
+	if n := h.Touches() - h.touched; n < 1 || n > stops {
 		t.Errorf("the service was asked for something %d times, at most %d is right", n, stops)
 	}
 	if n := h.written(fakecloud.Answer); n > stops || (n > 0) != c.told || h.written(fakecloud.Gone) != 1 {
@@ -249,10 +250,10 @@ const clockGrain = time.Millisecond
 
 // serves holds that the viewer is served for some time.
 func (h *onCloud) serves(until time.Time) {
-	h.t.Helper()
+	h.T.Helper()
 	for time.Now().Before(until) {
-		if st := h.live(); st.Live.Viewers != 1 {
-			h.t.Fatalf("cut %s too early: %+v", time.Until(until), st)
+		if st := h.Live(); st.Live.Viewers != 1 {
+			h.T.Fatalf("cut %s too early: %+v", time.Until(until), st)
 		}
 		wait(100 * time.Millisecond)
 	}
@@ -260,11 +261,11 @@ func (h *onCloud) serves(until time.Time) {
 
 // hangsUp: nobody is cut, and the cloud has its machine as soon as it can.
 func (c cloudStory) hangsUp(t *testing.T, h *onCloud) {
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	c.taken(t, h, p)
 	h.serves(time.Now().Add(2 * time.Second))
-	h.viewersGo()
+	h.ViewersGo()
 	gone := time.Now()
 	c.leaves(t, h, p, 0, 1)
 	t.Logf("the machine was gone %s after its last viewer", h.noted(fakecloud.Gone).Time.Sub(gone).Round(10*time.Millisecond))
@@ -273,13 +274,13 @@ func (c cloudStory) hangsUp(t *testing.T, h *onCloud) {
 // neverGoes: served until the cloud's own deadline less what the last steps take,
 // then cut, once, and done before the machine is taken.
 func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	c.taken(t, h, p)
 	ends := h.noted(fakecloud.Notice).Time.Add(max(h.cloud.Lead, c.short.Limit))
 	var decides lifecycle.Moment
 	// Some clouds have to be asked for it, which takes a moment.
-	v := p.life("the cloud's deadline decides", func(v lifecycle.View) bool {
+	v := p.Life("the cloud's deadline decides", func(v lifecycle.View) bool {
 		for _, m := range v.Timeline {
 			if m.Decides {
 				decides = m
@@ -296,7 +297,7 @@ func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
 	}
 	h.serves(v.Deadline.Add(-200 * time.Millisecond))
 	c.leaves(t, h, p, 1, 1)
-	if since := h.row().StateSince; !since.Before(ends) {
+	if since := h.Row().StateSince; !since.Before(ends) {
 		t.Errorf("it had left at %s, and the cloud took it at %s", since, ends)
 	}
 }
@@ -304,8 +305,8 @@ func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
 // bursts: the metadata service fails for a while again and again, from before the
 // notice to the end.
 func (c cloudStory) bursts(t *testing.T, h *onCloud) {
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -335,27 +336,27 @@ func (c cloudStory) bursts(t *testing.T, h *onCloud) {
 	<-failing
 	c.taken(t, h, p)
 	h.serves(time.Now().Add(4 * time.Second))
-	h.viewersGo()
+	h.ViewersGo()
 	c.leaves(t, h, p, 0, 1)
 }
 
 // killed: who is started after a daemon that was killed goes on with its drain.
 func (c cloudStory) killed(t *testing.T, h *onCloud) {
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	before := c.taken(t, h, p)
-	p.end(syscall.SIGKILL)
+	p.End(syscall.SIGKILL)
 	h.serves(time.Now().Add(time.Second))
-	p = h.daemon()
-	p.says("continuing the drain")
-	after := p.counted(1)
+	p = h.Daemon()
+	p.Says("continuing the drain")
+	after := p.Counted(1)
 	if !after.Begun.Equal(before.Begun) || after.Deadline.Sub(before.Deadline).Abs() > 2*time.Second || len(after.Notices) != 1 {
 		t.Errorf("another drain: %+v\nbefore: %+v", after, before)
 	}
 	h.serves(time.Now().Add(3 * time.Second))
-	if p.ready() || h.row().State != cluster.StateDraining {
-		t.Errorf("it serves again: %+v", h.row())
+	if p.Ready() || h.Row().State != cluster.StateDraining {
+		t.Errorf("it serves again: %+v", h.Row())
 	}
-	h.viewersGo()
+	h.ViewersGo()
 	c.leaves(t, h, p, 0, 1)
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -114,14 +114,14 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 	if o.tree != nil {
 		o.tree(&to)
 	}
-	with := rig.Options{
+	with := standin.Options{
 		Dir: base, Command: "svc.real", Sandbox: bins.sandbox, Tree: to, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
 		Args: append([]string{"--period", "500ms", "--mongo-timeout", "5s", "--save-at-start=false"}, o.args...),
 	}
 	if o.owner {
 		with.User = amsOwner
 	}
-	m, err := rig.New(with)
+	m, err := standin.New(with)
 	must.OK(t, err)
 	n.root, n.dir, n.svc = m.Tree.Root, m.Tree.Dir, m.Service
 	id := filepath.Join(n.root, "etc/machine-id")

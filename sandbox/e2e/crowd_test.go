@@ -17,7 +17,8 @@ import (
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
-	pretended "github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // TestDaemonCrowd lets 20,000 clients of 250 addresses connect to the HTTP port, send most
@@ -31,19 +32,19 @@ func TestDaemonCrowd(t *testing.T) {
 	var files unix.Rlimit
 	must.OK(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &files))
 	held := int(min(crowd, files.Cur/4*3)) // the rest is for everything else
-	h := newHost(t, newDatabase(t), "10.0.7.46")
-	h.config("mongo: file:/etc/amsagent/where\n")
-	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
-	p := h.daemon()
-	v := p.viewIs("ready", func(v daemon.View) bool { return v.Ready })
-	p.beats()
-	usage := func() pretended.Usage {
+	h := newOnAWS(t, newDatabase(t), "10.0.7.46")
+	h.Config("mongo: file:/etc/amsagent/where\n")
+	h.Write("etc/amsagent/where", h.Mongo.LoginURI()+"\n")
+	p := h.Daemon()
+	v := p.ViewIs("ready", func(v daemon.View) bool { return v.Ready })
+	p.Beats()
+	usage := func() proc.Usage {
 		t.Helper()
-		u, err := pretended.ReadUsage(p.cmd.Process.Pid)
+		u, err := proc.ReadUsage(p.PID())
 		must.OK(t, err)
 		return u
 	}
-	before, rows := usage(), h.row()
+	before, rows := usage(), h.Row()
 	peak, slowest := before.RSS, time.Duration(0)
 	request := "GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 4000)
 	balancer := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -56,12 +57,12 @@ func TestDaemonCrowd(t *testing.T) {
 	}()
 	quarter := int64(0) // the beat at the end of the first quarter
 	// A daemon that is silent as long as they come must not pass by what it writes afterwards.
-	for i := 0; i < crowd || h.row().Seq < quarter+2; i++ {
+	for i := 0; i < crowd || h.Row().Seq < quarter+2; i++ {
 		if i >= crowd && time.Since(begin) > patience {
 			t.Fatalf("no two beats after the first %d of %d clients: %d", crowd/4, i, quarter)
 		}
 		if i == crowd/4 {
-			quarter = h.row().Seq
+			quarter = h.Row().Seq
 		}
 		from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 9, 0, byte(1+i%hosts))}, Timeout: 5 * time.Second}
 		c, err := from.DialContext(t.Context(), "tcp", v.Metrics)
@@ -77,7 +78,7 @@ func TestDaemonCrowd(t *testing.T) {
 			continue
 		}
 		asked := time.Now()
-		if body, code, err := fetch(&balancer, "http://"+v.Metrics+"/readyz"); err != nil || code != http.StatusOK {
+		if body, code, err := rig.Fetch(t.Context(), &balancer, "http://"+v.Metrics+"/readyz"); err != nil || code != http.StatusOK {
 			t.Errorf("/readyz among %d clients: %d %s %v", i, code, body, err)
 		}
 		slowest = max(slowest, time.Since(asked))
@@ -91,14 +92,14 @@ func TestDaemonCrowd(t *testing.T) {
 		t.Errorf("%d clients cost %d bytes, want at most %d", crowd, peak-before.RSS, most)
 	}
 	until(t, "the beats have gone on", func() string {
-		n := h.row()
+		n := h.Row()
 		// One a second; the first and the last may lie outside.
 		if want := rows.Seq + int64(took/time.Second) - 1; n.Seq < want {
 			return fmt.Sprintf("beat %d, want %d", n.Seq, want)
 		}
 		return ""
 	})
-	if v := p.view(); v.Beat.Dropped != 0 {
+	if v := p.View(); v.Beat.Dropped != 0 {
 		t.Errorf("%d beats were dropped", v.Beat.Dropped)
 	}
 }

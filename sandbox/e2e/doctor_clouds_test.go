@@ -19,15 +19,16 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // doctored lets the doctor look at a machine of a cloud.
-func (h *host) doctored() []doctor.Result {
-	h.t.Helper()
-	out, code := h.run("doctor", "-o", "json")
+func doctored(h *rig.Node) []doctor.Result {
+	h.T.Helper()
+	out, code := h.Run("doctor", "-o", "json")
 	var d struct{ Checks []doctor.Result }
 	if err := json.Unmarshal([]byte(out), &d); err != nil || len(d.Checks) == 0 {
-		h.t.Fatalf("exit %d: %v\n%s", code, err, out)
+		h.T.Fatalf("exit %d: %v\n%s", code, err, out)
 	}
 	return d.Checks
 }
@@ -38,7 +39,7 @@ func TestCloudAlibabaDoctor(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-end", Timeout: 10 * time.Minute}, fakes.Hook{Name: "ash-ready", Launching: true, Timeout: time.Minute})
 	h := newOnAlibaba(t, newDatabase(t), ess, 21, nil)
-	all := h.doctored()
+	all := doctored(h.Node)
 	finds(t, all, "AGENT-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; this machine may keep it waiting; whether it may complete it shows only then")
 	finds(t, all, "AGENT-DEADLINES", doctor.Good, "hook ash-end waits 10m at a time, 6h in all")
 	for call, permission := range map[string]string{
@@ -46,12 +47,12 @@ func TestCloudAlibabaDoctor(t *testing.T) {
 		"DescribeScalingInstances": "ess:DescribeScalingInstances", "DescribeScalingActivities": "ess:DescribeScalingActivities",
 	} {
 		must.OK(t, ess.AddFault(fakes.Fault{Path: call, Code: "Forbidden.RAM", Status: 403}))
-		finds(t, h.doctored(), "AGENT-HOOK-DENIED", doctor.Bad, "permission "+permission+" is missing")
+		finds(t, doctored(h.Node), "AGENT-HOOK-DENIED", doctor.Bad, "permission "+permission+" is missing")
 		ess.ClearFaults()
 	}
-	must.OK(t, ess.ScaleIn(h.id))
+	must.OK(t, ess.ScaleIn(h.ID))
 	h.noted(fakes.Wait)
-	finds(t, h.doctored(), "AGENT-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; whether this machine may keep it waiting and complete it shows only when it waits")
+	finds(t, doctored(h.Node), "AGENT-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; whether this machine may keep it waiting and complete it shows only when it waits")
 	if n := written(ess, fakes.Heartbeat) + written(ess, fakes.Completed); n > 0 {
 		t.Errorf("what waits was told %d times", n)
 	}
@@ -61,7 +62,7 @@ func TestCloudAlibabaDoctor(t *testing.T) {
 func TestCloudAzureDoctor(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 21, "10.0.61.21")
-	all := h.doctored()
+	all := doctored(h.Node)
 	finds(t, all, "AGENT-HOOK", doctor.Unknown, "terminate notification")
 	for _, r := range all {
 		if r.ID == "AGENT-HOOK" && !strings.HasPrefix(r.Hint, "az vmss show ") {
@@ -76,12 +77,13 @@ func TestDoctorSilence(t *testing.T) {
 	t.Parallel()
 	h := newOnAlibaba(t, newDatabase(t), newESS(t, fakealibaba.CloudOptions{}), 22, nil)
 	tcp := silent(t, "tcp", "127.0.0.1:0")
-	socket := filepath.Join(h.root, "run/amsagent/control.sock")
+	socket := h.Path("run/amsagent/control.sock")
 	must.OK(t, os.MkdirAll(filepath.Dir(socket), 0o755))
 	silent(t, "unix", socket)
-	for i, v := range h.env {
-		name, _, _ := strings.Cut(v, "=")
-		h.env[i] = name + "=http://" + tcp
+	for i, v := range h.Env {
+		if name, _, _ := strings.Cut(v, "="); strings.HasSuffix(name, "_ENDPOINT") {
+			h.Env[i] = name + "=http://" + tcp
+		}
 	}
 	// On a machine that is busy with other tests a second is longer.
 	const bound = 2 * doctorBound
@@ -89,7 +91,7 @@ func TestDoctorSilence(t *testing.T) {
 	for range 3 {
 		doctors.Go(func() {
 			begin := time.Now()
-			out, code := h.run("doctor", "-o", "json", "--mongo", tcp)
+			out, code := h.Run("doctor", "-o", "json", "--mongo", tcp)
 			if took := time.Since(begin); took > bound {
 				t.Errorf("it took %s", took)
 			}

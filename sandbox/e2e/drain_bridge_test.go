@@ -24,9 +24,11 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
-	pretended "github.com/amsagent/amsagent/sandbox/host"
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
+	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
+	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
 // Addresses of the bridge: the machine's, a container's, and a viewer's.
@@ -35,7 +37,7 @@ const bridgeHost, bridgeServer, bridgeViewer = "10.88.0.1", "10.88.0.2", "10.88.
 // bridge is a machine with docker's network: a bridge, a container, and a viewer beyond it. The server may be in the container,
 // behind docker-proxy, and runs as root, as the proxy does.
 type bridge struct {
-	*pretended.Host
+	*rig.Node
 	t               *testing.T
 	machine, viewer int // process of each network namespace
 	dir             string
@@ -74,7 +76,7 @@ wait`
 			t.Skipf("no bridge can be had here: %s", shell.said)
 		}
 	}
-	dir, in := shortDir(t), b.machine
+	dir, in := rig.ShortDir(t), b.machine
 	b.dir = dir
 	if contained {
 		in, b.server = container, bridgeServer
@@ -82,20 +84,23 @@ wait`
 	// A server's process is called java.
 	java := filepath.Join(dir, "java")
 	must.OK(t, os.Symlink(bins.sandbox, java))
-	o := pretended.Options{
-		Dir: dir, Name: "bridged", Address: bridgeHost, Role: "origin", NoCloud: true, Real: true, Interval: time.Second,
-		Mongo: bridgeHost + ":27017", Agent: b.within(dir, b.machine, bins.agent), Sandbox: b.within(dir, in, java),
-	}
-	if b.Host, err = pretended.New(t.Context(), o); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = b.Close() })
+	b.Node = rig.New(t, rig.Options{
+		Options: standin.Options{
+			Dir: dir, Sandbox: b.within(dir, in, java), Mounted: true, Tree: tree.Options{NoUnit: true, Host: "bridged", HostResolves: true, DMI: "aws"},
+			Args: []string{"--period", "5s", "--mongo-timeout", "5s", "--stream-wait", "0s", "--save-at-start=false"},
+		},
+		Agent: b.within(dir, b.machine, bins.agent), Address: bridgeHost,
+		Env: []string{
+			"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0", "AMSAGENT_BEAT_INTERVAL=1s", "AMSAGENT_PROVIDER=generic",
+			"AMSAGENT_ADDRESS=" + bridgeHost, "AMSAGENT_ROLE=origin",
+		},
+	})
 	b.port = b.serverPort(dir)
 	if contained {
 		b.proxy()
 	}
-	must.OK(t, b.Join(t.Context()))
-	must.OK(t, b.StartAgent())
+	b.Must("join", "--mongo", bridgeHost+":27017", "--timeout", "60s", "--force-address")
+	b.Daemon()
 	return b
 }
 
@@ -167,10 +172,10 @@ func (b *bridge) watch(n int) {
 func (b *bridge) drainIs(what string, ok func(lifecycle.View) bool) (v lifecycle.View) {
 	b.t.Helper()
 	until(b.t, what, func() string {
-		out, err := b.Run(b.t.Context(), "status", "-o", "json")
+		out, code := b.Run("status", "-o", "json")
 		var said struct{ Daemon *daemon.View }
 		if jerr := json.Unmarshal([]byte(out), &said); jerr != nil {
-			return fmt.Sprint(err, jerr)
+			return fmt.Sprint(code, jerr)
 		}
 		if said.Daemon == nil || said.Daemon.Lifecycle == nil || !ok(*said.Daemon.Lifecycle) {
 			return out
@@ -191,20 +196,18 @@ func TestDrainBridge(t *testing.T) {
 			b.drainIs("the node serves", func(v lifecycle.View) bool { return v.Ready && v.Start != "starting" })
 			join := []string{"join", "--mongo", bridgeHost + ":27017", "--force-address"}
 			for _, command := range [][]string{join, {"doctor"}} {
-				if out, _ := b.Run(t.Context(), command...); strings.Contains(out, "AGENT-NOT-COUNTED") != contained {
+				if out, _ := b.Run(command...); strings.Contains(out, "AGENT-NOT-COUNTED") != contained {
 					t.Errorf("%s: %s", command[0], out)
 				}
 			}
 			b.watch(5)
 			// The daemon's count decides here, too: known viewers, or none that can be known (A8).
 			for _, command := range [][]string{{"leave"}, append(join, "--address", bridgeServer)} {
-				if out, err := b.Run(t.Context(), command...); err == nil || !strings.Contains(out, "AMS-SESSIONS") {
-					t.Fatalf("%s cuts viewers: %v\n%s", command[0], err, out)
+				if out, code := b.Run(command...); code == 0 || !strings.Contains(out, "AMS-SESSIONS") {
+					t.Fatalf("%s cuts viewers: exit %d\n%s", command[0], code, out)
 				}
 			}
-			if out, err := b.Run(t.Context(), "drain", "--detach"); err != nil {
-				t.Fatal(err, out)
-			}
+			b.Must("drain", "--detach")
 			counts := map[time.Time]bool{}
 			b.drainIs("a dozen counts", func(v lifecycle.View) bool {
 				if v.Step != lifecycle.StepAnnouncing && v.Step != lifecycle.StepDraining {

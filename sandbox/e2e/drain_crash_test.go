@@ -11,8 +11,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -27,6 +25,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // TestCrashKillDrain kills the daemon at each step of a drain. Who is started after
@@ -36,33 +35,33 @@ func TestCrashKillDrain(t *testing.T) {
 		step  lifecycle.Step
 		how   syscall.Signal
 		delay time.Duration // of the hook's wait
-		stage func(h *scaled)
-		goOn  func(h *scaled)
+		stage func(h *onAWS)
+		goOn  func(h *onAWS)
 	}{
-		{step: lifecycle.StepAnnouncing, how: syscall.SIGKILL, stage: func(h *scaled) {
-			h.fault(mongod.Fault{Mode: mongod.Delay, Delay: 5 * time.Second, Commands: []string{"update", "findAndModify"}})
-		}, goOn: func(h *scaled) { h.mongo.Faults().Clear() }},
+		{step: lifecycle.StepAnnouncing, how: syscall.SIGKILL, stage: func(h *onAWS) {
+			h.Fault(mongod.Fault{Mode: mongod.Delay, Delay: 5 * time.Second, Commands: []string{"update", "findAndModify"}})
+		}, goOn: func(h *onAWS) { h.Mongo.Faults().Clear() }},
 		{step: lifecycle.StepDraining, how: syscall.SIGKILL},
 		{step: lifecycle.StepDraining, how: syscall.SIGTERM},
-		{step: lifecycle.StepStopping, how: syscall.SIGKILL, stage: func(h *scaled) {
-			h.people(http.MethodPost, "/behaviour", "slow_stop_ms", "3000")
-			h.viewersGo()
+		{step: lifecycle.StepStopping, how: syscall.SIGKILL, stage: func(h *onAWS) {
+			h.People(http.MethodPost, "/behaviour", "slow_stop_ms", "3000")
+			h.ViewersGo()
 		}},
-		{step: lifecycle.StepDeregistering, how: syscall.SIGKILL, stage: func(h *scaled) {
-			h.fault(mongod.Fault{Mode: mongod.Refuse})
-			h.viewersGo()
-		}, goOn: func(h *scaled) { h.mongo.Faults().Clear() }},
-		{step: lifecycle.StepCompleting, how: syscall.SIGKILL, delay: 15 * time.Second, stage: func(h *scaled) { h.viewersGo() }},
-		{step: lifecycle.StepCompleting, how: syscall.SIGTERM, delay: 15 * time.Second, stage: func(h *scaled) { h.viewersGo() }},
+		{step: lifecycle.StepDeregistering, how: syscall.SIGKILL, stage: func(h *onAWS) {
+			h.Fault(mongod.Fault{Mode: mongod.Refuse})
+			h.ViewersGo()
+		}, goOn: func(h *onAWS) { h.Mongo.Faults().Clear() }},
+		{step: lifecycle.StepCompleting, how: syscall.SIGKILL, delay: 15 * time.Second, stage: func(h *onAWS) { h.ViewersGo() }},
+		{step: lifecycle.StepCompleting, how: syscall.SIGTERM, delay: 15 * time.Second, stage: func(h *onAWS) { h.ViewersGo() }},
 	} {
 		t.Run(fmt.Sprintf("%s %s", c.step, c.how), func(t *testing.T) {
 			t.Parallel()
 			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 50+i), fakeaws.AutoScalingOptions{ScalingOptions: fakes.ScalingOptions{WaitDelay: c.delay}}, endHook(time.Minute))
-			p := h.serving()
-			h.viewers(1)
+			p := h.Serving()
+			h.Viewers(1)
 			if c.step != lifecycle.StepAnnouncing {
 				h.terminate()
-				p.counted(1)
+				p.Counted(1)
 			}
 			if c.stage != nil {
 				c.stage(h)
@@ -70,20 +69,20 @@ func TestCrashKillDrain(t *testing.T) {
 			if c.step == lifecycle.StepAnnouncing {
 				h.terminate()
 			}
-			before := p.step(c.step)
+			before := p.Step(c.step)
 			h.kept(func(step lifecycle.Step) bool { return step == c.step || c.step == lifecycle.StepStopping })
-			p.end(c.how)
+			p.End(c.how)
 			if kept := h.record(); kept.Step != c.step && c.step != lifecycle.StepStopping || kept.Begun.Sub(before.Begun).Abs() > time.Second {
 				t.Errorf("what is kept: %+v\nwas: %+v", kept, before)
 			}
 			served := c.step == lifecycle.StepAnnouncing || c.step == lifecycle.StepDraining
 			wait(time.Second)
-			if served && h.live().Live.Viewers != 1 {
-				t.Errorf("those who watch: %+v", h.live())
+			if served && h.Live().Live.Viewers != 1 {
+				t.Errorf("those who watch: %+v", h.Live())
 			}
-			p = h.daemon()
-			p.says("continuing the drain")
-			after := *p.view().Lifecycle
+			p = h.Daemon()
+			p.Says("continuing the drain")
+			after := *p.View().Lifecycle
 			if !after.Begun.Equal(before.Begun) || after.Deadline.Sub(before.Deadline).Abs() > time.Second {
 				t.Errorf("another drain: %+v\nbefore: %+v", after, before)
 			}
@@ -91,26 +90,21 @@ func TestCrashKillDrain(t *testing.T) {
 				c.goOn(h)
 			}
 			if served {
-				h.rowIs(cluster.StateDraining)
-				p.counted(1)
-				if h.live().Live.Viewers != 1 || p.ready() {
-					t.Errorf("those who watch: %+v", h.live())
+				h.RowIs(cluster.StateDraining)
+				p.Counted(1)
+				if h.Live().Live.Viewers != 1 || p.Ready() {
+					t.Errorf("those who watch: %+v", h.Live())
 				}
-				h.viewersGo()
+				h.ViewersGo()
 			}
 			h.completed("drain")
-			n := h.hasLeft()
-			if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 1 || n.Cut == nil || *n.Cut != 0 {
+			n := h.HasLeft()
+			if st := h.Sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 1 || n.Cut == nil || *n.Cut != 0 {
 				t.Errorf("the sessions: %+v, the row: %+v", st, n)
 			}
-			p.step(lifecycle.StepDone)
+			p.Step(lifecycle.StepDone)
 		})
 	}
-}
-
-func (h *scaled) fault(f mongod.Fault) {
-	h.t.Helper()
-	must.OK(h.t, h.mongo.Faults().Set(f))
 }
 
 // TestDrain100: a hundred scale-ins in a row, on some machines at a time, while
@@ -165,7 +159,7 @@ func TestDrain100(t *testing.T) {
 	if done != total || figures.rounds != total {
 		t.Errorf("%d of %d scale-ins were played to their end", figures.rounds, total)
 	}
-	nodes, err := connectTo(t, db).Nodes(t.Context())
+	nodes, err := rig.Connect(t, db).Nodes(t.Context())
 	must.OK(t, err)
 	left := 0
 	for _, n := range nodes {
@@ -178,7 +172,7 @@ func TestDrain100(t *testing.T) {
 	if left != total {
 		t.Errorf("%d rows say left, of %d", left, total)
 	}
-	docs, err := connectTo(t, db).AMSNodes(t.Context())
+	docs, err := rig.Connect(t, db).AMSNodes(t.Context())
 	must.OK(t, err)
 	for _, d := range docs {
 		t.Errorf("a document of Ant Media Server is left behind: %+v", d)
@@ -186,14 +180,9 @@ func TestDrain100(t *testing.T) {
 	t.Logf("%d scale-ins on %d machines in %s\n%s", total, machines, time.Since(began).Round(time.Second), figures.text())
 }
 
-func connectTo(t *testing.T, m *mongod.Server) *cluster.Client {
-	t.Helper()
-	return (&host{t: t}).connect(m)
-}
-
 // scaleIn is one of the hundred.
 type scaleIn struct {
-	h      *scaled
+	h      *onAWS
 	rand   *rand.Rand
 	number int
 
@@ -208,18 +197,18 @@ type scaleIn struct {
 // play returns false where no other can be played on this machine.
 func (r *scaleIn) play() bool {
 	h := r.h
-	t := h.t
+	t := h.T
 	id := fmt.Sprintf("i-0ddd%013d", r.number)
 	if h.row0() {
 		if !r.reborn(id) {
 			return false
 		}
 	} else {
-		if err := h.asg.Detach(h.id); err != nil { // nobody signs with another's key
+		if err := h.asg.Detach(h.ID); err != nil { // nobody signs with another's key
 			t.Error(err)
 			return false
 		}
-		h.id = id
+		h.ID = id
 		h.hardware(r.number)
 		h.aws.Update(func(i *fakeaws.Instance) { i.ID = id })
 		if err := h.asg.Attach(scalingGroup, h.aws); err != nil {
@@ -232,26 +221,26 @@ func (r *scaleIn) play() bool {
 	if r.cut {
 		deadline = "5s"
 	}
-	h.config("drain_deadline: " + deadline + "\n")
-	p := h.serving()
+	h.Config("drain_deadline: " + deadline + "\n")
+	p := h.Serving()
 	viewers := r.rand.IntN(4)
 	if r.cut {
 		viewers++
 	}
 	if viewers > 0 {
-		h.viewers(viewers)
+		h.Viewers(viewers)
 	}
 	r.trouble("before", p)
 	began := time.Now()
 	h.terminate()
 	if r.rand.IntN(4) == 0 {
-		if out, code := h.event(hookEvent(h.id, "drain", false), "--detach"); code != 0 {
+		if out, code := h.Event(hookEvent(h.ID, "drain", false), "--detach"); code != 0 {
 			t.Errorf("%d: the event: exit %d: %s", r.number, code, out)
 		}
 		r.faults = append(r.faults, "event")
 	}
 	until(t, fmt.Sprintf("%d: readiness is off", r.number), func() string {
-		v, body, err := p.ask()
+		v, body, err := p.Ask(t.Context())
 		if err != nil || v.Lifecycle == nil || v.Lifecycle.Step == "" {
 			return fmt.Sprint(body, err)
 		}
@@ -260,7 +249,7 @@ func (r *scaleIn) play() bool {
 	r.noticed = time.Since(began)
 	if viewers > 0 {
 		until(t, fmt.Sprintf("%d: the registry knows", r.number), func() string {
-			if v, body, err := p.ask(); err != nil || v.State != cluster.StateDraining {
+			if v, body, err := p.Ask(t.Context()); err != nil || v.State != cluster.StateDraining {
 				return fmt.Sprint(body, err)
 			}
 			return ""
@@ -268,11 +257,11 @@ func (r *scaleIn) play() bool {
 		r.told = time.Since(began)
 	}
 	h.kept(func(step lifecycle.Step) bool { return step != lifecycle.StepNone })
-	if v, _, err := p.ask(); err == nil {
+	if v, _, err := p.Ask(t.Context()); err == nil {
 		if next := r.trouble("draining", p); next != nil {
 			p = next
 			// A hook that was not on the disk yet is asked for again, and its time counts from then.
-			p.life(fmt.Sprintf("%d: the drain of before goes on: %+v", r.number, v.Lifecycle), func(w lifecycle.View) bool {
+			p.Life(fmt.Sprintf("%d: the drain of before goes on: %+v", r.number, v.Lifecycle), func(w lifecycle.View) bool {
 				return w.Step != "" && w.Begun.Equal(v.Lifecycle.Begun) && w.Deadline.Sub(v.Lifecycle.Deadline) < time.Minute
 			})
 		}
@@ -284,20 +273,20 @@ func (r *scaleIn) play() bool {
 	if viewers == 0 || r.cut {
 		r.after = 0
 	}
-	h.hasLeft()
-	st := h.sessions()
+	h.HasLeft()
+	st := h.Sessions()
 	switch {
 	case r.cut && st.Cut.Viewers != viewers, !r.cut && st.Cut.Viewers != 0, st.Served.Viewers != viewers:
 		t.Errorf("%d (%s): %d viewers: %+v", r.number, strings.Join(r.faults, ", "), viewers, st)
 	}
-	if n := h.row(); n.Cut == nil || *n.Cut != st.Cut.Viewers {
+	if n := h.Row(); n.Cut == nil || *n.Cut != st.Cut.Viewers {
 		t.Errorf("%d: the row: %+v, AMS: %+v", r.number, n, st)
 	}
 	if timedOut := h.entries(func(e fakes.Entry) bool { return e.What == fakes.TimedOut }); len(timedOut) > 0 {
 		t.Errorf("%d: a hook waited in vain: %+v", r.number, timedOut)
 	}
-	p.step(lifecycle.StepDone)
-	p.end(syscall.SIGKILL) // the machine is gone
+	p.Step(lifecycle.StepDone)
+	p.End(syscall.SIGKILL) // the machine is gone
 	h.aws.ClearFaults()
 	h.asg.ClearFaults()
 	return !t.Failed()
@@ -315,25 +304,25 @@ func (r *scaleIn) watch(deadline time.Time, viewers int) {
 	}
 	for time.Now().Before(end) {
 		asked := time.Now()
-		if st, err := h.tryLive(); err != nil && time.Now().Before(deadline) || err == nil && st.Live.Viewers != viewers {
-			h.t.Errorf("%d (%s): cut %s before the deadline: %+v, %v", r.number, strings.Join(r.faults, ", "), deadline.Sub(asked), st, err)
+		if st, err := h.TryLive(); err != nil && time.Now().Before(deadline) || err == nil && st.Live.Viewers != viewers {
+			h.T.Errorf("%d (%s): cut %s before the deadline: %+v, %v", r.number, strings.Join(r.faults, ", "), deadline.Sub(asked), st, err)
 			return
 		}
 		wait(100 * time.Millisecond)
 	}
 	if !r.cut {
-		h.viewersGo()
+		h.ViewersGo()
 	}
 }
 
 // trouble lets something fail, or nothing. It returns the daemon that came after one
 // that was killed.
-func (r *scaleIn) trouble(when string, p *process) *process {
+func (r *scaleIn) trouble(when string, p *rig.Daemon) *rig.Daemon {
 	h := r.h
 	note := func(what string, errs ...error) {
 		r.faults = append(r.faults, when+": "+what)
 		if err := errors.Join(errs...); err != nil {
-			h.t.Error(err)
+			h.T.Error(err)
 		}
 	}
 	api := func(f fakes.Fault) error { return h.asg.AddFault(f) }
@@ -357,66 +346,60 @@ func (r *scaleIn) trouble(when string, p *process) *process {
 		h.aws.ExpireKeys()
 		note("new credentials")
 	case 8:
-		note("MongoDB cut", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}))
+		note("MongoDB cut", h.Mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}))
 	case 9:
-		note("MongoDB silent for a moment", h.mongo.Faults().Set(mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update", "findAndModify"}, Times: 2}))
+		note("MongoDB silent for a moment", h.Mongo.Faults().Set(mongod.Fault{Mode: mongod.CutReply, Commands: []string{"update", "findAndModify"}, Times: 2}))
 	case 10:
-		note("slow AMS", h.tryPeople(http.MethodPost, "/behaviour", "slow_stop_ms", "700"))
+		note("slow AMS", h.TryPeople(http.MethodPost, "/behaviour", "slow_stop_ms", "700"))
 	case 11, 12:
 		if when == "before" {
 			return nil
 		}
 		note("kill -9")
-		p.end(syscall.SIGKILL)
-		return h.daemon()
+		p.End(syscall.SIGKILL)
+		return h.Daemon()
 	default:
 	}
 	return nil
 }
 
 // row0 reports whether this machine has been another one before.
-func (h *scaled) row0() bool { return strings.HasPrefix(h.id, "i-0ddd") }
+func (h *onAWS) row0() bool { return strings.HasPrefix(h.ID, "i-0ddd") }
 
 // hardware writes the firmware's id: each machine of the group has its own.
-func (h *scaled) hardware(number int) {
-	file := filepath.Join(h.root, "sys/class/dmi/id/product_uuid")
-	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o755), os.WriteFile(file, fmt.Appendf(nil, "ec20ddd0-0000-4000-8000-%012d\n", number), 0o600)); err != nil {
-		h.t.Error(err)
-	}
+func (h *onAWS) hardware(number int) {
+	h.Write("sys/class/dmi/id/product_uuid", fmt.Sprintf("ec20ddd0-0000-4000-8000-%012d\n", number))
 }
 
 // reborn makes the next machine of the group: a copy of the disk, with an AMS that
 // was started by the boot.
 func (r *scaleIn) reborn(id string) bool {
 	h := r.h
-	h.id = id
+	h.ID = id
 	h.hardware(r.number)
 	h.aws.Update(func(i *fakeaws.Instance) { i.ID = id })
-	err := errors.Join(os.RemoveAll(filepath.Join(h.root, "run/amsagent")), h.forgetDrain())
+	err := errors.Join(os.RemoveAll(h.Path("run/amsagent")), h.forgetDrain())
 	if err == nil {
 		h.aws.SetTarget("InService")
 		err = h.asg.Attach(scalingGroup, h.aws)
 	}
 	if err != nil {
-		h.t.Error(err)
+		h.T.Error(err)
 		return false
 	}
-	// As the drop-in of its unit would have it, and as systemd does with a server that found MongoDB cut off: again.
-	var out []byte
+	// As systemd does with a server that found MongoDB cut off: again.
 	for range 10 {
-		cmd := exec.Command(h.wrapper, "start")
-		cmd.Env = append(os.Environ(), "AMS_HOST_ADDRESS="+h.ip)
-		if out, err = cmd.CombinedOutput(); err == nil {
+		if err = h.StartServer(); err == nil {
 			return true
 		}
 		wait(time.Second)
 	}
-	h.t.Errorf("%d: starting the service: %v: %s", r.number, err, out)
+	h.T.Errorf("%d: %v", r.number, err)
 	return false
 }
 
-func (h *scaled) forgetDrain() error {
-	err := os.Remove(filepath.Join(h.root, lifecycle.RecordPath))
+func (h *onAWS) forgetDrain() error {
+	err := os.Remove(h.Path(lifecycle.RecordPath))
 	if os.IsNotExist(err) {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // rightsCase is a drain on a cloud whose API refuses one action.
@@ -47,10 +48,10 @@ func TestDrainRights(t *testing.T) {
 			all.run(t, "without "+c.denied, func(t *testing.T) {
 				h := newScaled(t, db, "10.0.13."+string(rune('1'+i)), fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
 				h.asg.Deny(c.denied)
-				p := h.serving()
-				h.viewers(1)
+				p := h.Serving()
+				h.Viewers(1)
 				h.terminate()
-				c.drains(t, h, p, "autoscaling:")
+				c.drains(t, h.Node, p, "autoscaling:")
 				if c.completes {
 					h.completed("drain")
 				}
@@ -80,14 +81,14 @@ func TestDrainRights(t *testing.T) {
 				ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-drain", Timeout: 30 * time.Second})
 				ess.Deny(c.denied)
 				h := newOnAlibaba(t, db, ess, 20+i, nil)
-				p := h.serving()
-				h.viewers(1)
-				must.OK(t, ess.ScaleIn(h.id))
+				p := h.Serving()
+				h.Viewers(1)
+				must.OK(t, ess.ScaleIn(h.ID))
 				if c.blind {
-					p.says("cannot be seen from here")
+					p.Says("cannot be seen from here")
 					return
 				}
-				c.drains(t, h.scaled, p, "ess:")
+				c.drains(t, h.Node, p, "ess:")
 				if c.completes {
 					h.noted(fakes.Completed)
 				}
@@ -96,22 +97,22 @@ func TestDrainRights(t *testing.T) {
 	})
 }
 
-func (c rightsCase) drains(t *testing.T, h *scaled, p *process, service string) {
+func (c rightsCase) drains(t *testing.T, h *rig.Node, p *rig.Daemon, service string) {
 	t.Helper()
-	p.counted(1)
-	h.viewersGo()
-	h.hasLeft()
+	p.Counted(1)
+	h.ViewersGo()
+	h.HasLeft()
 	if c.completes {
-		p.step(lifecycle.StepDone)
+		p.Step(lifecycle.StepDone)
 	}
-	if st := h.sessions(); st.Cut.Viewers != 0 {
+	if st := h.Sessions(); st.Cut.Viewers != 0 {
 		t.Errorf("the sessions: %+v", st)
 	}
 	missing := "permission=" + service + c.denied + " "
 	if c.reported {
-		p.says(missing)
+		p.Says(missing)
 	}
-	if n := p.said(missing); n > 1 || n == 1 && !c.reported {
-		t.Errorf("the permission is said to be missing %d times:\n%s", n, p.text())
+	if n := p.Said(missing); n > 1 || n == 1 && !c.reported {
+		t.Errorf("the permission is said to be missing %d times:\n%s", n, p.Text())
 	}
 }

@@ -35,15 +35,15 @@ import (
 func TestDrainScaleIn(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{ScalingOptions: fakes.ScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}}, endHook(20*time.Second))
-	p := h.serving()
-	h.viewers(2)
-	p.untilReady()
+	p := h.Serving()
+	h.Viewers(2)
+	p.UntilReady()
 	h.terminate()
-	h.rowIs(cluster.StateDraining)
-	if p.ready() {
+	h.RowIs(cluster.StateDraining)
+	if p.Ready() {
 		t.Error("a node that drains is ready")
 	}
-	v := p.counted(2)
+	v := p.Counted(2)
 	if v.Kind != lifecycle.Terminate || v.Reason != "scale-in" || v.State != lifecycle.StateDraining || v.Deadline.IsZero() {
 		t.Errorf("the drain: %+v", v)
 	}
@@ -54,30 +54,30 @@ func TestDrainScaleIn(t *testing.T) {
 		}
 		return ""
 	})
-	if st := h.live(); st.Live.Viewers != 2 || !h.serverRuns() {
+	if st := h.Live(); st.Live.Viewers != 2 || !h.ServerRuns() {
 		t.Errorf("those who watch: %+v", st)
 	}
-	h.viewersGo()
+	h.ViewersGo()
 	gone := time.Now()
 	e := h.completed("drain")
 	t.Logf("the hook was completed %s after the last viewer", e.Time.Sub(gone).Round(time.Millisecond))
-	n := h.hasLeft()
-	if st := h.sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || st.State != "stopped" {
+	n := h.HasLeft()
+	if st := h.Sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || st.State != "stopped" {
 		t.Errorf("the sessions: %+v", st)
 	}
 	if n.Reason != "scale-in" || n.Cut == nil || *n.Cut != 0 {
 		t.Errorf("the row: %+v", n)
 	}
-	p.step(lifecycle.StepDone)
+	p.Step(lifecycle.StepDone)
 	h.kept(func(s lifecycle.Step) bool { return s == lifecycle.StepDone })
 	// The daemon that comes after this one has nothing to do.
-	touched, told := h.touches(), len(h.calls("CompleteLifecycleAction"))
-	p.end(syscall.SIGKILL)
-	p = h.daemon()
-	p.viewIs("it has left", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
+	touched, told := h.Touches(), len(h.calls("CompleteLifecycleAction"))
+	p.End(syscall.SIGKILL)
+	p = h.Daemon()
+	p.ViewIs("it has left", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
 	wait(2 * time.Second)
-	if h.touches() != touched || len(h.calls("CompleteLifecycleAction")) != told || h.row().State != cluster.StateLeft || h.serverRuns() {
-		t.Errorf("after it had left: %+v\n%s", h.row(), h.story())
+	if h.Touches() != touched || len(h.calls("CompleteLifecycleAction")) != told || h.Row().State != cluster.StateLeft || h.ServerRuns() {
+		t.Errorf("after it had left: %+v\n%s", h.Row(), h.story())
 	}
 }
 
@@ -85,8 +85,8 @@ func TestDrainScaleIn(t *testing.T) {
 func TestDrainLateWrite(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.73", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
-	p := h.serving()
-	c, err := mongo.Connect(options.Client().ApplyURI(mongoURI(h.mongo, daemonPassword)))
+	p := h.Serving()
+	c, err := mongo.Connect(options.Client().ApplyURI(h.Mongo.LoginURI()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +97,7 @@ func TestDrainLateWrite(t *testing.T) {
 	defer writes.Wait()
 	defer stop()
 	var came atomic.Int64
-	doc := bson.M{"_id": "late" + h.ip, "ip": h.ip, "lastUpdateTime": time.Now().UnixMilli()}
+	doc := bson.M{"_id": "late" + h.Address, "ip": h.Address, "lastUpdateTime": time.Now().UnixMilli()}
 	writes.Go(func() {
 		for ctx.Err() == nil {
 			switch _, err := c.Database("clusterdb").Collection("clusternode").InsertOne(ctx, doc); {
@@ -113,7 +113,7 @@ func TestDrainLateWrite(t *testing.T) {
 	times := func(n int64) {
 		until(t, fmt.Sprintf("it came %d times", n), func() string {
 			if got := came.Load(); got < n {
-				return fmt.Sprintf("%d\n%s", got, p.text())
+				return fmt.Sprintf("%d\n%s", got, p.Text())
 			}
 			return ""
 		})
@@ -129,12 +129,12 @@ func TestDrainWords(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.2", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	h.aws.Schedule(fakeaws.Scheduled{ID: "instance-event-1", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(72 * time.Hour)})
-	p := h.serving()
-	h.viewers(3)
-	touched := h.touches()
+	p := h.Serving()
+	h.Viewers(3)
+	touched := h.Touches()
 
 	// What is announced for Monday drains nobody today.
-	v := p.life("the reboot is known", func(v lifecycle.View) bool { return len(v.Notices) == 1 })
+	v := p.Life("the reboot is known", func(v lifecycle.View) bool { return len(v.Notices) == 1 })
 	if v.Notices[0].Kind != lifecycle.Reboot || v.NextDrain.Before(time.Now().Add(70*time.Hour)) || !v.Ready {
 		t.Errorf("a reboot in three days: %+v", v)
 	}
@@ -144,8 +144,8 @@ func TestDrainWords(t *testing.T) {
 
 	say := func(want, exit int, text string, args ...string) {
 		t.Helper()
-		out, code := h.run(args...)
-		if code != exit || !strings.Contains(out, text) || want != 0 && p.view().Lifecycle.State != lifecycle.StateActive {
+		out, code := h.Run(args...)
+		if code != exit || !strings.Contains(out, text) || want != 0 && p.View().Lifecycle.State != lifecycle.StateActive {
 			t.Errorf("%v: exit %d\n%s", args, code, out)
 		}
 	}
@@ -153,14 +153,14 @@ func TestDrainWords(t *testing.T) {
 		{"a test notification", `{"AutoScalingGroupName":"edge-asg","Service":"AWS Auto Scaling","Time":"2026-11-20T08:00:00.000Z","AccountId":"123456789012","Event":"autoscaling:TEST_NOTIFICATION","RequestId":"1","AutoScalingGroupARN":"arn:aws:autoscaling:eu-west-1:123456789012:autoScalingGroup:1:autoScalingGroupName/edge-asg"}`, "nothing to do"},
 		{"another machine's", hookEvent("i-0fffffffffffffff0", "drain", false), "not this instance"},
 	} {
-		if out, code := h.event(ev.text); code != 0 || !strings.Contains(out, ev.says) {
+		if out, code := h.Event(ev.text); code != 0 || !strings.Contains(out, ev.says) {
 			t.Errorf("%s: exit %d\n%s", ev.name, code, out)
 		}
 	}
 	say(1, 0, "this node is not draining", "undrain")
-	p.untilReady()
-	if h.row().State != cluster.StateActive {
-		t.Errorf("after what says nothing: %+v", h.row())
+	p.UntilReady()
+	if h.Row().State != cluster.StateActive {
+		t.Errorf("after what says nothing: %+v", h.Row())
 	}
 
 	// Many at once: one drain, and who takes it back last has it.
@@ -172,7 +172,7 @@ func TestDrainWords(t *testing.T) {
 				if i%2 == 1 {
 					args = []string{"undrain"}
 				}
-				if out, code := h.run(args...); code != 0 {
+				if out, code := h.Run(args...); code != 0 {
 					// A drain that begins while the other is taken back is told.
 					if i%2 == 0 || !strings.Contains(out, "another one has begun") {
 						t.Errorf("%v: exit %d\n%s", args, code, out)
@@ -183,42 +183,42 @@ func TestDrainWords(t *testing.T) {
 		all.Wait()
 	}
 	say(0, 0, "", "undrain")
-	h.rowIs(cluster.StateActive)
-	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	h.RowIs(cluster.StateActive)
+	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 
 	// A person overrules the cloud, whatever it goes on saying.
-	if out, code := h.event(hookEvent(h.id, "drain", false), "--detach"); code != 0 {
+	if out, code := h.Event(hookEvent(h.ID, "drain", false), "--detach"); code != 0 {
 		t.Errorf("a hook's event: exit %d\n%s", code, out)
 	}
-	v = p.counted(3)
+	v = p.Counted(3)
 	h.terminate()
-	h.rowIs(cluster.StateDraining)
-	if out, code := h.event(hookEvent(h.id, "drain", false), "--detach"); code != 0 {
+	h.RowIs(cluster.StateDraining)
+	if out, code := h.Event(hookEvent(h.ID, "drain", false), "--detach"); code != 0 {
 		t.Errorf("the same event: exit %d\n%s", code, out)
 	}
-	p.life("both tell of it", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
+	p.Life("both tell of it", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
 	wait(3 * time.Second)
-	if w := p.view().Lifecycle; len(w.Notices) != 2 || !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > 2*time.Second {
+	if w := p.View().Lifecycle; len(w.Notices) != 2 || !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > 2*time.Second {
 		t.Errorf("one drain from two who tell of it: %+v\nbefore: %+v", w, v)
 	}
 	say(0, 0, "overruled", "undrain")
-	h.rowIs(cluster.StateActive)
+	h.RowIs(cluster.StateActive)
 	wait(3 * time.Second)
-	v = *p.view().Lifecycle
+	v = *p.View().Lifecycle
 	if v.State != lifecycle.StateActive || len(v.Dismissed) != 1 {
 		t.Errorf("the cloud was overruled: %+v", v)
 	}
-	if out, code := h.event(hookEvent(h.id, "drain", false)); code != 1 || !strings.Contains(out, "overruled by hand") {
+	if out, code := h.Event(hookEvent(h.ID, "drain", false)); code != 1 || !strings.Contains(out, "overruled by hand") {
 		t.Errorf("the event that was overruled: exit %d\n%s", code, out)
 	}
 	// And is overruled, by somebody who has no time.
-	out, code := h.run("drain", "--now", "--repair-streams")
+	out, code := h.Run("drain", "--now", "--repair-streams")
 	if code != 0 || !strings.Contains(out, "3 sessions cut") {
 		t.Errorf("drain --now: exit %d\n%s", code, out)
 	}
-	h.hasLeft()
-	if st := h.sessions(); st.Cut.Viewers != 3 || h.touches() != touched+1 {
-		t.Errorf("the sessions: %+v, touched %d times after %d", st, h.touches(), touched)
+	h.HasLeft()
+	if st := h.Sessions(); st.Cut.Viewers != 3 || h.Touches() != touched+1 {
+		t.Errorf("the sessions: %+v, touched %d times after %d", st, h.Touches(), touched)
 	}
 	say(0, 1, "the drain has ended", "undrain")
 	say(0, 0, "left", "drain") // already so
@@ -230,7 +230,7 @@ func TestDrainPark(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
 		fakes.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
-	p := h.serving()
+	p := h.Serving()
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -238,53 +238,53 @@ func TestDrainPark(t *testing.T) {
 		}
 	}
 	// Aside and back while they watch: nothing is stopped.
-	h.viewers(2)
-	touched := h.touches()
-	must(h.asg.Standby(h.id))
-	p.counted(2)
-	h.rowIs(cluster.StateDraining)
-	must(h.asg.Restore(h.id))
-	h.rowIs(cluster.StateActive)
-	if st := h.live(); st.Live.Viewers != 2 || h.touches() != touched {
+	h.Viewers(2)
+	touched := h.Touches()
+	must(h.asg.Standby(h.ID))
+	p.Counted(2)
+	h.RowIs(cluster.StateDraining)
+	must(h.asg.Restore(h.ID))
+	h.RowIs(cluster.StateActive)
+	if st := h.Live(); st.Live.Viewers != 2 || h.Touches() != touched {
 		t.Errorf("the sessions: %+v", st)
 	}
 	// Aside, for good.
-	must(h.asg.Standby(h.id))
-	h.rowIs(cluster.StateDraining)
-	h.viewersGo()
-	h.hasLeft()
-	p.life("parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked })
-	must(h.asg.Restore(h.id))
-	h.rowIs(cluster.StateActive)
-	v := p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
-	if !h.serverRuns() || len(h.documents()) != 1 || v.Lifecycle.Step != "" {
+	must(h.asg.Standby(h.ID))
+	h.RowIs(cluster.StateDraining)
+	h.ViewersGo()
+	h.HasLeft()
+	p.Life("parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked })
+	must(h.asg.Restore(h.ID))
+	h.RowIs(cluster.StateActive)
+	v := p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	if !h.ServerRuns() || len(h.Documents()) != 1 || v.Lifecycle.Step != "" {
 		t.Errorf("back in service: %+v", v)
 	}
 	if n := len(h.entries(func(e fakes.Entry) bool { return e.What == fakes.Completed })); n != 0 {
 		t.Errorf("hooks were completed for a standby:\n%s", h.story())
 	}
 	// Into the pool: the hook waits for us.
-	must(h.asg.Pool(h.id, "Running", false))
+	must(h.asg.Pool(h.ID, "Running", false))
 	h.completed("drain")
-	h.hasLeft()
-	p.step(lifecycle.StepDone)
+	h.HasLeft()
+	p.Step(lifecycle.StepDone)
 	// Out of it, with an AMS that takes its time.
-	must(h.asg.Launch(h.id))
+	must(h.asg.Launch(h.ID))
 	e := h.completed("serve")
-	n := h.row()
-	if n.State != cluster.StateActive || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(h.documents()) != 1 {
+	n := h.Row()
+	if n.State != cluster.StateActive || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(h.Documents()) != 1 {
 		t.Errorf("the launch hook was completed at %s, and the row is %+v\n%s", e.Time, n, h.story())
 	}
-	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	// Into the pool once more, and from there to its end.
-	must(h.asg.Pool(h.id, "Running", false))
+	must(h.asg.Pool(h.ID, "Running", false))
 	until(t, "in the pool", func() string {
 		if m := h.asg.Members(); m[0].State != "Warmed:Running" {
 			return h.story()
 		}
 		return ""
 	})
-	p.step(lifecycle.StepDone)
+	p.Step(lifecycle.StepDone)
 	h.terminate()
 	until(t, "the end of the machine", func() string {
 		if n := h.entries(func(e fakes.Entry) bool { return e.Text == "Warmed:Terminated" && e.What == fakes.State }); len(n) == 0 {
@@ -292,7 +292,7 @@ func TestDrainPark(t *testing.T) {
 		}
 		return ""
 	})
-	h.hasLeft()
+	h.HasLeft()
 }
 
 // TestDrainReimage: an instance refresh replaces the root volume. The node drains, leaves and is expected back. The new root has no
@@ -302,35 +302,35 @@ func TestDrainReimage(t *testing.T) {
 	db := newDatabase(t)
 	h := newScaled(t, db, "10.0.8.60", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
 		fakes.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
-	p := h.serving()
-	h.viewers(1)
-	must.OK(t, h.asg.ReplaceRoot(h.id))
-	p.counted(1)
-	h.viewersGo()
+	p := h.Serving()
+	h.Viewers(1)
+	must.OK(t, h.asg.ReplaceRoot(h.ID))
+	p.Counted(1)
+	h.ViewersGo()
 	h.completed("drain")
-	if n := h.hasLeft(); n.LeftBy != cluster.LeftByReimage || n.Cut == nil || *n.Cut != 0 {
+	if n := h.HasLeft(); n.LeftBy != cluster.LeftByReimage || n.Cut == nil || *n.Cut != 0 {
 		t.Errorf("the record: %+v", n)
 	}
-	p.step(lifecycle.StepDone)
-	if out, code := h.run("nodes"); code != 0 || !strings.Contains(out, "reimaging") {
+	p.Step(lifecycle.StepDone)
+	if out, code := h.Run("nodes"); code != 0 || !strings.Contains(out, "reimaging") {
 		t.Errorf("nodes: exit %d\n%s", code, out)
 	}
-	p.end(syscall.SIGKILL)
+	p.End(syscall.SIGKILL)
 
-	root := &scaled{host: newHostIn(t, db, "aws", h.id, h.ip), asg: h.asg}
-	root.aws, root.env = h.aws, h.env
-	root.config("")
+	root := &onAWS{Node: newNode(t, db, "aws", h.ID, h.Address), asg: h.asg}
+	root.aws, root.Env = h.aws, h.Env
+	root.Config("")
 	// The machine boots before the replacement is over.
-	must.OK(t, h.asg.Move(h.id, "RootVolumeReplaced", "ReplacingRootVolume:Proceed"))
-	p = root.daemon()
-	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
-	must.OK(t, h.asg.Launch(h.id))
+	must.OK(t, h.asg.Move(h.ID, "RootVolumeReplaced", "ReplacingRootVolume:Proceed"))
+	p = root.Daemon()
+	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	must.OK(t, h.asg.Launch(h.ID))
 	e := root.completed("serve")
-	n := root.row()
-	if n.State != cluster.StateActive || n.LeftBy != "" || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(root.documents()) != 1 {
+	n := root.Row()
+	if n.State != cluster.StateActive || n.LeftBy != "" || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(root.Documents()) != 1 {
 		t.Errorf("the launch hook was completed at %s, and the record is %+v\n%s", e.Time, n, root.story())
 	}
-	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 }
 
 // TestDrainNeverJoined: a machine that has not finished joining holds nobody up, and
@@ -344,24 +344,22 @@ func TestDrainNeverJoined(t *testing.T) {
 			h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 40+i), fakeaws.AutoScalingOptions{}, endHook(time.Minute),
 				fakes.Hook{Name: "serve", Launching: true, Timeout: time.Minute})
 			if i == 0 {
-				if err := h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}); err != nil {
-					t.Fatal(err)
-				}
+				h.Fault(mongod.Fault{Mode: mongod.Refuse})
 			} else {
-				silent := h.svc
-				silent.Args = append(slices.Clone(h.svc.Args), "--silent")
-				if err := silent.WriteWrapper(h.wrapper + ".silent"); err != nil {
+				silent := h.StandIn.Service
+				silent.Args = append(slices.Clone(h.StandIn.Service.Args), "--silent")
+				if err := silent.WriteWrapper(h.StandIn.Wrapper + ".silent"); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := h.asg.Launch(h.id); err != nil {
+			if err := h.asg.Launch(h.ID); err != nil {
 				t.Fatal(err)
 			}
-			p := h.daemon()
-			p.life("it starts", func(v lifecycle.View) bool { return v.Start == "starting" })
+			p := h.Daemon()
+			p.Life("it starts", func(v lifecycle.View) bool { return v.Start == "starting" })
 			if i == 1 {
-				h.rowIs(cluster.StateJoining)
-				p.says("starting ")
+				h.RowIs(cluster.StateJoining)
+				p.Says("starting ")
 			}
 			wait(time.Second)
 			h.terminate()
@@ -369,14 +367,14 @@ func TestDrainNeverJoined(t *testing.T) {
 			e := h.completed("drain")
 			took := e.Time.Sub(asked)
 			t.Logf("completed %s after the notice", took.Round(time.Millisecond))
-			p.step(lifecycle.StepDone)
+			p.Step(lifecycle.StepDone)
 			if e := h.entries(func(e fakes.Entry) bool { return e.What == fakes.Completed && e.Hook == "serve" }); len(e) > 0 {
 				t.Errorf("the launch hook was completed: %+v", e)
 			}
-			h.mongo.Faults().Clear()
-			p.viewIs("it gives up", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
+			h.Mongo.Faults().Clear()
+			p.ViewIs("it gives up", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
 			gone := func() string {
-				nodes, err := h.client.Nodes(t.Context())
+				nodes, err := h.Client.Nodes(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -401,31 +399,31 @@ func TestDrainNeverJoined(t *testing.T) {
 func TestDrainDuringAbsence(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.6", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-	p := h.serving()
-	h.viewers(2)
-	p.end(syscall.SIGTERM)
+	p := h.Serving()
+	h.Viewers(2)
+	p.End(syscall.SIGTERM)
 	h.terminate()
 	// Another command is at work, so that the daemon has not looked at anything when
 	// it hears of it.
-	lock, err := (&conf.Store{Root: h.root, Dir: bootstrap.StateDir}).Lock(t.Context(), "/run/amsagent/lock", nil)
+	lock, err := (&conf.Store{Root: h.StandIn.Tree.Root, Dir: bootstrap.StateDir}).Lock(t.Context(), "/run/amsagent/lock", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p = h.daemon()
-	p.step(lifecycle.StepDraining)
+	p = h.Daemon()
+	p.Step(lifecycle.StepDraining)
 	wait(2 * time.Second)
 	if err := lock.Unlock(); err != nil {
 		t.Error(err)
 	}
-	p.counted(2)
-	h.rowIs(cluster.StateDraining)
+	p.Counted(2)
+	h.RowIs(cluster.StateDraining)
 	wait(2 * time.Second)
-	if st := h.live(); st.Live.Viewers != 2 || len(h.calls("CompleteLifecycleAction")) > 0 {
+	if st := h.Live(); st.Live.Viewers != 2 || len(h.calls("CompleteLifecycleAction")) > 0 {
 		t.Errorf("those who watch: %+v\n%s", st, h.story())
 	}
-	h.viewersGo()
+	h.ViewersGo()
 	h.completed("drain")
-	h.hasLeft()
+	h.HasLeft()
 }
 
 // TestDrainAPI: an API that answers with everything but what it should.
@@ -437,15 +435,15 @@ func TestDrainAPI(t *testing.T) {
 	all.run(t, "denied", func(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.7", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 		h.asg.Deny("DescribeAutoScalingInstances", "DescribeLifecycleHooks", "RecordLifecycleActionHeartbeat", "CompleteLifecycleAction")
-		p := h.serving()
-		h.viewers(1)
+		p := h.Serving()
+		h.Viewers(1)
 		h.terminate()
-		p.counted(1)
-		h.viewersGo()
-		h.hasLeft()
-		p.step(lifecycle.StepDone)
-		p.says("permission=autoscaling:DescribeLifecycleHooks")
-		text := p.text()
+		p.Counted(1)
+		h.ViewersGo()
+		h.HasLeft()
+		p.Step(lifecycle.StepDone)
+		p.Says("permission=autoscaling:DescribeLifecycleHooks")
+		text := p.Text()
 		for _, permission := range []string{"autoscaling:DescribeLifecycleHooks"} {
 			if n := strings.Count(text, "permission="+permission); n == 0 || n > 2 {
 				t.Errorf("%s is missed %d times in the log", permission, n)
@@ -454,7 +452,7 @@ func TestDrainAPI(t *testing.T) {
 		if !strings.Contains(text, `\"Effect\":\"Allow\"`) && !strings.Contains(text, `\"Effect\": \"Allow\"`) {
 			t.Errorf("no policy in the log")
 		}
-		out, _ := h.run("status", "-o", "json")
+		out, _ := h.Run("status", "-o", "json")
 		if !strings.Contains(out, "autoscaling:DescribeLifecycleHooks") {
 			t.Errorf("the status does not name the permission: %s", out)
 		}
@@ -464,16 +462,16 @@ func TestDrainAPI(t *testing.T) {
 	all.run(t, "completion denied", func(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.8", fakeaws.AutoScalingOptions{}, endHook(8*time.Second))
 		h.asg.Deny("RecordLifecycleActionHeartbeat", "CompleteLifecycleAction")
-		p := h.serving()
-		h.viewers(1)
+		p := h.Serving()
+		h.Viewers(1)
 		h.terminate()
-		v := p.life("the hook cannot be kept waiting", func(v lifecycle.View) bool { return strings.Contains(v.DeadlineBy, "is missing") })
+		v := p.Life("the hook cannot be kept waiting", func(v lifecycle.View) bool { return strings.Contains(v.DeadlineBy, "is missing") })
 		if left := time.Until(v.Deadline); left > 8*time.Second {
 			t.Errorf("the deadline does not know that the hook lapses: %+v", v)
 		}
 		// The viewer stays: cut at the deadline, not before.
 		until(t, "the server ends", func() string {
-			if h.serverRuns() {
+			if h.ServerRuns() {
 				return "it runs"
 			}
 			if early := time.Until(v.Deadline); early > 0 {
@@ -481,16 +479,16 @@ func TestDrainAPI(t *testing.T) {
 			}
 			return ""
 		})
-		h.hasLeft()
-		out, code := h.run("drain")
+		h.HasLeft()
+		out, code := h.Run("drain")
 		if code != 0 || !strings.Contains(out, "permission autoscaling:CompleteLifecycleAction is missing") {
 			t.Errorf("drain: exit %d\n%s", code, out)
 		}
 	})
 	all.run(t, "faults", func(t *testing.T) {
 		h := newScaled(t, db, "10.0.8.9", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
-		p := h.serving()
-		h.viewers(1)
+		p := h.Serving()
+		h.Viewers(1)
 		for _, f := range []fakes.Fault{
 			{Code: "Throttling", Message: "Rate exceeded", Times: 2},
 			{Code: "InternalFailure", Status: 500, Times: 2},
@@ -503,14 +501,14 @@ func TestDrainAPI(t *testing.T) {
 			}
 		}
 		h.terminate()
-		p.counted(1)
+		p.Counted(1)
 		until(t, "the faults are over", func() string {
 			if f := h.asg.Faults(); len(f) > 0 {
 				return fmt.Sprint(f)
 			}
 			return ""
 		})
-		if st := h.live(); st.Live.Viewers != 1 {
+		if st := h.Live(); st.Live.Viewers != 1 {
 			t.Errorf("those who watch: %+v", st)
 		}
 		for _, f := range []fakes.Fault{
@@ -522,10 +520,10 @@ func TestDrainAPI(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		h.viewersGo()
+		h.ViewersGo()
 		h.completed("drain")
-		h.hasLeft()
-		p.step(lifecycle.StepDone)
+		h.HasLeft()
+		p.Step(lifecycle.StepDone)
 	})
 	all.run(t, "timed out meanwhile", func(t *testing.T) {
 		hook := endHook(4 * time.Second)
@@ -534,11 +532,11 @@ func TestDrainAPI(t *testing.T) {
 		if err := h.asg.AddFault(fakes.Fault{Path: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
 			t.Fatal(err)
 		}
-		p := h.serving()
-		h.viewers(1)
+		p := h.Serving()
+		h.Viewers(1)
 		h.terminate()
-		h.hasLeft() // by its deadline
-		p.step(lifecycle.StepDone)
+		h.HasLeft() // by its deadline
+		p.Step(lifecycle.StepDone)
 		until(t, "the machine is gone", func() string {
 			if len(h.asg.Members()) > 0 {
 				return h.story()
@@ -552,14 +550,14 @@ func TestDrainAPI(t *testing.T) {
 func TestDrainMetadata(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.11", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-	p := h.serving()
-	h.viewers(1)
+	p := h.Serving()
+	h.Viewers(1)
 	h.aws.ExpireTokens()
 	if err := h.aws.AddFault(fakes.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 3}); err != nil {
 		t.Fatal(err)
 	}
 	h.terminate()
-	p.counted(1)
+	p.Counted(1)
 	// In the middle: 404 for what said Terminated, then 503, then silence.
 	for _, f := range []fakes.Fault{
 		{Path: "meta-data/autoscaling/*", Status: 404, Times: 2},
@@ -572,12 +570,12 @@ func TestDrainMetadata(t *testing.T) {
 	}
 	h.aws.ExpireKeys()
 	wait(6 * time.Second)
-	if v := p.view(); v.State != cluster.StateDraining || h.live().Live.Viewers != 1 {
+	if v := p.View(); v.State != cluster.StateDraining || h.Live().Live.Viewers != 1 {
 		t.Errorf("the drain: %+v", v)
 	}
-	h.viewersGo()
+	h.ViewersGo()
 	h.completed("drain")
-	h.hasLeft()
+	h.HasLeft()
 }
 
 // TestDrainHungMetadata: the daemon starts while the metadata service takes each question and answers none, and a person
@@ -585,25 +583,25 @@ func TestDrainMetadata(t *testing.T) {
 func TestDrainHungMetadata(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.12", fakeaws.AutoScalingOptions{})
-	h.serving().end(syscall.SIGTERM)
-	h.viewers(1)
+	h.Serving().End(syscall.SIGTERM)
+	h.Viewers(1)
 	if err := h.aws.AddFault(fakes.Fault{Hang: true}); err != nil {
 		t.Fatal(err)
 	}
 	asked, begun := len(h.aws.Requests()), time.Now()
-	p := h.daemon()
+	p := h.Daemon()
 	until(t, "the daemon asks who this machine is", func() string {
 		if len(h.aws.Requests()) == asked {
-			return soFar(p.text())
+			return soFar(p.Text())
 		}
 		return ""
 	})
-	if out, code := h.run("drain", "--now"); code != 0 {
-		t.Fatalf("exit code %d: %s\n%s", code, out, p.text())
+	if out, code := h.Run("drain", "--now"); code != 0 {
+		t.Fatalf("exit code %d: %s\n%s", code, out, p.Text())
 	}
-	h.hasLeft()
+	h.HasLeft()
 	// After two seconds the daemon goes on as it is, and holds the lock for a moment.
-	log := p.text()
+	log := p.Text()
 	if waited := regexp.MustCompile(`(?m)^time=(\S+) .*another command or the daemon is at work`).FindStringSubmatch(log); waited != nil {
 		at, err := time.Parse(time.RFC3339Nano, waited[1])
 		if err != nil || at.Before(begun.Add(2*time.Second)) {
@@ -617,30 +615,30 @@ func TestDrainHungMetadata(t *testing.T) {
 func TestDrainReboot(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.31", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-	p := h.serving()
-	p.end(syscall.SIGTERM)
-	h.viewers(1)
+	p := h.Serving()
+	p.End(syscall.SIGTERM)
+	h.Viewers(1)
 	h.aws.Schedule(fakeaws.Scheduled{ID: "instance-event-2", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(10 * time.Minute)})
-	p = h.daemon()
-	v := p.counted(1)
-	h.rowIs(cluster.StateDraining)
-	p.end(syscall.SIGTERM)
-	p = h.daemon()
-	w := p.counted(1)
-	if !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > time.Second || h.row().State != cluster.StateDraining {
+	p = h.Daemon()
+	v := p.Counted(1)
+	h.RowIs(cluster.StateDraining)
+	p.End(syscall.SIGTERM)
+	p = h.Daemon()
+	w := p.Counted(1)
+	if !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > time.Second || h.Row().State != cluster.StateDraining {
 		t.Errorf("another drain: %+v\nbefore: %+v", w, v)
 	}
-	h.viewersGo()
-	p.step(lifecycle.StepDone)
-	if !h.serverRuns() || p.ready() || h.row().State != cluster.StateDraining {
-		t.Errorf("drained: %+v", h.row())
+	h.ViewersGo()
+	p.Step(lifecycle.StepDone)
+	if !h.ServerRuns() || p.Ready() || h.Row().State != cluster.StateDraining {
+		t.Errorf("drained: %+v", h.Row())
 	}
 	// The boot.
 	h.kept(func(s lifecycle.Step) bool { return s == lifecycle.StepDone })
-	p.end(syscall.SIGKILL)
+	p.End(syscall.SIGKILL)
 	h.aws.ClearSignals()
-	h.write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
-	p = h.daemon()
-	h.rowIs(cluster.StateActive)
-	p.viewIs("it serves", func(v daemon.View) bool { return v.Ready })
+	h.Write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
+	p = h.Daemon()
+	h.RowIs(cluster.StateActive)
+	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 }

@@ -35,19 +35,19 @@ func interruptJoins(t *testing.T, moments []time.Duration) {
 	if err != nil {
 		t.Skip("no timeout of coreutils here")
 	}
-	h := newHost(t, newDatabase(t), "10.0.7.61")
-	h.config("")
-	h.env = []string{"AMSAGENT_MONGO=file:/etc/amsagent/where"}
-	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
+	h := newOnAWS(t, newDatabase(t), "10.0.7.61")
+	h.Config("")
+	h.Env = append(h.Env, "AMSAGENT_MONGO=file:/etc/amsagent/where")
+	h.Write("etc/amsagent/where", h.Mongo.LoginURI()+"\n")
 	interrupted := 0
 	for _, n := range moments {
 		cmd := exec.Command(path, fmt.Sprintf("%.3f", n.Seconds()), bins.agent, "join")
-		cmd.Env = h.environ()
+		cmd.Env = h.Cmd().Env
 		out, err := cmd.CombinedOutput()
 		var ended *exec.ExitError
 		switch {
 		case err == nil:
-			h.must("leave", "--now")
+			h.Must("leave", "--now")
 			continue
 		case !errors.As(err, &ended) || ended.ExitCode() != 124:
 			t.Fatalf("after %s: %v\n%s", n, err, out)
@@ -58,9 +58,9 @@ func interruptJoins(t *testing.T, moments []time.Duration) {
 		if text := string(out); text != "" && !strings.Contains(text, "joined: ") && !strings.Contains(text, "interrupted by signal: terminated") || strings.Contains(text, "canceled") {
 			t.Errorf("after %s it says\n%s", n, text)
 		}
-		status, code := h.run("status")
+		status, code := h.Run("status")
 		if code == 0 && strings.Contains(status, "is active, since") {
-			h.must("leave", "--now") // it was proved: what was left to do is done
+			h.Must("leave", "--now") // it was proved: what was left to do is done
 			continue
 		}
 		if code != 5 {
@@ -77,25 +77,22 @@ func interruptJoins(t *testing.T, moments []time.Duration) {
 // that a machine joins, or drains, which does not (TestDrainNeverJoined met one).
 func TestCalledOff(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, newDatabase(t), "10.0.7.62")
-	h.config("")
-	h.env = []string{"AMSAGENT_MONGO=file:/etc/amsagent/where"}
-	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
+	h := newOnAWS(t, newDatabase(t), "10.0.7.62")
+	h.Config("")
+	h.Env = append(h.Env, "AMSAGENT_MONGO=file:/etc/amsagent/where")
+	h.Write("etc/amsagent/where", h.Mongo.LoginURI()+"\n")
 	callOff := func(command string, writesBefore int, want cluster.State) {
 		t.Helper()
 		f := mongod.Fault{Mode: mongod.Delay, Delay: time.Second, Commands: []string{"update", "findAndModify"}, Database: "amsagent", After: writesBefore, Times: 1}
-		if err := h.mongo.Faults().Set(f); err != nil {
-			t.Fatal(err)
-		}
-		cmd := exec.Command(bins.agent, command)
-		cmd.Env = h.environ()
+		h.Fault(f)
+		cmd := h.Cmd(command)
 		var out strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &out
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		until(t, "the row is being written", func() string {
-			return strings.TrimPrefix(string(h.mongo.Faults().Current().Mode), string(mongod.None))
+			return strings.TrimPrefix(string(h.Mongo.Faults().Current().Mode), string(mongod.None))
 		})
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
@@ -104,15 +101,15 @@ func TestCalledOff(t *testing.T) {
 		if code := cmd.ProcessState.ExitCode(); code != 130 {
 			t.Errorf("%s: exit %d: %s", command, code, &out)
 		}
-		row, err := h.client.Node(t.Context(), h.id)
+		row, err := h.Client.Node(t.Context(), h.ID)
 		if row.State != want || err != nil && !errors.Is(err, cluster.ErrNoNode) {
 			t.Errorf("after a %s that was called off the row is %+v, %v\n%s", command, row, err, &out)
 		}
 	}
 	callOff("join", 1, "") // the first is the check of the right to write
-	h.must("join")
-	h.rowIs(cluster.StateActive)
+	h.Must("join")
+	h.RowIs(cluster.StateActive)
 	callOff("leave", 0, cluster.StateActive)
-	h.must("leave")
-	h.rowIs(cluster.StateLeft)
+	h.Must("leave")
+	h.RowIs(cluster.StateLeft)
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 const monitoring = "../../packaging/monitoring/"
@@ -215,7 +216,7 @@ func (w *prometheus) page(address string) {
 }
 
 // monitored are nodes at addresses of the loopback, which Prometheus reaches at one port.
-func monitored(t *testing.T, addresses ...string) (w *prometheus, port string, nodes []*scaled, daemons []*process) {
+func monitored(t *testing.T, addresses ...string) (w *prometheus, port string, nodes []*onAWS, daemons []*rig.Daemon) {
 	t.Helper()
 	program := prometheusTool(t, "prometheus")
 	port, err := freePort()
@@ -223,12 +224,12 @@ func monitored(t *testing.T, addresses ...string) (w *prometheus, port string, n
 	m := newDatabase(t)
 	for _, ip := range addresses {
 		h := newScaled(t, m, ip, fakeaws.AutoScalingOptions{}, endHook(time.Hour))
-		h.config("address: " + ip + "\n") // from a cloud, none of the loopback is accepted
-		nodes, daemons = append(nodes, h), append(daemons, h.daemon("--metrics-address", ip+":"+port))
+		h.Config("address: " + ip + "\n") // from a cloud, none of the loopback is accepted
+		nodes, daemons = append(nodes, h), append(daemons, h.Daemon("--metrics-address", ip+":"+port))
 	}
-	w = newPrometheus(t, program, mongoURI(m, daemonPassword), port)
+	w = newPrometheus(t, program, m.LoginURI(), port)
 	for _, h := range nodes {
-		h.rowIs(cluster.StateActive)
+		h.RowIs(cluster.StateActive)
 	}
 	w.has(len(nodes), `up{job="amsagent", role="edge", group="`+scalingGroup+`", zone="eu-west-1a", node=~".+"} == 1`)
 	w.has(len(nodes), `amsagent_node_state{state="active"} == 1 and on (instance) amsagent_score_ratio and on (instance) amsagent_server_up == 1 and on (instance) amsagent_mongodb_reachable == 1`)
@@ -243,19 +244,19 @@ func TestPrometheus(t *testing.T) {
 	t.Parallel()
 	w, port, nodes, daemons := monitored(t, "127.0.9.11", "127.0.9.12")
 	drains, dies := nodes[0], nodes[1]
-	drains.viewers(3)
-	w.has(1, `amsagent_viewers{node="`+drains.id+`"} == 3`)
+	drains.Viewers(3)
+	w.has(1, `amsagent_viewers{node="`+drains.ID+`"} == 3`)
 
-	drains.must("drain", "--deadline", "60s", "--detach")
-	daemons[1].end(syscall.SIGKILL)
-	if err := dies.tryPeople(http.MethodPost, "/crash"); err != nil && !errors.Is(err, io.EOF) {
+	drains.Must("drain", "--deadline", "60s", "--detach")
+	daemons[1].End(syscall.SIGKILL)
+	if err := dies.TryPeople(http.MethodPost, "/crash"); err != nil && !errors.Is(err, io.EOF) {
 		t.Fatal(err)
 	}
-	w.has(1, `amsagent_drain_deadline_timestamp_seconds{node="`+drains.id+`"}`)
-	w.page("http://" + drains.ip + ":" + port)
+	w.has(1, `amsagent_drain_deadline_timestamp_seconds{node="`+drains.ID+`"}`)
+	w.page("http://" + drains.Address + ":" + port)
 	w.page(w.web)
 	w.dashboard()
-	expected := []string{"AmsagentDrainNearDeadline " + drains.id, "AmsagentUnscrapable " + dies.id, "AmsagentNodeGone edge", "AmsagentHeadroomLow edge", "AmsagentSessionsCut edge"}
+	expected := []string{"AmsagentDrainNearDeadline " + drains.ID, "AmsagentUnscrapable " + dies.ID, "AmsagentNodeGone edge", "AmsagentHeadroomLow edge", "AmsagentSessionsCut edge"}
 	all := w.fired(expected...)
 	// When the last node has left, no heartbeat shows that MongoDB takes them: the dead one may be alive.
 	expected = append(expected, "AmsagentNodesUnknown edge")
@@ -264,7 +265,7 @@ func TestPrometheus(t *testing.T) {
 			t.Errorf("%s fired", alert)
 		}
 	}
-	if n := drains.hasLeft(); n.Cut == nil || *n.Cut != 3 {
+	if n := drains.HasLeft(); n.Cut == nil || *n.Cut != 3 {
 		t.Errorf("the record: %+v", n)
 	}
 	// A node that has left is no target.
@@ -289,7 +290,7 @@ func TestPrometheus(t *testing.T) {
 func TestPrometheusAway(t *testing.T) {
 	t.Parallel()
 	w, _, nodes, _ := monitored(t, "127.0.9.13", "127.0.9.14")
-	must.OK(t, nodes[0].mongo.Faults().Set(mongod.Fault{Mode: mongod.BlackHole}))
+	nodes[0].Fault(mongod.Fault{Mode: mongod.BlackHole})
 	w.has(2, `amsagent_server_up == 0 and on (instance) amsagent_mongodb_reachable == 0`)
 	w.fired("AmsagentNoDiscovery ")
 	w.has(0, `ALERTS{alertstate="firing", node!=""}`)

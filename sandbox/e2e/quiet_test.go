@@ -13,7 +13,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
 )
 
 // changes are the system calls that change a file system.
@@ -29,9 +29,9 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 	}
 	dir := t.TempDir()
 	mongo := servers.Start(t, mongod.Options{})
-	m := newMachineOnDisk(t, rig.Options{Dir: dir})
+	m := newMachineOnDisk(t, standin.Options{Dir: dir})
 	root, svc := m.Tree.Root, m.Service
-	args := []string{"join", "--root", root, "--provider", "generic", "--address", "127.0.0.91", "--service-command", m.Command, "--mongo", mongo.Addr(), "--timeout", "120s"}
+	args := []string{"join", "--root", root, "--provider", "generic", "--address", "127.0.0.91", "--service-command", m.Wrapper, "--mongo", mongo.Addr(), "--timeout", "120s"}
 	if out, err := exec.Command(bins.agent, args...).CombinedOutput(); err != nil {
 		t.Fatalf("the first join: %v\n%s", err, out)
 	}

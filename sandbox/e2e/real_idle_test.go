@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
-	pretended "github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -90,18 +90,18 @@ type idleNode struct {
 	d    *realDaemon
 	out  string
 	code int
-	from pretended.Usage
+	from proc.Usage
 	// What the node's files and the asks of its service were before.
 	settledFiles map[string]string
 	services     []string
 }
 
 // usage is what the daemon holds, and what it and its children have used.
-func (n *idleNode) usage() pretended.Usage {
+func (n *idleNode) usage() proc.Usage {
 	n.t.Helper()
 	pid, err := n.d.PID()
 	must.OK(n.t, err)
-	u, err := pretended.ReadUsage(pid)
+	u, err := proc.ReadUsage(pid)
 	must.OK(n.t, err)
 	return u
 }
@@ -111,7 +111,7 @@ func (n *idleNode) judge(length, took time.Duration) {
 	u := n.usage()
 	cpu := time.Duration(float64(u.CPU+u.Children-n.from.CPU-n.from.Children) / took.Minutes())
 	figure(n.t, "%s: %s without viewers: %s of a processor a minute, %.1f MiB (%.1f of its own), %d threads, %d open files; load average %s",
-		n.Address, took.Round(time.Second), cpu.Round(100*time.Microsecond), float64(u.RSS)/(1<<20), float64(u.Anon)/(1<<20), u.Threads, u.FDs, pretended.LoadAverage())
+		n.Address, took.Round(time.Second), cpu.Round(100*time.Microsecond), float64(u.RSS)/(1<<20), float64(u.Anon)/(1<<20), u.Threads, u.FDs, proc.LoadAverage())
 	if u.Anon >= idleMemory || u.Anon == 0 {
 		n.t.Errorf("%s: the daemon takes %d bytes of its own, want less than %d", n.Address, u.Anon, idleMemory)
 	}

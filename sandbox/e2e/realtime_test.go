@@ -9,6 +9,7 @@ package e2e
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -18,6 +19,10 @@ import (
 	"testing"
 	"time"
 
+	"go.mongodb.org/mongo-driver/v2/bson"
+	"go.mongodb.org/mongo-driver/v2/mongo"
+	"go.mongodb.org/mongo-driver/v2/mongo/options"
+
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
@@ -25,98 +30,110 @@ import (
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // TestDaemonMongoAway: MongoDB is cut off, slowed, refused, started again, and
 // wants another password.
 func TestDaemonMongoAway(t *testing.T) {
 	t.Parallel()
-	h := newHost(t, newDatabase(t), "10.0.7.45")
-	h.config("")
-	h.env = []string{"AMSAGENT_MONGO=file:/etc/amsagent/where"}
-	h.write("etc/amsagent/where", mongoURI(h.mongo, daemonPassword)+"\n")
-	p := h.daemon()
-	h.rowIs(cluster.StateActive)
-	active := h.row().StateSince
-	p.beats()
+	h := newOnAWS(t, newDatabase(t), "10.0.7.45")
+	h.Config("")
+	h.Env = append(h.Env, "AMSAGENT_MONGO=file:/etc/amsagent/where")
+	h.Write("etc/amsagent/where", h.Mongo.LoginURI()+"\n")
+	p := h.Daemon()
+	h.RowIs(cluster.StateActive)
+	active := h.Row().StateSince
+	p.Beats()
 	const lost, back = "heartbeats are dropped until", "heartbeats are written again"
-	begun, first, losses, returns := time.Now(), true, p.said(lost), p.said(back)
+	begun, first, losses, returns := time.Now(), true, p.Said(lost), p.Said(back)
 
 	for _, f := range []mongod.Fault{
 		{Mode: mongod.Refuse},
 		{Mode: mongod.BlackHole},
 		{Mode: mongod.Delay, Delay: 30 * time.Second},
 	} {
-		must.OK(t, h.mongo.Faults().Set(f))
-		v := p.viewIs("beats are dropped", func(v daemon.View) bool { return v.Beat.Dropped >= 2 })
+		h.Fault(f)
+		v := p.ViewIs("beats are dropped", func(v daemon.View) bool { return v.Beat.Dropped >= 2 })
 		if v.Beat.Error == "" || v.State != cluster.StateActive {
 			t.Errorf("%s: %+v", f.Mode, v.Beat)
 		}
-		if body, code := p.get("/healthz"); code != 200 {
+		if body, code := p.Get("/healthz"); code != 200 {
 			t.Errorf("%s: health: %d %s", f.Mode, code, body)
 		}
-		if s := p.told(); !strings.Contains(strings.Join(s[len(s)-3:], "\n"), "MongoDB does not take it") {
+		if s := p.Notified(); !strings.Contains(strings.Join(s[len(s)-3:], "\n"), "MongoDB does not take it") {
 			t.Errorf("%s: the service manager was told %q", f.Mode, s[len(s)-3:])
 		}
-		before := len(updates(h.mongo))
-		h.mongo.Faults().Clear()
+		before := len(updates(h.Mongo))
+		h.Mongo.Faults().Clear()
 		healed := time.Now()
-		v = p.beats()
+		v = p.Beats()
 		// The back-off has an end, and a pace: what follows is one beat, not a queue.
 		if took := v.Beat.Last.Sub(healed); took > 12*time.Second {
 			t.Errorf("%s: the first beat came %s after MongoDB", f.Mode, took)
 		}
-		if n := len(updates(h.mongo)) - before; n > 4 {
+		if n := len(updates(h.Mongo)) - before; n > 4 {
 			t.Errorf("%s: %d updates after MongoDB was back", f.Mode, n)
 		}
 		// However many losses there are, the log has one a minute, and a return for each.
-		a, b, most := p.said(lost)-losses, p.said(back)-returns, 1+int(time.Since(begun)/time.Minute)
+		a, b, most := p.Said(lost)-losses, p.Said(back)-returns, 1+int(time.Since(begun)/time.Minute)
 		if a != b || a < 1 || a > most || first && a != 1 {
 			t.Errorf("%s: the loss was told %d times, the return %d times; at most %d", f.Mode, a, b, most)
 		}
 		first = false
 	}
-	if n := h.row(); !n.StateSince.Equal(active) || n.State != cluster.StateActive || n.Load == nil || n.Load.CPU == nil {
+	if n := h.Row(); !n.StateSince.Equal(active) || n.State != cluster.StateActive || n.Load == nil || n.Load.CPU == nil {
 		t.Errorf("the row: %+v", n)
 	}
 
 	// Somebody took the row away: it comes back as it was, with all there is.
-	h.forget()
-	h.rowIs(cluster.StateActive)
-	p.says("registered again: the record was missing")
+	forget(t, h.Node)
+	h.RowIs(cluster.StateActive)
+	p.Says("registered again: the record was missing")
 	// The row is there a moment before its first beat.
 	until(t, "the row has all there is", func() string {
-		if n := h.row(); n.Role != "edge" || n.Interval != seconds.Duration(time.Second) || n.Load == nil {
+		if n := h.Row(); n.Role != "edge" || n.Interval != seconds.Duration(time.Second) || n.Load == nil {
 			return fmt.Sprintf("%+v", n)
 		}
 		return ""
 	})
 
 	// A cut is over at once, and costs a beat at most.
-	must.OK(t, h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Cut}))
-	p.beats()
+	h.Fault(mongod.Fault{Mode: mongod.Cut})
+	p.Beats()
 
 	// Started while MongoDB is away: the state is written when it is back.
-	p.end(syscall.SIGTERM)
-	must.OK(t, h.client.SetOwnState(t.Context(), h.row(), cluster.StateDraining, "x", cluster.Details{}))
-	must.OK(t, h.client.SetOwnState(t.Context(), h.row(), cluster.StateLeft, "shutdown", cluster.Details{}))
-	must.OK(t, h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}))
-	p = h.daemon()
-	p.viewIs("beats are dropped", func(v daemon.View) bool { return v.Beat.Dropped >= 1 })
-	h.mongo.Faults().Clear()
-	h.rowIs(cluster.StateActive)
-	p.beats()
+	p.End(syscall.SIGTERM)
+	must.OK(t, h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateDraining, "x", cluster.Details{}))
+	must.OK(t, h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateLeft, "shutdown", cluster.Details{}))
+	h.Fault(mongod.Fault{Mode: mongod.Refuse})
+	p = h.Daemon()
+	p.ViewIs("beats are dropped", func(v daemon.View) bool { return v.Beat.Dropped >= 1 })
+	h.Mongo.Faults().Clear()
+	h.RowIs(cluster.StateActive)
+	p.Beats()
 
 	// Another password: nothing works until the file says it.
-	addr := h.mongo.Addr()
-	must.OK(t, h.mongo.Close())
+	addr := h.Mongo.Addr()
+	must.OK(t, h.Mongo.Close())
 	servers.Start(t, mongod.Options{Listen: addr, Users: map[string]string{daemonUser: "another-" + daemonPassword}})
-	p.viewIs("the password is wrong", func(v daemon.View) bool {
+	p.ViewIs("the password is wrong", func(v daemon.View) bool {
 		return strings.Contains(v.Beat.Error, "password") || strings.Contains(v.Beat.Error, "uthentication")
 	})
-	if code, took := p.end(syscall.SIGTERM); code != 0 || took > 5*time.Second {
+	if code, took := p.End(syscall.SIGTERM); code != 0 || took > 5*time.Second {
 		t.Errorf("exit %d after %s", code, took)
 	}
+}
+
+// forget removes the record, as a person might.
+func forget(t *testing.T, n *rig.Node) {
+	t.Helper()
+	c, err := mongo.Connect(options.Client().ApplyURI(n.Mongo.LoginURI()))
+	must.OK(t, err)
+	defer func() { _ = c.Disconnect(context.Background()) }()
+	r, err := c.Database("amsagent").Collection("nodes").DeleteOne(context.Background(), bson.D{{Key: "_id", Value: n.ID}})
+	must.OK(t, err)
+	must.Equal(t, "records deleted", r.DeletedCount, 1)
 }
 
 // TestOutage: MongoDB takes connections and answers nothing, for as long as OUTAGE says (`make prove-outage`: 30 minutes). No
@@ -126,22 +143,22 @@ func TestOutage(t *testing.T) {
 	length, err := time.ParseDuration(cmp.Or(os.Getenv("OUTAGE"), "20s"))
 	must.OK(t, err)
 	m := newDatabase(t)
-	nodes, touched := make([]*process, 6), make([]int, 6)
+	nodes, touched := make([]*rig.Daemon, 6), make([]int, 6)
 	for i := range nodes {
 		h := newScaled(t, m, fmt.Sprintf("10.0.9.%d", 101+i), fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-		nodes[i] = h.serving()
-		nodes[i].beats()
-		touched[i] = h.touches()
+		nodes[i] = h.Serving()
+		nodes[i].Beats()
+		touched[i] = h.Touches()
 	}
 	must.OK(t, m.Faults().Set(mongod.Fault{Mode: mongod.BlackHole}))
 	looks := 0
 	for begun := time.Now(); time.Since(begun) < length; wait(time.Second) {
 		for _, p := range nodes {
-			if body, code := p.get("/healthz"); code != http.StatusOK {
-				t.Errorf("after %s: /healthz of %s: %d %s", time.Since(begun), p.h.id, code, body)
+			if body, code := p.Get("/healthz"); code != http.StatusOK {
+				t.Errorf("after %s: /healthz of %s: %d %s", time.Since(begun), p.Node.ID, code, body)
 			}
-			if v := p.view(); v.State != cluster.StateActive || v.Lifecycle.Step != "" || len(v.Lifecycle.Notices) > 0 {
-				t.Errorf("after %s: %s: %+v", time.Since(begun), p.h.id, v)
+			if v := p.View(); v.State != cluster.StateActive || v.Lifecycle.Step != "" || len(v.Lifecycle.Notices) > 0 {
+				t.Errorf("after %s: %s: %+v", time.Since(begun), p.Node.ID, v)
 			}
 			looks++
 		}
@@ -149,10 +166,10 @@ func TestOutage(t *testing.T) {
 	healed := time.Now()
 	m.Faults().Clear()
 	for i, p := range nodes {
-		p.beats()
-		p.h.rowIs(cluster.StateActive)
-		if n := p.h.touches() - touched[i]; n > 0 {
-			t.Errorf("%s: the service was touched %d times", p.h.id, n)
+		p.Beats()
+		p.Node.RowIs(cluster.StateActive)
+		if n := p.Node.Touches() - touched[i]; n > 0 {
+			t.Errorf("%s: the service was touched %d times", p.Node.ID, n)
 		}
 	}
 	t.Logf("%d looks in %s; all nodes beat %s after it", looks, length, time.Since(healed).Round(time.Millisecond))
@@ -168,33 +185,33 @@ func updates(m *mongod.Server) []mongod.Command {
 func TestDrainSpot(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.3", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-	p := h.serving()
-	h.viewers(2)
+	p := h.Serving()
+	h.Viewers(2)
 	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
 	h.aws.Interrupt("terminate", at)
-	v := p.counted(2)
+	v := p.Counted(2)
 	if v.Kind != lifecycle.Interrupt || !v.Deadline.Before(at) || time.Until(v.Deadline) < time.Second {
 		t.Errorf("the drain: %+v", v)
 	}
 	// The token ends, and a scale-in on top: the earlier deadline stays.
 	h.aws.ExpireTokens()
 	h.terminate()
-	v = p.life("two notices", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
+	v = p.Life("two notices", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
 	if v.Deadline.After(at) {
 		t.Errorf("a second notice made it later: %+v", v)
 	}
 	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-		if st := h.live(); st.Live.Viewers != 2 {
+		if st := h.Live(); st.Live.Viewers != 2 {
 			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
 		}
 		wait(100 * time.Millisecond)
 	}
 	e := h.completed("drain")
-	n := h.hasLeft()
+	n := h.HasLeft()
 	if late := e.Time.Sub(at); late > 0 {
 		t.Errorf("the hook was completed %s after the machine's end", late)
 	}
-	if st := h.sessions(); st.Cut.Viewers != 2 || n.Cut == nil || *n.Cut != 2 {
+	if st := h.Sessions(); st.Cut.Viewers != 2 || n.Cut == nil || *n.Cut != 2 {
 		t.Errorf("the sessions: %+v, the row: %+v", st, n)
 	}
 }
@@ -212,28 +229,28 @@ func TestDrainMongoAway(t *testing.T) {
 			}
 			all.run(t, at+" "+string(f.Mode), func(t *testing.T) {
 				h := newScaled(t, newDatabase(t), fmt.Sprintf("10.0.8.%d", 20+2*i+j), fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-				p := h.serving()
-				h.viewers(1)
+				p := h.Serving()
+				h.Viewers(1)
 				away := func(when string) {
 					if at == when {
-						must.OK(t, h.mongo.Faults().Set(f))
+						h.Fault(f)
 					}
 				}
 				away("before")
 				h.terminate()
-				p.counted(1)
+				p.Counted(1)
 				away("draining")
 				wait(time.Second)
-				if p.ready() {
+				if p.Ready() {
 					t.Error("it is ready")
 				}
 				if at == "stopping" {
-					h.people(http.MethodPost, "/behaviour", "slow_stop_ms", "1500")
+					h.People(http.MethodPost, "/behaviour", "slow_stop_ms", "1500")
 				}
-				h.viewersGo()
+				h.ViewersGo()
 				gone := time.Now()
 				if at == "stopping" {
-					p.step(lifecycle.StepStopping)
+					p.Step(lifecycle.StepStopping)
 					away("stopping")
 				}
 				e := h.completed("drain")
@@ -242,21 +259,21 @@ func TestDrainMongoAway(t *testing.T) {
 				if took > 20*time.Second {
 					t.Errorf("MongoDB held it up: %s", took)
 				}
-				v := p.step(lifecycle.StepDone)
+				v := p.Step(lifecycle.StepDone)
 				if v.RegistryTold || !slices.ContainsFunc(v.Notes, func(n lifecycle.Note) bool { return strings.Contains(n.Text, "could not be updated") }) {
 					t.Errorf("what is owed is not said: %+v", v)
 				}
 				// Also a daemon that is started meanwhile knows what is owed.
 				if j == 0 {
-					p.end(syscall.SIGKILL)
-					p = h.daemon()
+					p.End(syscall.SIGKILL)
+					p = h.Daemon()
 				}
-				h.mongo.Faults().Clear()
-				n := h.hasLeft()
+				h.Mongo.Faults().Clear()
+				n := h.HasLeft()
 				if n.Cut == nil || *n.Cut != 0 || n.Reason != "scale-in" {
 					t.Errorf("the row: %+v", n)
 				}
-				p.life("it is told", func(v lifecycle.View) bool { return v.RegistryTold })
+				p.Life("it is told", func(v lifecycle.View) bool { return v.RegistryTold })
 			})
 		}
 	}
@@ -268,39 +285,39 @@ func TestDrainOrigin(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.30", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
 	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:role"] = "origin" })
-	p := h.serving()
-	h.people(http.MethodPost, "/stream", "id", "live1")
-	out, code := h.run("drain", "--detach", "--deadline", "12s", "--reason", "new kernel", "--repair-streams")
+	p := h.Serving()
+	h.People(http.MethodPost, "/stream", "id", "live1")
+	out, code := h.Run("drain", "--detach", "--deadline", "12s", "--reason", "new kernel", "--repair-streams")
 	if code != 0 || !strings.Contains(out, "draining") {
 		t.Fatalf("exit %d: %s", code, out)
 	}
-	v := p.life("the publisher is counted", func(v lifecycle.View) bool {
+	v := p.Life("the publisher is counted", func(v lifecycle.View) bool {
 		return v.Sessions != nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1
 	})
 	wait(2 * time.Second)
-	h.people(http.MethodPost, "/behaviour", "statistics", "500")
-	must.OK(t, h.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse}))
-	p.life("nobody can count", func(v lifecycle.View) bool { return v.Trouble["sessions"] != "" })
+	h.People(http.MethodPost, "/behaviour", "statistics", "500")
+	h.Fault(mongod.Fault{Mode: mongod.Refuse})
+	p.Life("nobody can count", func(v lifecycle.View) bool { return v.Trouble["sessions"] != "" })
 	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-		if st := h.live(); st.Live.Publishers != 1 {
+		if st := h.Live(); st.Live.Publishers != 1 {
 			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
 		}
 		wait(100 * time.Millisecond)
 	}
 	// The server itself takes its time to stop without MongoDB.
-	p.life("the server is stopped", func(v lifecycle.View) bool { return v.Step != lifecycle.StepDraining })
+	p.Life("the server is stopped", func(v lifecycle.View) bool { return v.Step != lifecycle.StepDraining })
 	if late := time.Since(v.Deadline); late > 4*time.Second {
 		t.Errorf("it was stopped %s after the deadline", late)
 	}
 	until(t, "the server ends", func() string {
-		if h.serverRuns() {
+		if h.ServerRuns() {
 			return "it runs"
 		}
 		return ""
 	})
-	h.mongo.Faults().Clear()
-	if n := h.hasLeft(); n.Cut != nil && *n.Cut != 1 {
+	h.Mongo.Faults().Clear()
+	if n := h.HasLeft(); n.Cut != nil && *n.Cut != 1 {
 		t.Errorf("the row: %+v", n)
 	}
-	p.step(lifecycle.StepDone)
+	p.Step(lifecycle.StepDone)
 }

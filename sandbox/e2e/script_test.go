@@ -33,7 +33,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
-	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -291,14 +291,9 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 		}
 	}
 	root := ts.MkAbs(name)
-	m, err := rig.New(rig.Options{Dir: root + ".service", Root: root, Command: name + ".svc", Sandbox: bins.sandbox, Tree: o, Args: flags})
+	m, err := standin.New(standin.Options{Dir: root + ".service", Root: root, Command: name + ".svc", Sandbox: bins.sandbox, Tree: o, Args: flags, Reports: reports})
 	if err != nil {
 		return err
-	}
-	if reports {
-		if err := m.ReportSessions(); err != nil {
-			return err
-		}
 	}
 	id := filepath.Join(root, "etc/machine-id") // nobody but root may write to one that has 0444, as on a machine
 	if err := errors.Join(os.Remove(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", len(w.nodes)+1), 0o644)); err != nil {
@@ -308,20 +303,20 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	w.svcs = append(w.svcs, m.Service)
 	ts.Setenv(name, root)
 	ts.Setenv(name+"_AMS", m.Tree.Dir)
-	ts.Setenv(name+"_SVC", m.Command)
+	ts.Setenv(name+"_SVC", m.Wrapper)
 	// The flags that every command of this node needs.
 	ts.Setenv(name+"_PORT", strconv.Itoa(m.HTTPPort))
 	return nil
 }
 
 // newMachineOnDisk makes a machine whose server ends with the test.
-func newMachineOnDisk(t testing.TB, o rig.Options) *rig.Machine {
+func newMachineOnDisk(t testing.TB, o standin.Options) *standin.Machine {
 	t.Helper()
 	if o.Dir == "" {
 		o.Dir = t.TempDir()
 	}
 	o.Sandbox, o.Tree.Host, o.Tree.HostResolves = bins.sandbox, "node", true
-	m, err := rig.New(o)
+	m, err := standin.New(o)
 	must.OK(t, err)
 	t.Cleanup(func() {
 		if err := m.Stop(); err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
 )
 
 // mongoLogin is where MongoDB is, with a user; both the name and the password may have any letter in them.
@@ -38,7 +38,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 	mongo := servers.Start(t, mongod.Options{Users: map[string]string{"ams": password}})
 	target, err := mongoLogin(mongo.Addr(), "ams", password)
 	must.OK(t, err)
-	m := newMachineOnDisk(t, rig.Options{Dir: dir})
+	m := newMachineOnDisk(t, standin.Options{Dir: dir})
 	root := m.Tree.Root
 	must.OK(t, os.WriteFile(filepath.Join(root, "mongo.uri"), []byte(target.URI().Reveal()+"\n"), 0o600))
 	encoded := strings.TrimPrefix(target.URI().Reveal(), "mongodb://ams:")
@@ -51,7 +51,7 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 		{"leave", "--now"},
 	} {
 		trace := filepath.Join(dir, "trace."+args[0])
-		args = append(args, "--root", root, "--provider", "generic", "--service-command", m.Command, "--log-level", "debug", "--timeout", "120s")
+		args = append(args, "--root", root, "--provider", "generic", "--service-command", m.Wrapper, "--log-level", "debug", "--timeout", "120s")
 		// -v and a large -s show whole argument lists and environments; -b lets go
 		// of each program once it was seen: the server would be waited for.
 		cmd := exec.CommandContext(ctx, strace, append([]string{"-f", "-b", "execve", "-qq", "-v", "-s", "65536", "-o", trace, "-e", "trace=execve", bins.agent}, args...)...)

@@ -6,7 +6,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,9 +20,14 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	pretended "github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
+	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
+	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
 const (
@@ -61,7 +65,7 @@ func TestSoak(t *testing.T) {
 		}
 	}
 	s := newSoak(t, seed)
-	s.say("seed %d, %s, load average %s", seed, length, pretended.LoadAverage())
+	s.say("seed %d, %s, load average %s", seed, length, proc.LoadAverage())
 	watching, stop := context.WithCancel(t.Context())
 	defer stop()
 	var watcher sync.WaitGroup
@@ -82,13 +86,16 @@ type soak struct {
 	dir    string
 	random *rand.Rand
 	began  time.Time
-	hosts  []*pretended.Host
+	nodes  []*rig.Node
 	client *cluster.Client
 	addr   string
 
 	mongo *mongod.Server
 
 	mu       sync.Mutex
+	daemons  []*rig.Daemon // by node; nil while it is to be away
+	starts   []int
+	logged   []int // bytes that the daemons before wrote
 	timeline []string
 	problems []string
 	// broken tells that MongoDB is not as it should be; healed since when it is.
@@ -96,57 +103,57 @@ type soak struct {
 	healed time.Time
 	// disturbed is when a host was last dealt a blow.
 	disturbed []time.Time
-	base      map[int]pretended.Usage // by pid, when it had settled
-	most      map[int]pretended.Usage
+	base      map[int]proc.Usage // by pid, when it had settled
+	most      map[int]proc.Usage
 	blows     int
 	beats     int64 // counted in calm
 }
 
 func newSoak(t *testing.T, seed uint64) *soak {
 	t.Helper()
-	// Not TempDir: the path of a socket must be short.
-	dir, err := os.MkdirTemp("", "soak") //nolint:usetesting // see above
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := &soak{
-		t: t, dir: dir, random: rand.New(rand.NewPCG(seed, seed)), began: time.Now(), healed: time.Now(),
-		disturbed: make([]time.Time, soakHosts), base: map[int]pretended.Usage{}, most: map[int]pretended.Usage{},
+		t: t, dir: rig.ShortDir(t), daemons: make([]*rig.Daemon, soakHosts), starts: make([]int, soakHosts), logged: make([]int, soakHosts), random: rand.New(rand.NewPCG(seed, seed)), began: time.Now(), healed: time.Now(),
+		disturbed: make([]time.Time, soakHosts), base: map[int]proc.Usage{}, most: map[int]proc.Usage{},
 	}
 	t.Cleanup(func() {
-		for _, h := range s.hosts {
-			if err := h.Close(); err != nil {
-				t.Error(err)
-			}
-		}
 		if s.client != nil {
 			_ = s.client.Close(context.Background())
 		}
 		_ = s.mongo.Close()
-		_ = os.RemoveAll(dir)
 	})
 	s.startMongo()
 	target, err := cluster.ParseTarget(s.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.client, err = cluster.Connect(t.Context(), target, cluster.Options{AppName: "soak", Timeout: 2 * time.Second}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
+	s.client, err = cluster.Connect(t.Context(), target, cluster.Options{AppName: "soak", Timeout: 2 * time.Second})
+	must.OK(t, err)
 	for i := range soakHosts {
-		h, err := pretended.New(t.Context(), pretended.Options{
-			Dir: filepath.Join(dir, strconv.Itoa(i)), Name: fmt.Sprintf("edge-%d", i+1), ID: fmt.Sprintf("i-05042000000%06d", i+1),
-			Address: fmt.Sprintf("10.0.5.%d", i+1), Role: "edge", Agent: bins.agent, Sandbox: bins.sandbox,
-			Mongo: s.addr, Interval: soakBeat, Period: time.Second,
+		n, _ := rig.NewInEC2(t, rig.Options{
+			Options: standin.Options{
+				Sandbox: bins.sandbox, Tree: tree.Options{NoUnit: true, Host: fmt.Sprintf("edge-%d", i+1), HostResolves: true},
+				Args: []string{"--period", "1s", "--mongo-timeout", "5s", "--stream-wait", "0s", "--save-at-start=false"},
+			},
+			Agent: bins.agent, ID: fmt.Sprintf("i-05042000000%06d", i+1), Address: fmt.Sprintf("10.0.5.%d", i+1),
+			Env: []string{"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0", "AMSAGENT_BEAT_INTERVAL=" + soakBeat.String()},
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.hosts = append(s.hosts, h)
-		s.must(h.Join(t.Context()))
-		s.must(h.StartAgent())
+		n.Must("join", "--mongo", s.addr, "--timeout", "60s")
+		s.nodes = append(s.nodes, n)
+		s.startAgent(i)
 	}
 	return s
+}
+
+func (s *soak) startAgent(i int) {
+	d := s.nodes[i].Daemon()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.daemons[i] = d
+	s.starts[i]++
+}
+
+func (s *soak) daemon(i int) *rig.Daemon {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.daemons[i]
 }
 
 func (s *soak) startMongo() {
@@ -260,11 +267,12 @@ func (s *soak) disturb(i int) {
 }
 
 func (s *soak) restartAMS() string {
-	i := s.random.IntN(len(s.hosts))
+	i := s.random.IntN(len(s.nodes))
 	what := fmt.Sprintf("AMS of node %d: restarted", i+1)
 	s.say("%s", what)
 	s.disturb(i)
-	s.must(s.hosts[i].RestartAMS(s.t.Context()))
+	s.must(s.nodes[i].StandIn.Stop())
+	s.must(s.nodes[i].StartServer())
 	s.disturb(i)
 	return what
 }
@@ -272,22 +280,26 @@ func (s *soak) restartAMS() string {
 // restartAgent leaves the first daemon alone: it lives from the beginning to the
 // end, so that what grows slowly is seen.
 func (s *soak) restartAgent(signal syscall.Signal) func() string {
-	i := 1 + s.random.IntN(len(s.hosts)-1)
+	i := 1 + s.random.IntN(len(s.nodes)-1)
 	away := s.between(0, 3*time.Second)
 	return func() string {
-		h := s.hosts[i]
+		d := s.daemon(i)
 		if signal == syscall.SIGHUP {
 			s.say("agent of node %d: reads its settings again", i+1)
-			s.must(syscall.Kill(h.AgentPID(), signal))
+			d.Signal(signal)
 			s.pause(2 * soakBeat) // what follows counts its beats anew
 			return "the settings were read again"
 		}
 		what := fmt.Sprintf("agent of node %d: %s, away for %s", i+1, signal, away.Round(time.Millisecond))
 		s.say("%s", what)
 		s.disturb(i)
-		s.must(h.StopAgent(signal))
+		s.mu.Lock()
+		s.daemons[i] = nil
+		s.mu.Unlock()
+		d.End(signal)
+		s.logged[i] += len(d.Text())
 		s.pause(away)
-		s.must(h.StartAgent())
+		s.startAgent(i)
 		s.disturb(i)
 		return what
 	}
@@ -297,8 +309,8 @@ func (s *soak) restartAgent(signal syscall.Signal) func() string {
 // lost, and the row says what the agent says.
 func (s *soak) recovered(from string) {
 	deadline := time.Now().Add(soakRecovery)
-	before := make([]int64, len(s.hosts))
-	for i := range s.hosts {
+	before := make([]int64, len(s.nodes))
+	for i := range s.nodes {
 		for {
 			v, err := s.agrees(i)
 			if err == nil {
@@ -317,7 +329,7 @@ func (s *soak) recovered(from string) {
 	}
 	start := time.Now()
 	s.pause(soakCalm)
-	for i := range s.hosts {
+	for i := range s.nodes {
 		v, err := s.agrees(i)
 		if err != nil {
 			// A beat may be on its way.
@@ -338,19 +350,19 @@ func (s *soak) recovered(from string) {
 }
 
 // agrees compares what the agent says of its beats with the row.
-func (s *soak) agrees(i int) (pretended.View, error) {
+func (s *soak) agrees(i int) (daemon.View, error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 3*time.Second)
 	defer cancel()
-	h := s.hosts[i]
-	was, err := h.View(ctx)
+	d := s.daemon(i)
+	was, _, err := d.Ask(ctx)
 	if err != nil {
 		return was, err
 	}
-	n, err := s.client.Node(ctx, h.ID())
+	n, err := s.client.Node(ctx, s.nodes[i].ID)
 	if err != nil {
 		return was, err
 	}
-	is, err := h.View(ctx)
+	is, _, err := d.Ask(ctx)
 	switch {
 	case err != nil:
 		return is, err
@@ -370,7 +382,7 @@ func (s *soak) agrees(i int) (pretended.View, error) {
 func (s *soak) watch(ctx context.Context) {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	joining := make([]time.Time, len(s.hosts))
+	joining := make([]time.Time, len(s.nodes))
 	for {
 		select {
 		case <-ctx.Done():
@@ -388,12 +400,12 @@ func (s *soak) watch(ctx context.Context) {
 			}
 			continue
 		}
-		if len(nodes) != len(s.hosts) {
-			s.problem("%d rows of %d nodes", len(nodes), len(s.hosts))
+		if len(nodes) != len(s.nodes) {
+			s.problem("%d rows of %d nodes", len(nodes), len(s.nodes))
 		}
-		for i, h := range s.hosts {
+		for i, h := range s.nodes {
 			for _, n := range nodes {
-				if n.ID != h.ID() {
+				if n.ID != h.ID {
 					continue
 				}
 				switch n.State {
@@ -435,14 +447,19 @@ const (
 )
 
 func (s *soak) processes() {
-	for i, h := range s.hosts {
-		if h.AgentDied() {
+	for i := range s.nodes {
+		d := s.daemon(i)
+		if d == nil {
+			continue
+		}
+		// Asked again: it may have been told to end meanwhile.
+		if d.Ended() && s.daemon(i) == d {
 			s.problem("the agent of node %d has ended by itself", i+1)
 			continue
 		}
-		pid := h.AgentPID()
-		u, err := pretended.ReadUsage(pid)
-		if pid == 0 || err != nil {
+		pid := d.PID()
+		u, err := proc.ReadUsage(pid)
+		if err != nil {
 			continue // it was just stopped
 		}
 		s.mu.Lock()
@@ -470,21 +487,16 @@ func (s *soak) processes() {
 
 // conclude says how it went.
 func (s *soak) conclude(length time.Duration) {
-	for i, h := range s.hosts {
-		info, err := os.Stat(h.LogFile())
-		if err != nil {
-			s.problem("the log of node %d: %v", i+1, err)
-			continue
+	for i, d := range s.daemons {
+		size := s.logged[i] + len(d.Text())
+		if most := logOfStart*s.starts[i] + logOfBlow*(s.blows+1); size > most {
+			s.problem("the logs of node %d have %d bytes after %d blows and %d starts", i+1, size, s.blows, s.starts[i])
 		}
-		starts := int64(h.Starts())
-		if most := logOfStart*starts + logOfBlow*int64(s.blows+1); info.Size() > most {
-			s.problem("the log of node %d has %d bytes after %d blows and %d starts", i+1, info.Size(), s.blows, starts)
-		}
-		u, err := pretended.ReadUsage(h.AgentPID())
+		u, err := proc.ReadUsage(d.PID())
 		if err == nil {
-			base := s.base[h.AgentPID()]
+			base := s.base[d.PID()]
 			s.say("node %d: %d starts, %d bytes of log; %d threads, %d descriptors, %.1f MiB; settled %d, %d, %.1f",
-				i+1, starts, info.Size(), u.Threads, u.FDs, float64(u.RSS)/(1<<20), base.Threads, base.FDs, float64(base.RSS)/(1<<20))
+				i+1, s.starts[i], size, u.Threads, u.FDs, float64(u.RSS)/(1<<20), base.Threads, base.FDs, float64(base.RSS)/(1<<20))
 		}
 	}
 	// A connection that leaks is one more each time.
@@ -492,7 +504,7 @@ func (s *soak) conclude(length time.Duration) {
 	if open := s.mongo.Stats().Open; open > perHost*soakHosts {
 		s.problem("%d connections to MongoDB are open", open)
 	}
-	s.say("%d blows, %d beats counted in calm, %d connections open, load average %s", s.blows, s.beats, s.mongo.Stats().Open, pretended.LoadAverage())
+	s.say("%d blows, %d beats counted in calm, %d connections open, load average %s", s.blows, s.beats, s.mongo.Stats().Open, proc.LoadAverage())
 	if !s.failed() {
 		s.t.Log("\n" + s.story())
 		if s.blows == 0 {
@@ -501,12 +513,6 @@ func (s *soak) conclude(length time.Duration) {
 		return
 	}
 	s.t.Errorf("%s\n%s", strings.Join(s.problems[:min(len(s.problems), 3)], "\n"), s.story())
-	for i, h := range s.hosts {
-		if b, err := os.ReadFile(h.LogFile()); err == nil {
-			lines := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
-			s.t.Logf("the log of node %d ends with\n%s", i+1, bytes.Join(lines[max(0, len(lines)-20):], []byte("\n")))
-		}
-	}
 }
 
 func (s *soak) story() string {

@@ -19,7 +19,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -33,12 +33,12 @@ type single struct {
 func newSingle(t *testing.T, address string) *single {
 	t.Helper()
 	mongo := servers.Start(t, mongod.Options{})
-	m := newMachineOnDisk(t, rig.Options{})
+	m := newMachineOnDisk(t, standin.Options{})
 	s := &single{root: m.Tree.Root, ams: m.Tree.Dir, log: m.Service.Asked, svc: m.Service}
-	if out, err := exec.Command(m.Command, "start").CombinedOutput(); err != nil {
+	if out, err := exec.Command(m.Wrapper, "start").CombinedOutput(); err != nil {
 		t.Fatalf("starting the service: %v: %s", err, out)
 	}
-	s.args = []string{"--root", s.root, "--provider", "generic", "--address", address, "--service-command", m.Command, "--mongo", mongo.Addr(), "--timeout", "5m"}
+	s.args = []string{"--root", s.root, "--provider", "generic", "--address", address, "--service-command", m.Wrapper, "--mongo", mongo.Addr(), "--timeout", "5m"}
 	return s
 }
 

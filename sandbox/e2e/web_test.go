@@ -15,7 +15,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,6 +30,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 const (
@@ -47,15 +47,15 @@ const (
 func TestWeb(t *testing.T) {
 	m := newDatabase(t)
 	first := newScaled(t, m, "10.0.9.1", fakeaws.AutoScalingOptions{})
-	first.serving()
-	c := first.client
-	registerFleet(t, m, first.host)
+	first.Serving()
+	c := first.Client
+	registerFleet(t, m, first.Node)
 	own := startWeb(t, m)
 	b := openBrowser(t)
 	w := &webStory{t: t, b: b, c: c}
 	b.size(1280, "light")
 	b.open(own + "/")
-	link := `#` + cssID(first.id, first.ip) + ` a`
+	link := `#` + cssID(first.ID, first.Address) + ` a`
 	until(t, "the first node is on the page", func() string {
 		if !b.is("document.querySelector(" + js(link) + ")") {
 			return "so far not"
@@ -65,12 +65,12 @@ func TestWeb(t *testing.T) {
 	b.eval("window.mark = 1; document.querySelector("+js(link)+").focus()", nil)
 
 	second := newScaled(t, m, "10.0.9.2", fakeaws.AutoScalingOptions{})
-	d := second.daemon()
-	w.shows("joins", second.host, cluster.StateActive, cluster.Healthy)
-	d.untilReady()
-	second.viewers(2)
-	second.must("drain", "--detach", "--reason", "kernel update")
-	w.shows("drains", second.host, cluster.StateDraining, cluster.Healthy)
+	d := second.Daemon()
+	w.shows("joins", second.Node, cluster.StateActive, cluster.Healthy)
+	d.UntilReady()
+	second.Viewers(2)
+	second.Must("drain", "--detach", "--reason", "kernel update")
+	w.shows("drains", second.Node, cluster.StateDraining, cluster.Healthy)
 	until(t, "the page says what holds the drain", func() string {
 		var text string
 		if b.eval("document.getElementById('drains').innerText", &text); !strings.Contains(text, "2 viewers left") {
@@ -78,25 +78,19 @@ func TestWeb(t *testing.T) {
 		}
 		return ""
 	})
-	second.must("undrain")
-	w.shows("serves again", second.host, cluster.StateActive, cluster.Healthy)
+	second.Must("undrain")
+	w.shows("serves again", second.Node, cluster.StateActive, cluster.Healthy)
 
-	pid, err := strconv.Atoi(second.svc.PID())
-	must.OK(t, err)
-	must.OK(t, syscall.Kill(pid, syscall.SIGKILL))
-	d.end(syscall.SIGKILL)
-	w.shows("is silent", second.host, cluster.StateActive, cluster.AgentStale)
-	w.shows("is dead", second.host, cluster.StateActive, cluster.Gone)
-	start := exec.Command(second.wrapper, "start")
-	start.Env = append(os.Environ(), "AMS_HOST_ADDRESS="+second.ip) // as the drop-in of its unit has it
-	if out, err := start.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	second.daemon()
-	w.shows("returns", second.host, cluster.StateActive, cluster.Healthy)
+	second.KillServer()
+	d.End(syscall.SIGKILL)
+	w.shows("is silent", second.Node, cluster.StateActive, cluster.AgentStale)
+	w.shows("is dead", second.Node, cluster.StateActive, cluster.Gone)
+	must.OK(t, second.StartServer())
+	second.Daemon()
+	w.shows("returns", second.Node, cluster.StateActive, cluster.Healthy)
 	var focus string
 	b.eval("document.activeElement.closest('tr')?.id + ' ' + window.mark", &focus)
-	if want := "n-" + first.id + "-" + first.ip + " 1"; focus != want {
+	if want := "n-" + first.ID + "-" + first.Address + " 1"; focus != want {
 		t.Errorf("the focus and the mark are %q, want %q", focus, want)
 	}
 
@@ -136,7 +130,7 @@ func startWeb(t *testing.T, m *mongod.Server) string {
 	t.Helper()
 	var log locked.Buffer
 	cmd := exec.Command(bins.agent, "web", "--listen", "127.0.0.1:0")
-	cmd.Env = []string{"AMSAGENT_ROOT=" + t.TempDir(), "AMSAGENT_MONGO=" + mongoURI(m, daemonPassword)}
+	cmd.Env = []string{"AMSAGENT_ROOT=" + t.TempDir(), "AMSAGENT_MONGO=" + m.LoginURI()}
 	cmd.Stdout, cmd.Stderr = &log, &log
 	must.OK(t, cmd.Start())
 	t.Cleanup(func() {
@@ -164,13 +158,13 @@ type webStory struct {
 }
 
 // shows waits until the registry and the page show a node so, and holds the page to be no more than a look behind.
-func (w *webStory) shows(what string, h *host, state cluster.State, health cluster.Health) {
+func (w *webStory) shows(what string, h *rig.Node, state cluster.State, health cluster.Health) {
 	w.t.Helper()
 	want, known := string(state)+" "+string(health), time.Time{}
-	until(w.t, "the page shows that "+h.id+" "+what, func() string {
+	until(w.t, "the page shows that "+h.ID+" "+what, func() string {
 		var page string
-		w.b.eval(`[...document.getElementById(`+js("n-"+h.id+"-"+h.ip)+`)?.querySelectorAll('[data-name=STATE], [data-name=HEALTH]') || []].map(e => e.innerText).join(' ')`, &page)
-		switch is := w.registry(h.id); {
+		w.b.eval(`[...document.getElementById(`+js("n-"+h.ID+"-"+h.Address)+`)?.querySelectorAll('[data-name=STATE], [data-name=HEALTH]') || []].map(e => e.innerText).join(' ')`, &page)
+		switch is := w.registry(h.ID); {
 		case is != want: // perhaps again
 			known = time.Time{}
 			return "the registry has " + is
@@ -238,10 +232,10 @@ func webFleet(began time.Time) []cluster.Node {
 }
 
 // registerFleet keeps these nodes alive, but for the last, which dies at once.
-func registerFleet(t *testing.T, m *mongod.Server, like *host) {
+func registerFleet(t *testing.T, m *mongod.Server, like *rig.Node) {
 	t.Helper()
-	c, version := like.client, like.row()
-	raw, err := mongo.Connect(options.Client().ApplyURI(mongoURI(m, daemonPassword)))
+	c, version := like.Client, like.Row()
+	raw, err := mongo.Connect(options.Client().ApplyURI(m.LoginURI()))
 	must.OK(t, err)
 	docs := raw.Database("clusterdb").Collection("clusternode")
 	began := time.Now()

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -56,6 +57,8 @@ type Options struct {
 // Server is a running sandbox MongoDB.
 type Server struct {
 	addr    string
+	login   string // of the first user, as a connection string has it
+	source  string
 	tls     *tls.Config
 	proxy   *proxy
 	faults  *Faults
@@ -181,6 +184,9 @@ func (s *Server) serveReal(ctx context.Context, dir string, o Options) error {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(o.Users)) {
+		if s.login == "" {
+			s.login, s.source = encode(name)+":"+encode(o.Users[name])+"@", "authSource="+o.AuthDB+"&"
+		}
 		if err := s.real.AddUser(ctx, o.AuthDB, name, o.Users[name]); err != nil {
 			return err
 		}
@@ -283,6 +289,14 @@ func (s *Server) apply(m Mode) {
 
 // Addr is host:port for clients.
 func (s *Server) Addr() string { return s.addr }
+
+// LoginURI is a connection string with the first user's credentials, for a client of this server alone.
+func (s *Server) LoginURI() string {
+	return "mongodb://" + s.login + s.addr + "/?" + s.source + "directConnection=true"
+}
+
+// encode is for names and passwords with any letter in them.
+func encode(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
 
 // ControlAddr is host:port of the HTTP control port, or empty.
 func (s *Server) ControlAddr() string {

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/host"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
@@ -42,7 +42,7 @@ func TestRealNode(t *testing.T) {
 	if got := realams.Status(w.HTTP(5*time.Second), "http://"+n.Address+":5080/LiveApp/"); got != http.StatusOK {
 		t.Errorf("a viewer gets %d", got)
 	}
-	u, err := host.ReadUsage(n.Server())
+	u, err := proc.ReadUsage(n.Server())
 	must.OK(t, err)
 	var disk unix.Statfs_t
 	must.OK(t, unix.Statfs(n.Path("/mnt"), &disk))

@@ -23,7 +23,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -239,7 +239,7 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	// As install.sh writes it.
 	uri := "mongodb://amsagent:" + password + "@" + mongo.Addr() + "/admin"
 
-	m, err := rig.New(rig.Options{Dir: dir, Sandbox: sandbox, Tree: tree.Options{NoUnit: true, Host: "node", HostResolves: true}})
+	m, err := standin.New(standin.Options{Dir: dir, Sandbox: sandbox, Tree: tree.Options{NoUnit: true, Host: "node", HostResolves: true}})
 	must.OK(t, err)
 	t.Cleanup(func() { _ = m.Stop() })
 	root := m.Tree.Root
@@ -282,7 +282,7 @@ cat "$HERE/secret"`,
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", filepath.Join(dir, "userdata"))
 	cmd.Env = append(os.Environ(), "HERE="+dir, "PATH="+dir+":"+bin+":"+os.Getenv("PATH"), "NO_COLOR=1", "AMSAGENT_ROOT="+root,
-		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+m.Command, "AMSAGENT_TIMEOUT=120s")
+		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+m.Wrapper, "AMSAGENT_TIMEOUT=120s")
 	cmd.Env = append(cmd.Env, machine.Environ...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {

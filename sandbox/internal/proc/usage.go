@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package host
+package proc
 
 import (
 	"errors"
@@ -89,7 +89,7 @@ func ReadUsage(pid int) (Usage, error) {
 		return u, fmt.Errorf("looking at process %d: %w", pid, err)
 	}
 	// Ticks are coarse for a process that works for some milliseconds in a minute;
-	// where the scheduler's own figure is to be had, it is exact.
+	// the scheduler's own figure, if there is one, is exact.
 	if cpu, ok := schedstat(dir); ok {
 		u.CPU = cpu
 	}
