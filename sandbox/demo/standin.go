@@ -7,7 +7,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -136,12 +135,10 @@ func (p *standIns) startMongo(context.Context) error {
 
 // standIn is one pretended machine.
 type standIn struct {
+	*standin.Machine
 	agent string
-	tree  tree.Tree
 	meta  *fakecloud.Metadata
-	svc   amsctl.Config
 
-	wrapper string
 	http    string // where its AMS answers
 	check   string // where its agent answers HAProxy
 	logFile string // of the daemon
@@ -159,7 +156,7 @@ func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta *fakec
 		return nil, err
 	}
 	n := &standIn{
-		agent: p.agent, meta: meta, tree: r.Tree, svc: r.Service, wrapper: r.Wrapper,
+		Machine: r, agent: p.agent, meta: meta,
 		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(r.HTTPPort)), logFile: filepath.Join(p.dir, m.Name+".log"),
 	}
 	number, err := port.Free()
@@ -167,17 +164,17 @@ func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta *fakec
 		return nil, err
 	}
 	n.check = net.JoinHostPort("127.0.0.1", strconv.Itoa(number))
-	return n, n.svc.Start(ctx, nil)
+	return n, n.Service.Start(ctx, nil)
 }
 
 func (n *standIn) balanced() (serves, check string) { return n.http, n.check }
 
-func (n *standIn) file(name string) string { return filepath.Join(n.tree.Root, name) }
+func (n *standIn) file(name string) string { return n.Path(name) }
 
 func (n *standIn) client() *http.Client { return http.DefaultClient }
 
 func (n *standIn) files() ([]string, error) {
-	return tree.Snapshot(n.tree.Root, "var/lib", "var", "run", "proc")
+	return tree.Snapshot(n.Tree.Root, "var/lib", "var", "run", "proc")
 }
 
 func (n *standIn) givenBack(was, is []string) ([]string, error) {
@@ -188,7 +185,7 @@ func (n *standIn) givenBack(was, is []string) ([]string, error) {
 }
 
 func (n *standIn) running() (string, error) {
-	switch status, err := n.svc.Status(); {
+	switch status, err := n.Service.Status(); {
 	case err != nil:
 		return "", err
 	case status == amsctl.Inactive:
@@ -196,29 +193,26 @@ func (n *standIn) running() (string, error) {
 	case status != amsctl.Active:
 		return "", fmt.Errorf("AMS is %s", status)
 	}
-	info, err := n.svc.Info()
+	info, err := n.Service.Info()
 	return string(info), err
 }
 
 // stats are the sessions of the machine's AMS, also after its end.
-func (n *standIn) stats() (st fakeams.Stats, err error) {
-	b, err := n.svc.Control(context.Background(), http.MethodGet, "/stats", nil)
+func (n *standIn) stats() (fakeams.Stats, error) {
+	st, err := n.Live(context.Background())
 	if errors.Is(err, amsctl.ErrNotRunning) {
-		return fakeams.ReadStats(n.svc.StatsFile())
+		return fakeams.ReadStats(n.Service.StatsFile())
 	}
-	if err != nil {
-		return st, err
-	}
-	return st, json.Unmarshal(b, &st)
+	return st, err
 }
 
 func (n *standIn) publish(ctx context.Context) error {
-	_, err := n.svc.Control(ctx, http.MethodPost, "/stream", url.Values{"app": {app}, "id": {stream}, "announced": {"true"}})
+	_, err := n.Service.Control(ctx, http.MethodPost, "/stream", url.Values{"app": {app}, "id": {stream}, "announced": {"true"}})
 	return err
 }
 
 func (n *standIn) endStream(ctx context.Context) error {
-	_, err := n.svc.Control(ctx, http.MethodDelete, "/stream", url.Values{"app": {app}, "id": {stream}})
+	_, err := n.Service.Control(ctx, http.MethodDelete, "/stream", url.Values{"app": {app}, "id": {stream}})
 	return err
 }
 
@@ -238,7 +232,7 @@ func (n *standIn) leftAlone() error {
 	return err
 }
 
-func (n *standIn) stop(ctx context.Context) error { return n.svc.Stop(ctx) }
+func (n *standIn) stop(ctx context.Context) error { return n.Service.Stop(ctx) }
 
 // connection is a viewer with a connection of its own.
 type connection struct {
@@ -276,21 +270,13 @@ func (v *connection) served() bool {
 
 func (v *connection) leave() error { return v.conn.Close() }
 
-// environ are the settings that make the agent look at the pretended machine.
-func (n *standIn) environ() []string {
-	return append([]string{
-		"PATH=" + os.Getenv("PATH"), "NO_COLOR=1", "TERM=xterm",
-		"LANG=" + os.Getenv("LANG"), "LC_ALL=" + os.Getenv("LC_ALL"), "LC_CTYPE=" + os.Getenv("LC_CTYPE"),
-		"AMSAGENT_ROOT=" + n.tree.Root,
-		"AMSAGENT_SERVICE_COMMAND=" + n.wrapper,
-		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0",
-		"AMSAGENT_AGENT_CHECK_ADDRESS=" + n.check,
-	}, n.meta.Environ...)
-}
-
+// command shows the pretended machine to the agent.
 func (n *standIn) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(n.agent, args...)
-	cmd.Env = n.environ()
+	cmd := n.Command(append([]string{n.agent}, args...)...)
+	cmd.Env = append(cmd.Env,
+		"TERM=xterm", "LANG="+os.Getenv("LANG"), "LC_ALL="+os.Getenv("LC_ALL"), "LC_CTYPE="+os.Getenv("LC_CTYPE"),
+		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0", "AMSAGENT_AGENT_CHECK_ADDRESS="+n.check)
+	cmd.Env = append(cmd.Env, n.meta.Environ...)
 	return cmd
 }
 

@@ -33,9 +33,9 @@ func TestAttackMemory(t *testing.T) {
 		t.Skip("needs root and a second user")
 	}
 	n := newCrashNode(t, 1, crashNodeOptions{shm: true})
-	live := filepath.Join(n.dir, "webapps/LiveApp")
+	live := filepath.Join(n.StandIn.Tree.Dir, "webapps/LiveApp")
 	settingsOf := func(app string) string { return filepath.Join(app, "WEB-INF/red5-web.properties") }
-	appDir := func(i int) string { return filepath.Join(n.dir, "webapps", fmt.Sprintf("App%02d", i)) }
+	appDir := func(i int) string { return filepath.Join(n.StandIn.Tree.Dir, "webapps", fmt.Sprintf("App%02d", i)) }
 	settings, err := os.ReadFile(settingsOf(live))
 	must.OK(t, err)
 	room := conf.MaxSettings - 4096 - len(settings) // the join adds to it
@@ -81,6 +81,6 @@ func TestAttackMemory(t *testing.T) {
 		must.OK(t, os.WriteFile(name, bytes.Replace(b, []byte("db.type=mongodb"), []byte("db.type=mapdb"), 1), 0o644))
 	}
 	run("status")
-	run("converge", "--before-start", "--root", n.root)
+	run("converge", "--before-start", "--root", n.Path("/"))
 	run("leave")
 }

@@ -112,14 +112,14 @@ func newAttackedNode(t *testing.T, number int, variant string, o crashNodeOption
 	}
 	o.tree, o.owner = func(o *tree.Options) { o.Variant = variant }, true
 	n := newCrashNode(t, number, o)
-	base := filepath.Dir(n.root)
+	base := filepath.Dir(n.Path("/"))
 	if err := errors.Join(
 		os.Chmod(base, 0o711), // for the hostile user, where no server runs as him
-		os.MkdirAll(filepath.Join(n.dir, "log"), 0o755), os.Chown(filepath.Join(n.dir, "log"), amsOwner, amsOwner),
+		os.MkdirAll(filepath.Join(n.StandIn.Tree.Dir, "log"), 0o755), os.Chown(filepath.Join(n.StandIn.Tree.Dir, "log"), amsOwner, amsOwner),
 	); err != nil {
 		t.Fatal(err)
 	}
-	return &attacked{n, newPrey(t, n.root, n.dir, filepath.Join(base, "marks"))}
+	return &attacked{n, newPrey(t, n.Path("/"), n.StandIn.Tree.Dir, filepath.Join(base, "marks"))}
 }
 
 // sealedNames are files that a seal removes where the server keeps them.
@@ -136,7 +136,7 @@ func (a *attacked) litter() {
 // shell is a shell line of the hostile user's, in the server's folder.
 func (a *attacked) shell(line string, args ...string) *exec.Cmd {
 	cmd := exec.Command("sh", append([]string{"-c", line, "sh"}, args...)...)
-	cmd.Dir = a.dir
+	cmd.Dir = a.StandIn.Tree.Dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: amsOwner, Gid: amsOwner}}
 	return cmd
 }
@@ -158,7 +158,7 @@ const capabilityXattr = "security.capability"
 // notes its inode.
 func (a *attacked) privilege(t *testing.T, name string) {
 	t.Helper()
-	real := filepath.Join(a.dir, name)
+	real := filepath.Join(a.StandIn.Tree.Dir, name)
 	info, err := os.Lstat(real)
 	must.OK(t, err)
 	marks, err := os.OpenFile(a.marks, os.O_WRONLY|os.O_APPEND, 0)
@@ -259,11 +259,11 @@ func TestAttackKept(t *testing.T) {
 			t.Error(err)
 		}
 		for _, made := range []string{"/etc/made", "/etc/outside/made"} {
-			if _, err := os.Lstat(filepath.Join(a.root, made)); !errors.Is(err, fs.ErrNotExist) {
+			if _, err := os.Lstat(a.Path(made)); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: %v", made, err)
 			}
 		}
-		kept, err := filepath.Glob(filepath.Join(a.dir, "conf/jee-container.xml.amsagent-saved*"))
+		kept, err := filepath.Glob(filepath.Join(a.StandIn.Tree.Dir, "conf/jee-container.xml.amsagent-saved*"))
 		must.OK(t, err)
 		found := false
 		for _, name := range kept {
@@ -321,7 +321,7 @@ func TestAttackLinks(t *testing.T) {
 			if err := a.harmless(); err != nil {
 				t.Error(err)
 			}
-			b, err := os.ReadFile(filepath.Join(a.dir, "conf/red5.properties"))
+			b, err := os.ReadFile(filepath.Join(a.StandIn.Tree.Dir, "conf/red5.properties"))
 			if err != nil || strings.Contains(string(b), "mongodb://") {
 				t.Errorf("red5.properties was not given back: %v", err)
 			}
@@ -340,7 +340,7 @@ func TestAttackRights(t *testing.T) {
 	plain := func() {
 		t.Helper()
 		for _, name := range files {
-			real := filepath.Join(a.dir, name)
+			real := filepath.Join(a.StandIn.Tree.Dir, name)
 			info, err := os.Lstat(real)
 			if err != nil || info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
 				t.Errorf("%s: %v, %v", name, info.Mode(), err)
@@ -363,8 +363,8 @@ func TestAttackRights(t *testing.T) {
 // backup cannot be one more.
 func TestAttackManyLinks(t *testing.T) {
 	a := newAttacked(t, "3.0", crashNodeOptions{}) // on a disk: a file in memory has any number
-	first := filepath.Join(a.dir, "conf/red5.properties")
-	dir := filepath.Join(a.dir, "links")
+	first := filepath.Join(a.StandIn.Tree.Dir, "conf/red5.properties")
+	dir := filepath.Join(a.StandIn.Tree.Dir, "links")
 	must.OK(t, os.Mkdir(dir, 0o755))
 	must.OK(t, os.Chown(dir, amsOwner, amsOwner))
 	const more = 66_000 // than ext4 and btrfs allow
@@ -403,9 +403,9 @@ func TestAttackManyLinks(t *testing.T) {
 // was in place. all is closed once each was.
 func (a *attacked) adversary(t *testing.T) (all <-chan struct{}, calm func() string) {
 	t.Helper()
-	program := filepath.Join(filepath.Dir(a.root), "adversary")
+	program := filepath.Join(filepath.Dir(a.Path("/")), "adversary")
 	buildAdversary(t, program)
-	cmd := exec.Command(program, a.root, a.dir, attackOutside, attackSeed(t))
+	cmd := exec.Command(program, a.Path("/"), a.StandIn.Tree.Dir, attackOutside, attackSeed(t))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: amsOwner, Gid: amsOwner}, Pdeathsig: syscall.SIGKILL}
 	return a.attack(t, cmd)
 }
@@ -546,13 +546,13 @@ func (a *attacked) wayBack(t *testing.T) {
 		t.Error(err)
 	}
 	// What else is in his files is his to spoil: what was there in the middle of a join is given back by its leave.
-	in, err := ams.Open(a.root, "")
+	in, err := ams.Open(a.Path("/"), "")
 	must.OK(t, err)
 	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
 		t.Errorf("the server is in mode %v, %v", mode, err)
 	}
 	for _, pattern := range []string{"conf/*.properties", "*/*/*.properties", "*/*/*/*.properties"} {
-		files, err := filepath.Glob(filepath.Join(a.dir, pattern))
+		files, err := filepath.Glob(filepath.Join(a.StandIn.Tree.Dir, pattern))
 		must.OK(t, err)
 		for _, name := range files {
 			if b, err := os.ReadFile(name); err != nil || strings.Contains(string(b), "mongodb://") {
@@ -616,12 +616,12 @@ func TestAttack(t *testing.T) {
 func TestAttackConverge(t *testing.T) {
 	a := newAttacked(t, "3.0", crashNodeOptions{shm: true, mongo: startCrashMongo(t)})
 	a.mustRun(t, "join")
-	where := filepath.Join(a.root, "etc/amsagent/mongo")
+	where := a.Path("etc/amsagent/mongo")
 	secret, err := os.ReadFile(where)
 	must.OK(t, err)
 	all, calm := a.adversary(t)
-	before := []string{"converge", "--before-start", "--root", a.root, "--service-command", a.wrap} // no variable counts
-	byHand := []string{"converge", "--timeout", "5s"}                                               // while the server runs, it only reads
+	before := []string{"converge", "--before-start", "--root", a.Path("/"), "--service-command", a.wrap} // no variable counts
+	byHand := []string{"converge", "--timeout", "5s"}                                                    // while the server runs, it only reads
 	commands := [][]string{before, before, byHand}
 	written := map[string]int{}
 	rounds(attackRounds, all, func() bool { return len(written) == 1 }, func(n int) {

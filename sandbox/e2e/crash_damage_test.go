@@ -35,7 +35,7 @@ func TestCrashDamaged(t *testing.T) {
 		t.Run(tt.name+" "+tt.content, func(t *testing.T) {
 			must.OK(t, n.removeState())
 			n.mustRun(t, "join")
-			file := filepath.Join(n.root, crashStateDir, tt.name)
+			file := n.Path(crashStateDir + "/" + tt.name)
 			was, rerr := os.ReadFile(file)
 			must.OK(t, os.WriteFile(file, []byte(tt.content), 0o600))
 			harmless := !tt.version && tt.name == "state.json"
@@ -83,16 +83,16 @@ func TestCrashDamaged(t *testing.T) {
 			}
 			// The standalone form, nothing of ours left, and the damaged file kept.
 			for _, path := range []string{"etc/amsagent/mongo", "etc/systemd/system/antmedia.service.d/50-amsagent.conf"} {
-				if _, err := os.Stat(filepath.Join(n.root, path)); !errors.Is(err, os.ErrNotExist) {
+				if _, err := os.Stat(n.Path(path)); !errors.Is(err, os.ErrNotExist) {
 					t.Errorf("%s is still there: %v", path, err)
 				}
 			}
-			hosts, err := os.ReadFile(filepath.Join(n.root, "etc/hosts"))
+			hosts, err := os.ReadFile(n.Path("etc/hosts"))
 			if err != nil || strings.Contains(string(hosts), "amsagent") {
 				t.Errorf("/etc/hosts: %v\n%s", err, hosts)
 			}
 			for _, rel := range []string{"conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
-				b, err := os.ReadFile(filepath.Join(n.dir, rel))
+				b, err := os.ReadFile(filepath.Join(n.StandIn.Tree.Dir, rel))
 				if err != nil || strings.Contains(string(b), crashUser+":") {
 					t.Errorf("%s is still a node's: %v\n%s", rel, err, b)
 				}

@@ -95,7 +95,7 @@ func TestCrashDisks(t *testing.T) {
 // takes it away and leaves the folder with what was on it.
 func (n *crashNode) smallDisk(t *testing.T, place string, readOnly bool) (release func()) {
 	t.Helper()
-	dir := filepath.Join(n.root, place)
+	dir := n.Path(place)
 	_, err := os.Stat(dir)
 	made := errors.Is(err, os.ErrNotExist)
 	must := func(err error) {
@@ -163,10 +163,10 @@ func TestCrashLeaveOnFullDisk(t *testing.T) {
 	n.mustRun(t, "join", "--role", "edge")
 	for _, place := range []string{"usr/local/antmedia/conf", "var/lib/amsagent"} {
 		release := n.smallDisk(t, place, false)
-		touched := n.touched(t)
+		touched := n.Touches()
 		r := n.agent("leave")
-		if r.Exit == 0 || n.touched(t) != touched {
-			t.Errorf("%s full: exit %d, the service was touched %d times\n%s", place, r.Exit, n.touched(t)-touched, r.Err)
+		if r.Exit == 0 || n.Touches() != touched {
+			t.Errorf("%s full: exit %d, the service was touched %d times\n%s", place, r.Exit, n.Touches()-touched, r.Err)
 		}
 		release()
 		if err := errors.Join(n.isJoined(), n.row(cluster.StateActive)); err != nil {
@@ -206,7 +206,7 @@ func immutable(path string, on bool) error {
 // its folder.
 func TestCrashImmutable(t *testing.T) {
 	n := newCrashNode(t, 3, crashNodeOptions{})
-	probe := filepath.Join(n.root, secretFile)
+	probe := n.Path(secretFile)
 	if err := errors.Join(immutable(probe, true), immutable(probe, false)); err != nil {
 		t.Skipf("needs root and a file system that knows chattr +i: %v", err)
 	}
@@ -226,7 +226,7 @@ func TestCrashImmutable(t *testing.T) {
 					n.mustRun(t, "join")
 				}
 				before := n.snapshot(t)
-				path := filepath.Join(n.root, target)
+				path := n.Path(target)
 				if err := immutable(path, true); err != nil {
 					t.Fatal(err)
 				}
@@ -261,7 +261,7 @@ func TestCrashImmutable(t *testing.T) {
 				if err := n.finish(cmd); err != nil {
 					t.Error(err)
 				}
-				if _, err := os.Stat(filepath.Join(n.root, crashStateDir, "undo.json")); err == nil {
+				if _, err := os.Stat(n.Path(crashStateDir + "/undo.json")); err == nil {
 					n.mustRun(t, "leave")
 				}
 			})
@@ -292,28 +292,27 @@ func TestCrashOtherUser(t *testing.T) {
 	}
 	const somebody = amsOwner
 	n := newCrashNode(t, 4, crashNodeOptions{shm: true, tree: func(o *tree.Options) { o.NoUnit = true }})
-	agent := filepath.Join(filepath.Dir(n.root), "amsagent")
+	agent := filepath.Join(filepath.Dir(n.Path("/")), "amsagent")
 	if out, err := exec.Command("cp", bins.agent, agent).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	own := func(uid int, paths ...string) {
 		t.Helper()
 		for _, p := range paths {
-			if err := os.Chown(filepath.Join(n.root, p), uid, uid); err != nil {
+			if err := os.Chown(n.Path(p), uid, uid); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	if err := errors.Join(os.Chmod(filepath.Dir(n.root), 0o755), os.Chmod(agent, 0o755), os.MkdirAll(filepath.Join(n.root, crashStateDir), 0o700),
-		os.MkdirAll(filepath.Join(n.root, "run/amsagent"), 0o755), os.MkdirAll(filepath.Join(n.root, "etc/amsagent"), 0o755)); err != nil {
+	if err := errors.Join(os.Chmod(filepath.Dir(n.Path("/")), 0o755), os.Chmod(agent, 0o755), os.MkdirAll(n.Path(crashStateDir), 0o700),
+		os.MkdirAll(n.Path("run/amsagent"), 0o755), os.MkdirAll(n.Path("etc/amsagent"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	own(somebody, secretFile, "var/lib", crashStateDir, "run", "run/amsagent", "etc", "etc/amsagent", "etc/hosts")
 	run := func(cmd string) ran {
 		t.Helper()
-		argv := n.argv(cmd, "-o", "json")
-		c := exec.Command(agent, argv[1:]...)
-		c.Env = n.env
+		c := n.command(cmd, "-o", "json")
+		c.Path = agent
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: somebody, Gid: somebody, NoSetGroups: true}}
 		var out, errs strings.Builder
 		c.Stdout, c.Stderr = &out, &errs
@@ -365,7 +364,7 @@ func TestCrashOtherUser(t *testing.T) {
 // told who it is, and nothing was done.
 func TestCrashLocked(t *testing.T) {
 	n := newCrashNode(t, 5, crashNodeOptions{shm: true})
-	lock := filepath.Join(n.root, "run/amsagent/lock")
+	lock := n.Path("run/amsagent/lock")
 	if err := os.MkdirAll(filepath.Dir(lock), 0o755); err != nil {
 		t.Fatal(err)
 	}

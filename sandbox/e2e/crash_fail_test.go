@@ -237,7 +237,7 @@ func (n *crashNode) differencesBut(want map[string]string, strays bool) error {
 
 // mode proves that AMS runs as the tree says.
 func (n *crashNode) mode(tree map[string]string) error {
-	if n.m == nil {
+	if n.Mongo == nil {
 		return nil
 	}
 	if sameTree(tree, n.joined) {
@@ -252,7 +252,7 @@ func sameTree(a, b map[string]string) bool { return maps.Equal(a, b) }
 // others see of this node.
 func (n *crashNode) rowBefore(cmd string) error {
 	switch {
-	case n.m == nil:
+	case n.Mongo == nil:
 		return nil
 	case cmd == "leave":
 		return n.row(cluster.StateActive)

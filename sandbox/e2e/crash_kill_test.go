@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
 // crashWorkers is how many nodes are at work side by side. They wait for their
@@ -42,7 +43,7 @@ func crashEvery(t *testing.T) int {
 func crashFleet(t *testing.T, first int) []*crashNode {
 	t.Helper()
 	nodes := make([]*crashNode, crashWorkers)
-	var m *crashMongo
+	var m *mongod.Server
 	for i := range nodes {
 		if i%8 == 0 {
 			m = startCrashMongo(t)
@@ -108,7 +109,7 @@ func TestCrashKill(t *testing.T) {
 // not come up with the new files, before every call.
 func TestCrashKillRollback(t *testing.T) {
 	nodes := make([]*crashNode, crashWorkers)
-	var m *crashMongo
+	var m *mongod.Server
 	for i := range nodes {
 		if i%8 == 0 {
 			m = startCrashMongo(t)
@@ -187,7 +188,7 @@ func crashTarget(n *crashNode, cmd string, s shot) (traced, error) {
 			return traced{}, fmt.Errorf("joining, to leave: exit %d\n%s", r.Exit, r.Err)
 		}
 	}
-	return traceAgent(n.argv(args...), n.env, s)
+	return n.trace(s, args...)
 }
 
 // crashEach does count jobs, or a sample of them, on the nodes, side by side. A node
@@ -237,7 +238,7 @@ loop:
 
 // repair puts a node back after a failed job, by force.
 func (n *crashNode) repair() error {
-	_ = filepath.WalkDir(n.root, func(p string, _ os.DirEntry, _ error) error {
+	_ = filepath.WalkDir(n.Path("/"), func(p string, _ os.DirEntry, _ error) error {
 		if strings.Contains(filepath.Base(p), ".amsagent-") {
 			_ = os.Remove(p)
 		}

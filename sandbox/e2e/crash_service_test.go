@@ -60,7 +60,7 @@ func TestCrashService(t *testing.T) {
 			return err
 		}
 		n.wrapper(t, n.killAt(j.verb, j.nth, j.half, j.agent))
-		r, err := traceAgent(n.argv(j.cmd, "-o", "json"), n.env, shot{})
+		r, err := n.trace(shot{}, j.cmd, "-o", "json")
 		n.wrapper(t, "")
 		if err != nil {
 			return err
@@ -124,12 +124,12 @@ func TestCrashStopped(t *testing.T) {
 						daemon()
 					}
 					n.wrapper(t, n.killAt(verb, 1, verb == "stop", true))
-					r, err := traceAgent(n.argv(cmd), n.env, shot{})
+					r, err := n.trace(shot{}, cmd)
 					n.wrapper(t, "")
 					if err != nil || !r.Killed {
 						t.Fatalf("%v: killed %v\n%s", err, r.Killed, r.Err)
 					}
-					if st, err := n.svc.Status(); by != "the daemon" && (err != nil || st == amsctl.Active) {
+					if st, err := n.StandIn.Service.Status(); by != "the daemon" && (err != nil || st == amsctl.Active) {
 						t.Fatalf("the service is %s, %v", st, err)
 					}
 					switch by {
@@ -147,7 +147,7 @@ func TestCrashStopped(t *testing.T) {
 						n.mustRun(t, cmd)
 					}
 					must.OK(t, eventually(time.Minute, func() error {
-						if st, err := n.svc.Status(); err != nil || st != amsctl.Active {
+						if st, err := n.StandIn.Service.Status(); err != nil || st != amsctl.Active {
 							return fmt.Errorf("the service is %s: %w", st, err)
 						}
 						return nil

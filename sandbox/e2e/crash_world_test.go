@@ -22,6 +22,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -30,46 +31,21 @@ import (
 // be kept.
 const amsOwner = 1500
 
-// The password is in the connection string: files that get it leave the world's
-// sight. Only a join is told of it, by a file.
+// The password is in the connection string: files that get it must not be readable by everybody. Only a join gets it, from
+// a file.
 const crashUser, crashPassword, secretFile = "ams", "p@ss/w:rd", "/secret"
 
-// crashMongo is one database for all nodes of a test.
-type crashMongo struct {
-	server *mongod.Server
-	target cluster.Target
-	client *cluster.Client
-}
-
-func startCrashMongo(t *testing.T) *crashMongo {
+// startCrashMongo starts one database for all nodes of a test.
+func startCrashMongo(t *testing.T) *mongod.Server {
 	t.Helper()
-	s := servers.Start(t, mongod.Options{Users: map[string]string{crashUser: crashPassword}})
-	m := &crashMongo{server: s}
-	var err error
-	if m.target, err = mongoLogin(s.Addr(), crashUser, crashPassword); err != nil {
-		t.Fatal(err)
-	}
-	if m.client, err = cluster.Connect(context.Background(), m.target, cluster.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		_ = m.client.Close(ctx)
-	})
-	return m
+	return servers.Start(t, mongod.Options{Users: map[string]string{crashUser: crashPassword}})
 }
 
-// crashNode is a machine with an installation, a service and an agent.
+// crashNode is a node whose service command a test may change. Its methods return errors: many nodes work side by side.
 type crashNode struct {
-	root string
-	dir  string // of the installation
-	addr string
-	env  []string
-	svc  amsctl.Config
+	*rig.Node
 	wrap string // the service command
-	m    *crashMongo
-	// failed tells that a join failed: then the row may say so for good.
+	// failed reports that a join failed: then the record may stay so.
 	failed bool
 	// clean and joined are the tree before a join and after it, by path.
 	clean, joined map[string]string
@@ -77,7 +53,7 @@ type crashNode struct {
 
 // crashNodeOptions: the zero value is a node that is joined and left offline.
 type crashNodeOptions struct {
-	mongo *crashMongo // nil: offline
+	mongo *mongod.Server // nil: offline
 	// shm puts the tree into memory: for what does not depend on the disk.
 	shm bool
 	// tree changes how the installation is written.
@@ -106,49 +82,38 @@ func newCrashNode(t testing.TB, number int, o crashNodeOptions) *crashNode {
 	if o.shm {
 		base = memoryDir(t)
 	}
-	n := &crashNode{addr: fmt.Sprintf("127.0.%d.%d", 1+number/200, 1+number%200), m: o.mongo}
-	to := tree.Options{Host: fmt.Sprintf("node%d", number), Owner: &tree.Owner{UID: amsOwner, GID: amsOwner}}
+	n := &crashNode{wrap: filepath.Join(base, "svc")}
+	with := rig.Options{
+		Options: standin.Options{
+			Dir: base, Command: "svc.real", Sandbox: bins.sandbox, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
+			Tree: tree.Options{Host: fmt.Sprintf("node%d", number), Owner: &tree.Owner{UID: amsOwner, GID: amsOwner}},
+			Args: append([]string{"--period", "500ms", "--mongo-timeout", "5s", "--save-at-start=false"}, o.args...),
+		},
+		Agent: bins.agent, Address: fmt.Sprintf("127.0.%d.%d", 1+number/200, 1+number%200), Mongo: o.mongo, Stopped: o.mongo == nil,
+	}
+	mongo, service := "mongodb://"+crashUser+":p%40ss%2Fw%3Ard@127.0.0.1:27017/?authSource=admin", ""
+	if o.mongo != nil {
+		mongo, service = o.mongo.LoginURI(), n.wrap
+	}
+	with.Env = []string{
+		"HOME=/nonexistent", "AMSAGENT_PROVIDER=generic", "AMSAGENT_ADDRESS=" + with.Address, "AMSAGENT_TIMEOUT=60s",
+		"AMSAGENT_SERVICE_COMMAND=" + service,
+	}
 	if os.Geteuid() != 0 {
-		to.Owner = nil
+		with.Tree.Owner = nil
 	}
 	if o.tree != nil {
-		o.tree(&to)
-	}
-	with := standin.Options{
-		Dir: base, Command: "svc.real", Sandbox: bins.sandbox, Tree: to, StartWait: 10 * time.Second, StopWait: 5 * time.Second,
-		Args: append([]string{"--period", "500ms", "--mongo-timeout", "5s", "--save-at-start=false"}, o.args...),
+		o.tree(&with.Tree)
 	}
 	if o.owner {
 		with.User = amsOwner
+		must.OK(t, errors.Join(os.Chmod(base, 0o711), os.Chmod(bins.dir, 0o711)))
 	}
-	m, err := standin.New(with)
-	must.OK(t, err)
-	n.root, n.dir, n.svc = m.Tree.Root, m.Tree.Dir, m.Service
-	id := filepath.Join(n.root, "etc/machine-id")
+	n.Node = rig.New(t, with)
+	id := n.Path("etc/machine-id")
 	must.OK(t, errors.Join(os.RemoveAll(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", number+1), 0o444)))
-	n.env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "NO_COLOR=1", "AMSAGENT_ROOT=" + n.root, "AMSAGENT_PROVIDER=generic",
-		"AMSAGENT_ADDRESS=" + n.addr, "AMSAGENT_TIMEOUT=60s",
-	}
-	mongo := "mongodb://" + crashUser + ":p%40ss%2Fw%3Ard@127.0.0.1:27017/?authSource=admin"
-	if o.mongo != nil {
-		mongo = o.mongo.target.URI().Reveal()
-	}
-	must.OK(t, os.WriteFile(filepath.Join(n.root, secretFile), []byte(mongo), 0o600))
-	if o.mongo != nil {
-		n.wrap = filepath.Join(base, "svc")
-		n.env = append(n.env, "AMSAGENT_SERVICE_COMMAND="+n.wrap)
-		if o.owner {
-			must.OK(t, errors.Join(os.Chmod(base, 0o711), os.Chmod(bins.dir, 0o711)))
-		}
-		n.wrapper(t, "")
-		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-			defer cancel()
-			_ = n.svc.Stop(ctx)
-		})
-		must.OK(t, n.svc.Start(context.Background(), nil))
-	}
+	n.Write(secretFile, mongo)
+	n.wrapper(t, "")
 	n.clean = n.snapshot(t)
 	return n
 }
@@ -163,17 +128,17 @@ func (n *crashNode) wrapper(t testing.TB, lines string) {
 	must.OK(t, os.Rename(n.wrap+".new", n.wrap))
 }
 
-// argv is a command of the agent as this node needs it.
-func (n *crashNode) argv(args ...string) []string {
+// command is a command of the agent as this node needs it.
+func (n *crashNode) command(args ...string) *exec.Cmd {
 	if args[0] == "join" {
 		args = append(args, "--mongo", "file:"+secretFile)
 	}
-	if n.m == nil && (args[0] == "join" || args[0] == "leave") {
+	if n.Mongo == nil && (args[0] == "join" || args[0] == "leave") {
 		args = append(args, "--offline")
 	} else if args[0] == "leave" {
 		args = append(args, "--now") // no daemon counts sessions
 	}
-	return append([]string{bins.agent}, args...)
+	return n.Cmd(args...)
 }
 
 // ran is how a command ended.
@@ -183,12 +148,16 @@ type ran struct {
 }
 
 func (n *crashNode) start(args ...string) (*exec.Cmd, *strings.Builder, *strings.Builder) {
-	argv := n.argv(args...)
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = n.env
+	cmd := n.command(args...)
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	return cmd, &out, &errs
+}
+
+// trace runs a command under the tracer.
+func (n *crashNode) trace(s shot, args ...string) (traced, error) {
+	cmd := n.command(args...)
+	return traceAgent(cmd.Args, cmd.Environ(), s) // each variable once
 }
 
 // agent runs a command to its end.
@@ -234,7 +203,7 @@ func (n *crashNode) snapshot(t testing.TB) map[string]string {
 // look lists type, mode, owner and content of everything but what the agent keeps
 // for itself.
 func (n *crashNode) look() (map[string]string, error) {
-	lines, err := tree.Snapshot(n.root, "var/lib", "run", "proc")
+	lines, err := tree.Snapshot(n.Path("/"), "var/lib", "run", "proc")
 	if err != nil {
 		return nil, err
 	}
@@ -293,7 +262,7 @@ func (n *crashNode) differences(want map[string]string) error {
 // that refuses it.
 func (n *crashNode) strays(ownTemps bool) error {
 	var errs []error
-	err := filepath.WalkDir(n.root, func(p string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(n.Path("/"), func(p string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -313,7 +282,7 @@ const crashStateDir = "var/lib/amsagent"
 
 // rememberedState is the state file; nil where there is none.
 func (n *crashNode) rememberedState() (map[string]any, error) {
-	b, err := os.ReadFile(filepath.Join(n.root, crashStateDir, "state.json"))
+	b, err := os.ReadFile(n.Path(crashStateDir + "/state.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -329,7 +298,7 @@ func (n *crashNode) rememberedState() (map[string]any, error) {
 
 // kept lists what the agent has in its state folder.
 func (n *crashNode) kept() ([]string, error) {
-	entries, err := os.ReadDir(filepath.Join(n.root, crashStateDir))
+	entries, err := os.ReadDir(n.Path(crashStateDir))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -348,14 +317,14 @@ func (n *crashNode) isJoined() error {
 	}
 	names, err := n.kept()
 	want := "config.yaml.good given.json state.json undo.json"
-	if n.m == nil {
+	if n.Mongo == nil {
 		want = "undo.json"
 	}
 	if got := strings.Join(names, " "); got != want {
 		err = errors.Join(err, fmt.Errorf("the state folder holds %q, want %q", got, want))
 	}
 	errs = append(errs, err)
-	if n.m != nil {
+	if n.Mongo != nil {
 		s, err := n.rememberedState()
 		if s["phase"] != "joined" || s["restart_pending"] != nil {
 			err = errors.Join(err, fmt.Errorf("state.json says %v", s))
@@ -373,7 +342,7 @@ func (n *crashNode) isLeft() error {
 		err = errors.Join(err, fmt.Errorf("the state folder holds %v", names))
 	}
 	errs = append(errs, err)
-	if n.m != nil {
+	if n.Mongo != nil {
 		row := n.row(cluster.StateLeft)
 		if row != nil && n.failed {
 			row = n.row(cluster.StateFailed)
@@ -388,12 +357,12 @@ func (n *crashNode) isLeft() error {
 func (n *crashNode) row(want cluster.State) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	nodes, err := n.m.client.Nodes(ctx)
+	nodes, err := n.Client.Nodes(ctx)
 	if err != nil {
 		return err
 	}
 	for _, r := range nodes {
-		if r.IP == n.addr {
+		if r.IP == n.Address {
 			if r.State != want {
 				return fmt.Errorf("the row in the registry says %s (%s), want %s", r.State, r.Reason, want)
 			}
@@ -409,11 +378,11 @@ func (n *crashNode) row(want cluster.State) error {
 // running proves that AMS is up in that mode.
 func (n *crashNode) running(mode string) error {
 	return eventually(10*time.Second, func() error {
-		st, err := n.svc.Status()
+		st, err := n.StandIn.Service.Status()
 		if err != nil || st != amsctl.Active {
 			return fmt.Errorf("the service is %s: %w", st, err)
 		}
-		b, err := n.svc.Info()
+		b, err := n.StandIn.Service.Info()
 		if err != nil {
 			return err
 		}
@@ -424,7 +393,7 @@ func (n *crashNode) running(mode string) error {
 		if err := json.Unmarshal(b, &info); err != nil {
 			return err
 		}
-		if info.Mode != mode || (mode == "cluster" && info.Address != n.addr) {
+		if info.Mode != mode || (mode == "cluster" && info.Address != n.Address) {
 			return fmt.Errorf("AMS runs as %+v, want %s", info, mode)
 		}
 		return nil
@@ -435,12 +404,12 @@ func (n *crashNode) running(mode string) error {
 func (n *crashNode) documents(want bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	docs, err := n.m.client.AMSNodesByAddress(ctx, n.addr)
+	docs, err := n.Client.AMSNodesByAddress(ctx, n.Address)
 	if err != nil {
 		return err
 	}
 	if (len(docs) > 0) != want {
-		return fmt.Errorf("%d documents of %s in clusternode", len(docs), n.addr)
+		return fmt.Errorf("%d documents of %s in clusternode", len(docs), n.Address)
 	}
 	return nil
 }
@@ -483,25 +452,9 @@ func stateSaid(stderr string) (string, error) {
 	return "", fmt.Errorf("it failed without an error:\n%s", stderr)
 }
 
-// touched counts how often the service command was asked to do something.
-func (n *crashNode) touched(t testing.TB) int {
-	t.Helper()
-	b, err := os.ReadFile(n.wrap + ".log")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Fatal(err)
-	}
-	count := 0
-	for line := range strings.SplitSeq(string(b), "\n") {
-		if line == "start" || line == "stop" || line == "restart" {
-			count++
-		}
-	}
-	return count
-}
-
 // removeState makes a machine that the agent has never seen.
 func (n *crashNode) removeState() error {
-	return errors.Join(os.RemoveAll(filepath.Join(n.root, "var/lib")), os.RemoveAll(filepath.Join(n.root, "run")))
+	return errors.Join(os.RemoveAll(n.Path("var/lib")), os.RemoveAll(n.Path("run")))
 }
 
 // eventually asks until the answer is good or the time is over.

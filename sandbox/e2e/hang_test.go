@@ -48,8 +48,8 @@ func hang(t *testing.T, folder string) (end func()) {
 // proved notes what a join notes that has seen the server in the cluster, as one that is offline cannot.
 func (n *crashNode) proved(t *testing.T) {
 	t.Helper()
-	state := fmt.Sprintf(`{"version":1,"phase":"joined","instance_id":"%032x","address":"%s"}`, 2, n.addr)
-	name := filepath.Join(n.root, bootstrap.StateDir, "state.json")
+	state := fmt.Sprintf(`{"version":1,"phase":"joined","instance_id":"%032x","address":"%s"}`, 2, n.Address)
+	name := n.Path(bootstrap.StateDir + "/state.json")
 	must.OK(t, os.WriteFile(name, []byte(state), 0o600))
 }
 
@@ -78,10 +78,10 @@ func TestCrashFilesHang(t *testing.T) {
 					n.proved(t)
 				}
 				before := n.snapshot(t)
-				end := hang(t, filepath.Join(n.dir, folder))
+				end := hang(t, filepath.Join(n.StandIn.Tree.Dir, folder))
 				args, beforeStart := strings.Fields(tt.args), strings.HasSuffix(tt.args, "--before-start")
 				if beforeStart {
-					args = append(args, "--root", n.root) // no variable counts
+					args = append(args, "--root", n.Path("/")) // no variable counts
 				}
 				cmd, out, errs := n.start(args...)
 				must.OK(t, cmd.Start())

@@ -12,8 +12,6 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/standin"
 )
 
 // changes are the system calls that change a file system.
@@ -27,20 +25,15 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 	if err != nil {
 		t.Skip("strace is not installed: its system calls are not watched")
 	}
-	dir := t.TempDir()
-	mongo := servers.Start(t, mongod.Options{})
-	m := newMachineOnDisk(t, standin.Options{Dir: dir})
-	root, svc := m.Tree.Root, m.Service
-	args := []string{"join", "--root", root, "--provider", "generic", "--address", "127.0.0.91", "--service-command", m.Wrapper, "--mongo", mongo.Addr(), "--timeout", "120s"}
-	if out, err := exec.Command(bins.agent, args...).CombinedOutput(); err != nil {
-		t.Fatalf("the first join: %v\n%s", err, out)
-	}
-	info, err := svc.Info()
+	n := newSingle(t, "127.0.0.91")
+	n.Must("join")
+	info, err := n.StandIn.Service.Info()
 	must.OK(t, err)
 
-	trace := filepath.Join(dir, "trace")
+	trace := filepath.Join(t.TempDir(), "trace")
 	// -y names the file behind each descriptor.
-	cmd := exec.Command(strace, append([]string{"-f", "-qq", "-y", "-o", trace, "-e", "trace=" + changes + ",openat", bins.agent}, args...)...)
+	cmd := exec.Command(strace, "-f", "-qq", "-y", "-o", trace, "-e", "trace="+changes+",openat", n.Agent, "join")
+	cmd.Env = n.Cmd().Env
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.HasPrefix(lastResult(string(out)), "nothing to do") {
 		t.Fatalf("the second join: %v\n%s", err, out)
@@ -60,7 +53,7 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 		if strings.Contains(line, " resumed>") {
 			line = begun[thread] + line
 		}
-		if !strings.Contains(line, root) {
+		if !strings.Contains(line, n.Path("/")) {
 			continue
 		}
 		if strings.Contains(line, "openat(") && (!create.MatchString(line) || strings.Contains(line, "/run/amsagent/lock")) {
@@ -71,7 +64,7 @@ func TestSecondJoinWritesNothing(t *testing.T) {
 	if seen == 0 {
 		t.Error("strace saw nothing: this test proves nothing")
 	}
-	if now, err := svc.Info(); err != nil || string(now) != string(info) {
+	if now, err := n.StandIn.Service.Info(); err != nil || string(now) != string(info) {
 		t.Errorf("the service was restarted: %s, %v; before: %s", now, err, info)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -154,7 +153,6 @@ type world struct {
 	t   testscript.T
 
 	mongo   *mongod.Server
-	users   map[string]string
 	release func() error // of mongo
 
 	aws   *fakeaws.Server
@@ -207,8 +205,7 @@ func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
 		return nil
 	case len(args) == 1:
 		user, password, _ := strings.Cut(args[0], ":")
-		w.users = map[string]string{user: password}
-		o.Users = maps.Clone(w.users)
+		o.Users = map[string]string{user: password}
 	}
 	var err error
 	if o.Binary, err = realmongo.Binary(); err != nil {
@@ -309,23 +306,6 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	return nil
 }
 
-// newMachineOnDisk makes a machine whose server ends with the test.
-func newMachineOnDisk(t testing.TB, o standin.Options) *standin.Machine {
-	t.Helper()
-	if o.Dir == "" {
-		o.Dir = t.TempDir()
-	}
-	o.Sandbox, o.Tree.Host, o.Tree.HostResolves = bins.sandbox, "node", true
-	m, err := standin.New(o)
-	must.OK(t, err)
-	t.Cleanup(func() {
-		if err := m.Stop(); err != nil {
-			t.Errorf("stopping the service: %v", err)
-		}
-	})
-	return m
-}
-
 func freePort() (string, error) {
 	n, err := port.Free()
 	return strconv.Itoa(n), err
@@ -420,15 +400,7 @@ func (w *world) same(_ *testscript.TestScript, neg bool, args []string) error {
 }
 
 func (w *world) client() (*cluster.Client, error) {
-	addr := w.mongo.Addr()
-	for u, p := range w.users {
-		t, err := mongoLogin(addr, u, p)
-		if err != nil {
-			return nil, err
-		}
-		return cluster.Connect(w.ctx, t, cluster.Options{})
-	}
-	t, err := cluster.ParseTarget(addr)
+	t, err := cluster.ParseTarget(w.mongo.LoginURI())
 	if err != nil {
 		return nil, err
 	}

@@ -5,24 +5,16 @@ package e2e
 
 import (
 	"context"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/standin"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
-
-// mongoLogin is where MongoDB is, with a user; both the name and the password may have any letter in them.
-func mongoLogin(addr, user, password string) (cluster.Target, error) {
-	encode := func(s string) string { return strings.ReplaceAll(url.QueryEscape(s), "+", "%20") }
-	return cluster.ParseTarget("mongodb://" + encode(user) + ":" + encode(password) + "@" + addr + "/?authSource=admin")
-}
 
 // TestNoProcessGetsTheSecret looks at every program that a join and a leave
 // start, with its arguments and its environment: none of them holds the password,
@@ -34,15 +26,12 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 		t.Skip("strace is not installed: the programs it starts are not watched")
 	}
 	const password = "s3cret@&\\ w0rd"
-	dir := t.TempDir()
-	mongo := servers.Start(t, mongod.Options{Users: map[string]string{"ams": password}})
-	target, err := mongoLogin(mongo.Addr(), "ams", password)
-	must.OK(t, err)
-	m := newMachineOnDisk(t, standin.Options{Dir: dir})
-	root := m.Tree.Root
-	must.OK(t, os.WriteFile(filepath.Join(root, "mongo.uri"), []byte(target.URI().Reveal()+"\n"), 0o600))
-	encoded := strings.TrimPrefix(target.URI().Reveal(), "mongodb://ams:")
-	encoded, _, _ = strings.Cut(encoded, "@")
+	o := singleOptions(servers.Start(t, mongod.Options{Users: map[string]string{"ams": password}}), "127.0.0.92")
+	o.Env = []string{"AMSAGENT_PROVIDER=generic", "AMSAGENT_LOG_LEVEL=debug", "AMSAGENT_TIMEOUT=120s"}
+	n := rig.New(t, o)
+	uri := n.Mongo.LoginURI()
+	n.Write("mongo.uri", uri+"\n")
+	encoded, _, _ := strings.Cut(strings.TrimPrefix(uri, "mongodb://ams:"), "@")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	for _, args := range [][]string{
@@ -50,11 +39,11 @@ func TestNoProcessGetsTheSecret(t *testing.T) {
 		{"status"},
 		{"leave", "--now"},
 	} {
-		trace := filepath.Join(dir, "trace."+args[0])
-		args = append(args, "--root", root, "--provider", "generic", "--service-command", m.Wrapper, "--log-level", "debug", "--timeout", "120s")
+		trace := filepath.Join(t.TempDir(), "trace")
 		// -v and a large -s show whole argument lists and environments; -b lets go
 		// of each program once it was seen: the server would be waited for.
-		cmd := exec.CommandContext(ctx, strace, append([]string{"-f", "-b", "execve", "-qq", "-v", "-s", "65536", "-o", trace, "-e", "trace=execve", bins.agent}, args...)...)
+		cmd := exec.CommandContext(ctx, strace, append([]string{"-f", "-b", "execve", "-qq", "-v", "-s", "65536", "-o", trace, "-e", "trace=execve", n.Agent}, args...)...)
+		cmd.Env = n.Cmd().Env
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %v\n%s", args, err, out)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -19,65 +18,39 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// single is one pretended machine with its own database.
-type single struct {
-	root, ams, log string
-	args           []string // what every command of it needs
-	svc            amsctl.Config
+// singleOptions are a machine whose agent gets its settings by variables.
+func singleOptions(m *mongod.Server, address string) rig.Options {
+	return rig.Options{
+		Options: standin.Options{Sandbox: bins.sandbox, Tree: tree.Options{Host: "node", HostResolves: true}},
+		Agent:   bins.agent, Address: address, Mongo: m,
+		Env: []string{"AMSAGENT_PROVIDER=generic", "AMSAGENT_ADDRESS=" + address, "AMSAGENT_MONGO=" + m.LoginURI(), "AMSAGENT_TIMEOUT=5m"},
+	}
 }
 
-func newSingle(t *testing.T, address string) *single {
+func newSingle(t *testing.T, address string) *rig.Node {
 	t.Helper()
-	mongo := servers.Start(t, mongod.Options{})
-	m := newMachineOnDisk(t, standin.Options{})
-	s := &single{root: m.Tree.Root, ams: m.Tree.Dir, log: m.Service.Asked, svc: m.Service}
-	if out, err := exec.Command(m.Wrapper, "start").CombinedOutput(); err != nil {
-		t.Fatalf("starting the service: %v: %s", err, out)
-	}
-	s.args = []string{"--root", s.root, "--provider", "generic", "--address", address, "--service-command", m.Wrapper, "--mongo", mongo.Addr(), "--timeout", "5m"}
-	return s
+	return rig.New(t, singleOptions(servers.Start(t, mongod.Options{}), address))
 }
 
-func (s *single) run(command string, more ...string) (string, int) {
-	if command == "leave" {
-		more = append(more, "--now") // no daemon counts sessions
-	}
-	out, err := exec.Command(bins.agent, append(append([]string{command}, s.args...), more...)...).CombinedOutput()
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		return string(out), 0
-	case errors.As(err, &exit):
-		return string(out), exit.ExitCode()
-	}
-	return err.Error(), -1
-}
-
-// snapshot is the machine by what its server reads: it saves its settings at each start.
-func (s *single) snapshot(t *testing.T) string {
+// meaningOf is the tree by what the server reads. What the agent keeps for itself is left out.
+func meaningOf(t *testing.T, n *rig.Node) string {
 	t.Helper()
-	lines, err := tree.SnapshotBy(s.root, meaning, "var/lib", "var", "run")
+	lines, err := tree.SnapshotBy(n.Path("/"), meaning, "var/lib", "var", "run")
 	must.OK(t, err)
 	return strings.Join(lines, "\n")
 }
 
-// touches counts how often the service was started or stopped.
-func (s *single) touches(t *testing.T) int {
-	touched, _ := s.calls(t)
-	return touched
-}
-
-// calls counts, beside that, how often the service was asked for its state.
-func (s *single) calls(t *testing.T) (touched, asked int) {
+// lookedAfter counts how often the service was asked for its status.
+func lookedAfter(t *testing.T, n *rig.Node) int {
 	t.Helper()
-	b, err := os.ReadFile(s.log)
+	b, err := os.ReadFile(n.StandIn.Service.Asked)
 	must.OK(t, err)
-	asked = strings.Count(string(b), "status\n")
-	return strings.Count(string(b), "\n") - asked, asked
+	return strings.Count(string(b), "status\n")
 }
 
 // TestEightJoinsAtOnce: user-data, a unit and an operator may all join the same
@@ -85,11 +58,11 @@ func (s *single) calls(t *testing.T) (touched, asked int) {
 func TestEightJoinsAtOnce(t *testing.T) {
 	t.Parallel()
 	s := newSingle(t, "127.0.0.101")
-	before, touched := s.snapshot(t), s.touches(t)
+	before, touched := meaningOf(t, s), s.Touches()
 	var wg sync.WaitGroup
 	outs, codes := make([]string, 8), make([]int, 8)
 	for i := range outs {
-		wg.Go(func() { outs[i], codes[i] = s.run("join") })
+		wg.Go(func() { outs[i], codes[i] = s.Run("join") })
 	}
 	wg.Wait()
 	joined := 0
@@ -102,11 +75,9 @@ func TestEightJoinsAtOnce(t *testing.T) {
 		}
 	}
 	must.Equal(t, "joins that did something", joined, 1)
-	must.Equal(t, "stops and starts of the server", s.touches(t)-touched, 2)
-	if out, code := s.run("leave"); code != 0 {
-		t.Fatalf("leave: exit %d\n%s", code, out)
-	}
-	if after := s.snapshot(t); after != before {
+	must.Equal(t, "stops and starts of the server", s.Touches()-touched, 2)
+	s.Must("leave", "--now")
+	if after := meaningOf(t, s); after != before {
 		t.Errorf("the tree after leaving:\n%s\nand before:\n%s", after, before)
 	}
 }
@@ -116,31 +87,31 @@ func TestEightJoinsAtOnce(t *testing.T) {
 func TestJoinAndLeaveAtOnce(t *testing.T) {
 	t.Parallel()
 	s := newSingle(t, "127.0.0.102")
-	before := s.snapshot(t)
-	if out, code := s.run("join"); code != 0 {
+	before := meaningOf(t, s)
+	if out, code := s.Run("join"); code != 0 {
 		t.Fatalf("join: exit %d\n%s", code, out)
 	}
-	joined := s.snapshot(t)
+	joined := meaningOf(t, s)
 	var wg sync.WaitGroup
-	for _, command := range []string{"leave", "join", "leave", "join"} {
+	for _, args := range [][]string{{"leave", "--now"}, {"join"}, {"leave", "--now"}, {"join"}} {
 		wg.Go(func() {
 			const overtaken = "amsagent: nothing was changed on this machine"
-			if out, code := s.run(command); code != 0 && (command != "join" || code != 1 || !strings.Contains(out, overtaken)) {
-				t.Errorf("%s: exit %d\n%s", command, code, out)
+			if out, code := s.Run(args...); code != 0 && (args[0] != "join" || code != 1 || !strings.Contains(out, overtaken)) {
+				t.Errorf("%s: exit %d\n%s", args[0], code, out)
 			}
 		})
 	}
 	wg.Wait()
-	if now := s.snapshot(t); now != before && now != joined {
+	if now := meaningOf(t, s); now != before && now != joined {
 		t.Errorf("neither joined nor left:\n%s", now)
 	}
-	if out, code := s.run("leave"); code != 0 {
+	if out, code := s.Run("leave", "--now"); code != 0 {
 		t.Fatalf("leave: exit %d\n%s", code, out)
 	}
-	if after := s.snapshot(t); after != before {
+	if after := meaningOf(t, s); after != before {
 		t.Errorf("the tree after leaving:\n%s\nand before:\n%s", after, before)
 	}
-	if status, err := s.svc.Status(); err != nil || status != amsctl.Active {
+	if status, err := s.StandIn.Service.Status(); err != nil || status != amsctl.Active {
 		t.Errorf("the server is %s, %v", status, err)
 	}
 }
@@ -150,38 +121,38 @@ func TestJoinAndLeaveAtOnce(t *testing.T) {
 func TestJoinAgain(t *testing.T) {
 	t.Parallel()
 	s := newSingle(t, "127.0.0.108")
-	if out, code := s.run("join"); code != 0 {
+	if out, code := s.Run("join"); code != 0 {
 		t.Fatalf("join: exit %d\n%s", code, out)
 	}
-	touched := s.touches(t)
+	touched := s.Touches()
 	once := false
 	for range 10 { // where this machine is busy, one look may take too long
-		_, before := s.calls(t)
-		if out, code := s.run("join"); code != 0 || !strings.Contains(out, "nothing to do") {
+		before := lookedAfter(t, s)
+		if out, code := s.Run("join"); code != 0 || !strings.Contains(out, "nothing to do") {
 			t.Fatalf("joining again: exit %d\n%s", code, out)
 		}
-		if _, asked := s.calls(t); asked == before+1 {
+		if asked := lookedAfter(t, s); asked == before+1 {
 			once = true
 			break
 		}
 	}
-	if n := s.touches(t) - touched; n != 0 || !once {
+	if n := s.Touches() - touched; n != 0 || !once {
 		t.Errorf("the service was touched %d times, want 0; asked for its state once only: %t", n, once)
 	}
 
-	must.OK(t, os.WriteFile(filepath.Join(s.ams, "webapps/LiveApp/.closed"), nil, 0o644))
-	_, asked := s.calls(t)
+	must.OK(t, os.WriteFile(filepath.Join(s.StandIn.Tree.Dir, "webapps/LiveApp/.closed"), nil, 0o644))
+	asked := lookedAfter(t, s)
 	var out string
 	var code int
 	var joining sync.WaitGroup
-	joining.Go(func() { out, code = s.run("join", "--timeout", "1m") })
+	joining.Go(func() { out, code = s.Run("join", "--timeout", "1m") })
 	until(t, "the join watches the server while it waits", func() string {
-		if _, now := s.calls(t); now < asked+3 {
+		if now := lookedAfter(t, s); now < asked+3 {
 			return fmt.Sprintf("it asked the service %d times", now-asked)
 		}
 		return ""
 	})
-	if out, code := s.run("leave"); code != 0 {
+	if out, code := s.Run("leave", "--now"); code != 0 {
 		t.Errorf("leave: exit %d\n%s", code, out)
 	}
 	joining.Wait()
@@ -209,7 +180,7 @@ func TestFullDisks(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				s := newSingle(t, "127.0.0.103")
-				dir := filepath.Join(s.root, tt.dir)
+				dir := s.Path(tt.dir)
 				must.OK(t, os.MkdirAll(dir, 0o755))
 				kept := t.TempDir()
 				must.OK(t, os.CopyFS(filepath.Join(kept, "c"), os.DirFS(dir)))
@@ -227,15 +198,15 @@ func TestFullDisks(t *testing.T) {
 				} else {
 					fill(t, filepath.Join(dir, "fill"))
 				}
-				before, touched := s.snapshot(t), s.touches(t)
-				out, code := s.run("join")
+				before, touched := meaningOf(t, s), s.Touches()
+				out, code := s.Run("join")
 				word := "no space left"
 				if readOnly {
 					word = "read-only file system"
 				}
 				must.Equal(t, "exit of\n"+out, code, 3)
 				must.Contain(t, "the message", out, word, "amsagent: nothing was changed on this machine")
-				if after := s.snapshot(t); after != before || s.touches(t) != touched {
+				if after := meaningOf(t, s); after != before || s.Touches() != touched {
 					t.Errorf("something was changed:\n%s", after)
 				}
 			})

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -239,11 +241,11 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	// As install.sh writes it.
 	uri := "mongodb://amsagent:" + password + "@" + mongo.Addr() + "/admin"
 
-	m, err := standin.New(standin.Options{Dir: dir, Sandbox: sandbox, Tree: tree.Options{NoUnit: true, Host: "node", HostResolves: true}})
-	must.OK(t, err)
-	t.Cleanup(func() { _ = m.Stop() })
-	root := m.Tree.Root
 	const address = "10.0.1.77"
+	n := rig.New(t, rig.Options{
+		Options: standin.Options{Dir: dir, Sandbox: sandbox, Tree: tree.Options{NoUnit: true, Host: "node", HostResolves: true}},
+		Agent:   filepath.Join(bin, "amsagent"), Mongo: mongo, Env: []string{"AMSAGENT_TIMEOUT=120s"}, Stopped: true,
+	})
 	cloud, err := fakecloud.Open(t.Context(), j.cloud, fakecloud.Options{})
 	must.OK(t, err)
 	t.Cleanup(func() { _ = cloud.Close() })
@@ -253,9 +255,7 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 	must.OK(t, err)
 	t.Cleanup(func() { _ = machine.Close() })
 
-	// As the image brings it.
-	must.OK(t, os.MkdirAll(filepath.Join(root, "etc/amsagent"), 0o755))
-	must.OK(t, os.WriteFile(filepath.Join(root, "etc/amsagent/config.yaml"), []byte(imageConfig(t)), 0o644))
+	n.Write("etc/amsagent/config.yaml", imageConfig(t)) // as the image brings it
 	ask, answer := "", uri+"\n\n"
 	if j.before != "" {
 		needs(t, "jq")
@@ -281,9 +281,7 @@ cat "$HERE/secret"`,
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", filepath.Join(dir, "userdata"))
-	cmd.Env = append(os.Environ(), "HERE="+dir, "PATH="+dir+":"+bin+":"+os.Getenv("PATH"), "NO_COLOR=1", "AMSAGENT_ROOT="+root,
-		"AMSAGENT_PROVIDER="+j.cloud, "AMSAGENT_SERVICE_COMMAND="+m.Wrapper, "AMSAGENT_TIMEOUT=120s")
-	cmd.Env = append(cmd.Env, machine.Environ...)
+	cmd.Env = slices.Concat(os.Environ(), n.Cmd().Env, machine.Environ, []string{"AMSAGENT_PROVIDER=" + j.cloud, "HERE=" + dir, "PATH=" + dir + ":" + bin + ":" + os.Getenv("PATH")})
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -303,18 +301,12 @@ cat "$HERE/secret"`,
 			t.Errorf("called were\n%s(-want +got)\n%s", calls, diff)
 		}
 	}
-	target, err := cluster.ParseTarget(uri)
-	must.OK(t, err)
-	c, err := cluster.Connect(ctx, target, cluster.Options{})
-	must.OK(t, err)
-	defer func() { _ = c.Close(ctx) }()
-	nodes, err := c.Nodes(ctx)
+	nodes, err := n.Client.Nodes(ctx)
 	must.OK(t, err)
 	if len(nodes) != 1 || nodes[0].IP != address || nodes[0].Role != "edge" || nodes[0].State != cluster.StateActive {
 		t.Errorf("the registry has %+v, want an active edge at %s\n%s", nodes, address, out)
 	}
-	cmd = exec.CommandContext(ctx, filepath.Join(bin, "amsagent"), "config", "--root", root)
-	if out, err := cmd.Output(); err != nil || !regexp.MustCompile(`(?m)^ *metrics_address\s+0\.0\.0\.0:9771\s`).Match(out) {
-		t.Errorf("the load balancer does not reach the agent (%v):\n%s", err, out)
+	if out, code := n.Run("config"); code != 0 || !regexp.MustCompile(`(?m)^ *metrics_address\s+0\.0\.0\.0:9771\s`).MatchString(out) {
+		t.Errorf("the load balancer does not reach the agent (exit %d):\n%s", code, out)
 	}
 }
