@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -23,7 +22,6 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -153,17 +151,13 @@ func (h *onAWS) kept(is func(lifecycle.Step) bool) {
 }
 
 // viewers NAME N: so many come to the node's AMS; viewers NAME none: all go.
-func (w *world) viewers(ts *testscript.TestScript, _ bool, args []string) error {
-	c, err := amsctl.Load(filepath.Join(ts.MkAbs(args[0]+".service"), "service", "config.json"))
-	if err != nil {
-		return err
-	}
+func (w *world) viewers(_ *testscript.TestScript, _ bool, args []string) error {
 	method, q := http.MethodDelete, url.Values{"app": {"LiveApp"}, "stream": {"s1"}}
 	if args[1] != "none" {
 		method = http.MethodPost
 		q.Set("n", args[1])
 	}
-	_, err = c.Control(w.ctx, method, "/viewers", q)
+	_, err := w.nodes[args[0]].Service.Control(w.ctx, method, "/viewers", q)
 	return err
 }
 

@@ -25,7 +25,6 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
@@ -93,7 +92,7 @@ func TestScripts(t *testing.T) {
 			return os.Geteuid() == 0, nil
 		},
 		Setup: func(env *testscript.Env) error {
-			w := &world{ctx: context.Background(), t: env.T(), nodes: map[string]string{}}
+			w := &world{ctx: context.Background(), t: env.T(), nodes: map[string]*standin.Machine{}}
 			env.Values["world"] = w
 			env.Defer(w.close)
 			env.Setenv("PATH", bins.dir+":"+env.Getenv("PATH"))
@@ -158,8 +157,7 @@ type world struct {
 	aws   *fakeaws.Server
 	asg   *fakeaws.AutoScaling
 	azure *fakeazure.Server
-	nodes map[string]string // name -> root
-	svcs  []amsctl.Config
+	nodes map[string]*standin.Machine
 	taken map[string]taken
 	// polled ends the polling of a readiness command.
 	polled func() error
@@ -169,10 +167,8 @@ type world struct {
 type taken struct{ bytes, meaning []string }
 
 func (w *world) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	for _, s := range w.svcs {
-		_ = s.Stop(ctx)
+	for _, n := range w.nodes {
+		_ = n.Stop()
 	}
 	if w.aws != nil {
 		_ = w.aws.Close()
@@ -292,12 +288,11 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	if err != nil {
 		return err
 	}
-	id := filepath.Join(root, "etc/machine-id") // nobody but root may write to one that has 0444, as on a machine
+	id := m.Path("etc/machine-id") // nobody but root may write to one that has 0444, as on a machine
 	if err := errors.Join(os.Remove(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", len(w.nodes)+1), 0o644)); err != nil {
 		return err
 	}
-	w.nodes[name] = root
-	w.svcs = append(w.svcs, m.Service)
+	w.nodes[name] = m
 	ts.Setenv(name, root)
 	ts.Setenv(name+"_AMS", m.Tree.Dir)
 	ts.Setenv(name+"_SVC", m.Wrapper)
@@ -313,7 +308,7 @@ func freePort() (string, error) {
 
 // service NAME start|stop|status: what an operator does by hand.
 func (w *world) service(ts *testscript.TestScript, neg bool, args []string) error {
-	out, err := exec.Command(ts.Getenv(args[0]+"_SVC"), args[1]).CombinedOutput()
+	out, err := exec.Command(w.nodes[args[0]].Wrapper, args[1]).CombinedOutput()
 	ts.Logf("%s", out)
 	if neg != (err != nil) {
 		return fmt.Errorf("service %v: %w: %s", args, err, out)
@@ -337,10 +332,10 @@ func (w *world) snapshot(_ *testscript.TestScript, _ bool, args []string) error 
 
 func (w *world) take(name string) (t taken, err error) {
 	own := []string{"var/lib", "var", "run"}
-	if t.bytes, err = tree.Snapshot(w.nodes[name], own...); err != nil {
+	if t.bytes, err = tree.Snapshot(w.nodes[name].Tree.Root, own...); err != nil {
 		return t, err
 	}
-	t.meaning, err = tree.SnapshotBy(w.nodes[name], meaning, own...)
+	t.meaning, err = tree.SnapshotBy(w.nodes[name].Tree.Root, meaning, own...)
 	return t, err
 }
 
@@ -359,7 +354,7 @@ func meaning(path string, content []byte) ([]byte, error) {
 // in DIR.
 func (w *world) alike(ts *testscript.TestScript, neg bool, args []string) error {
 	var sides [2][]string
-	for i, dir := range []string{ts.MkAbs(args[0]), filepath.Join(w.nodes[args[1]], "usr/local/antmedia")} {
+	for i, dir := range []string{ts.MkAbs(args[0]), w.nodes[args[1]].Tree.Dir} {
 		for _, below := range []string{"conf", "webapps"} {
 			lines, err := tree.SnapshotBy(filepath.Join(dir, below), meaning)
 			if err != nil {
@@ -454,7 +449,7 @@ func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
 // setting NAME APP KEY=VALUE: the server reads this value, however it is spelled.
 func (w *world) setting(_ *testscript.TestScript, neg bool, args []string) error {
 	name, app, want := args[0], args[1], args[2]
-	b, err := os.ReadFile(filepath.Join(w.nodes[name], "usr/local/antmedia/webapps", app, "WEB-INF/red5-web.properties"))
+	b, err := os.ReadFile(w.nodes[name].Tree.App(app))
 	if err != nil {
 		return err
 	}
@@ -521,22 +516,19 @@ func (w *world) mode(ts *testscript.TestScript, _ bool, args []string) error {
 }
 
 // restarts NAME N: the agent asked N times for a start, and N times at most for a stop.
-func (w *world) restarts(ts *testscript.TestScript, _ bool, args []string) error {
-	b, err := os.ReadFile(ts.Getenv(args[0]+"_SVC") + ".log")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if n := touched(b); strconv.Itoa(n) != args[1] {
-		return fmt.Errorf("the service was started %d times, want %s:\n%s", n, args[1], b)
+func (w *world) restarts(_ *testscript.TestScript, _ bool, args []string) error {
+	asked := w.nodes[args[0]].Asked()
+	if n := touched(asked); strconv.Itoa(n) != args[1] {
+		return fmt.Errorf("the service was started %d times, want %s: %q", n, args[1], asked)
 	}
 	return nil
 }
 
-// touched counts the requests in a service's log that start the server, or those that stop it if they are more.
-func touched(log []byte) int {
+// touched counts the requests that start the server, or those that stop it if they are more.
+func touched(asked []string) int {
 	counts := map[string]int{}
-	for line := range strings.SplitSeq(string(log), "\n") {
-		counts[line]++
+	for _, what := range asked {
+		counts[what]++
 	}
 	return max(counts["start"], counts["stop"])
 }

@@ -9,15 +9,11 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-
-	"github.com/amsagent/amsagent/sandbox/amsctl"
 )
 
 // answers CODE URL [REGEXP]: waits until that is the answer to GET URL.
@@ -63,7 +59,7 @@ func (w *world) answers(ts *testscript.TestScript, _ bool, args []string) error 
 // readiness polls NAME URL: asks URL from now on, as a balancer does.
 // readiness ended left|back: no answer was 200 from the first one that was not, nor from the first start or stop of the
 // server. With back the node was ready again after that.
-func (w *world) readiness(ts *testscript.TestScript, _ bool, args []string) error {
+func (w *world) readiness(_ *testscript.TestScript, _ bool, args []string) error {
 	if args[0] == "ended" {
 		err := w.polled()
 		if args[1] == "back" && errors.Is(err, errReadyAgain) {
@@ -71,8 +67,7 @@ func (w *world) readiness(ts *testscript.TestScript, _ bool, args []string) erro
 		}
 		return err
 	}
-	log := ts.Getenv(args[1]+"_SVC") + ".log"
-	count := func() int { b, _ := os.ReadFile(log); return touched(b) }
+	count := func() int { return touched(w.nodes[args[1]].Asked()) }
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	before, end, done := count(), make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -117,16 +112,12 @@ func (w *world) readiness(ts *testscript.TestScript, _ bool, args []string) erro
 var errReadyAgain = errors.New("it was ready again")
 
 // server NAME METHOD PATH?QUERY: a call of the stand-in's control port.
-func (w *world) server(ts *testscript.TestScript, _ bool, args []string) error {
-	c, err := amsctl.Load(filepath.Join(ts.MkAbs(args[0]+".service"), "service", "config.json"))
-	if err != nil {
-		return err
-	}
+func (w *world) server(_ *testscript.TestScript, _ bool, args []string) error {
 	u, err := url.Parse(args[2])
 	if err != nil {
 		return err
 	}
-	_, err = c.Control(w.ctx, args[1], u.Path, u.Query())
+	_, err = w.nodes[args[0]].Service.Control(w.ctx, args[1], u.Path, u.Query())
 	if u.Path == "/crash" && errors.Is(err, io.EOF) {
 		return nil // it has ended before its answer was sent
 	}
