@@ -37,7 +37,7 @@ type Options struct {
 	// Control is the address of the HTTP control port; empty: none.
 	Control string
 	// Users (name to password) may do everything, and a client without a login nothing.
-	// Without users no client is asked for a login. Only with Binary.
+	// Without users no client is asked for a login. A Backend has to have them already.
 	Users map[string]string
 	// AuthDB is the database the users belong to; default admin.
 	AuthDB string
@@ -57,8 +57,7 @@ type Options struct {
 // Server is a running sandbox MongoDB.
 type Server struct {
 	addr    string
-	login   string // of the first user, as a connection string has it
-	source  string
+	login   string // see LoginURI
 	tls     *tls.Config
 	proxy   *proxy
 	faults  *Faults
@@ -118,6 +117,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 	if s.guard, s.addr, err = bindGuard(o.Listen); err != nil {
 		return nil, err
 	}
+	s.setLogin(o)
 	switch {
 	case (o.Binary != "") == (o.Backend != ""):
 		err = errors.New("either a mongod or a server that runs already must be the backend")
@@ -140,9 +140,6 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 
 // serveBackend begins to listen, with a server behind the proxy that runs already.
 func (s *Server) serveBackend(o Options) error {
-	if o.Users != nil {
-		return errors.New("the users of a server that runs already are its own")
-	}
 	s.proxy.network, s.proxy.backend = "tcp", o.Backend
 	if path, ok := strings.CutPrefix(o.Backend, "unix:"); ok {
 		s.proxy.network, s.proxy.backend = "unix", path
@@ -184,9 +181,6 @@ func (s *Server) serveReal(ctx context.Context, dir string, o Options) error {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(o.Users)) {
-		if s.login == "" {
-			s.login, s.source = encode(name)+":"+encode(o.Users[name])+"@", "authSource="+o.AuthDB+"&"
-		}
 		if err := s.real.AddUser(ctx, o.AuthDB, name, o.Users[name]); err != nil {
 			return err
 		}
@@ -291,8 +285,16 @@ func (s *Server) apply(m Mode) {
 func (s *Server) Addr() string { return s.addr }
 
 // LoginURI is a connection string with the first user's credentials, for a client of this server alone.
-func (s *Server) LoginURI() string {
-	return "mongodb://" + s.login + s.addr + "/?" + s.source + "directConnection=true"
+func (s *Server) LoginURI() string { return s.login }
+
+// setLogin keeps the connection string of the first user, if there is one.
+func (s *Server) setLogin(o Options) {
+	login, source := "", ""
+	if len(o.Users) > 0 {
+		name := slices.Min(slices.Collect(maps.Keys(o.Users)))
+		login, source = encode(name)+":"+encode(o.Users[name])+"@", "authSource="+o.AuthDB+"&"
+	}
+	s.login = "mongodb://" + login + s.addr + "/?" + source + "directConnection=true"
 }
 
 // encode is for names and passwords with any letter in them.

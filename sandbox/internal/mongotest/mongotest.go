@@ -144,7 +144,7 @@ func (p *Servers) lend(ctx context.Context, o *mongod.Options) (giveBack func() 
 			return nil, err
 		}
 	}
-	o.Binary, o.Users, o.Backend = "", nil, one.address
+	o.Binary, o.Backend = "", one.address
 	return func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
