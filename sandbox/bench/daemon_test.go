@@ -100,7 +100,7 @@ func benchmarked(b *testing.B, agent, sandbox string, noCloud bool) *rig.Node {
 
 func usage(b *testing.B, d *rig.Daemon) proc.Usage {
 	b.Helper()
-	u, err := proc.ReadUsage(d.PID())
+	u, err := d.Usage()
 	must.OK(b, err)
 	return u
 }

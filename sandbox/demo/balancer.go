@@ -18,11 +18,12 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // balancer is a real HAProxy with a fixed list of both nodes, which asks the agents.
 type balancer struct {
-	*process
+	*proc.Program
 	front  string // host:port
 	client *http.Client
 }
@@ -84,7 +85,7 @@ listen viewers
 	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
 		return err
 	}
-	p, err := spawn(exec.Command(program, "-db", "-f", file))
+	p, err := proc.Start(exec.Command(program, "-db", "-f", file))
 	if err != nil {
 		return err
 	}

@@ -109,15 +109,13 @@ func (d *demo) close() error {
 		_ = d.viewer.leave() // it may have before
 	}
 	if d.balancer != nil {
-		_ = d.balancer.cmd.Process.Kill() // it may have ended
-		<-d.balancer.ended
+		d.balancer.Signal(syscall.SIGKILL)
 	}
 	if d.page != nil {
-		_ = d.page.cmd.Process.Kill() // it may have ended
-		<-d.page.ended
+		d.page.Signal(syscall.SIGKILL)
 	}
 	for _, n := range d.nodes {
-		errs = append(errs, n.stopAgent(ctx), n.stop(ctx), n.meta.Close())
+		errs = append(errs, n.stopAgent(), n.stop(ctx), n.meta.Close())
 	}
 	if d.cloud != nil {
 		errs = append(errs, d.cloud.Close())

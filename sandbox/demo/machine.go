@@ -17,7 +17,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // place is where the machines of a story are.
@@ -57,7 +57,6 @@ type machine interface {
 	file(name string) string
 	// command is a command line of the agent that has not been started.
 	command(args ...string) *exec.Cmd
-	daemon(args ...string) (daemon, error)
 	// client asks from the machine itself.
 	client() *http.Client
 	// files lists everything that decides how AMS starts: mode, owner, content, path.
@@ -85,12 +84,6 @@ type viewer interface {
 	leave() error
 }
 
-// daemon is the agent's daemon on a machine.
-type daemon interface {
-	end(ctx context.Context) error
-	log() string
-}
-
 // node is a machine in the story.
 type node struct {
 	machine
@@ -101,8 +94,8 @@ type node struct {
 
 	meta    *fakecloud.Metadata
 	control *http.Client
-	agent   daemon // nil where none was started
-	last    string // what the agent logged before it ended
+	agent   *proc.Program // its daemon; nil if none was started
+	last    string        // what the agent logged before it ended
 }
 
 // add adds a machine to the story.
@@ -156,7 +149,7 @@ func (d *demo) agentRun(n *node, args ...string) (string, error) {
 			}()
 			cmd.Stdout = tty
 			defer func() { _ = screen.Close() }()
-			p, err := spawn(cmd)
+			p, err := proc.Start(cmd)
 			if err = errors.Join(err, tty.Close()); err == nil {
 				err = d.wait(p)
 			}
@@ -164,7 +157,7 @@ func (d *demo) agentRun(n *node, args ...string) (string, error) {
 			return d.said(args, strings.ReplaceAll(stdout.String(), "\r\n", "\n"), stderr.String(), err)
 		}
 	}
-	p, err := spawn(cmd)
+	p, err := proc.Start(cmd)
 	if err == nil {
 		err = d.wait(p)
 	}
@@ -179,7 +172,7 @@ func (d *demo) agentFails(n *node, args ...string) (stderr string, code int, err
 	cmd.Env = append(cmd.Env, "AMSAGENT_LOG_LEVEL=error")
 	var stdout, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &errs
-	p, err := spawn(cmd)
+	p, err := proc.Start(cmd)
 	if err == nil {
 		err = d.wait(p)
 	}
@@ -192,40 +185,13 @@ func (d *demo) agentFails(n *node, args ...string) (stderr string, code int, err
 	return "", 0, err
 }
 
-// process is a program that runs, or has run.
-type process struct {
-	cmd   *exec.Cmd
-	ended chan struct{} // closed when it has
-	err   error         // how, to be read after that
-}
-
-// spawn starts a program that ends with us at the latest, however we end.
-func spawn(cmd *exec.Cmd) (*process, error) {
-	// A Ctrl-C is for us: we tell it when.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	p := &process{cmd: cmd, ended: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		// Pdeathsig means the end of the thread: this one waits.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(p.ended)
-		err := cmd.Start()
-		if started <- err; err == nil {
-			p.err = cmd.Wait()
-		}
-	}()
-	return p, <-started
-}
-
 // wait waits for a command's end, and kills it where nobody waits for us.
-func (d *demo) wait(p *process) error {
+func (d *demo) wait(p *proc.Program) error {
 	select {
-	case <-p.ended:
-		return p.err
+	case <-p.Done():
+		return p.Err()
 	case <-d.ctx.Done():
-		_ = p.cmd.Process.Kill() // it may have ended
-		<-p.ended
+		p.Signal(syscall.SIGKILL)
 		return context.Cause(d.ctx)
 	}
 }
@@ -268,17 +234,18 @@ func terminal(columns uint16) (screen, tty *os.File, err error) {
 func (d *demo) daemon(n *node, args ...string) error {
 	d.print("   %s$ amsagent %s &", n.name, strings.Join(args, " "))
 	var err error
-	n.agent, err = n.machine.daemon(args...)
+	n.agent, err = proc.Start(n.command(args...))
 	return err
 }
 
 // stopAgent ends the daemon.
-func (n *node) stopAgent(ctx context.Context) error {
+func (n *node) stopAgent() error {
 	if n.agent == nil {
 		return nil
 	}
-	err := n.agent.end(ctx)
-	n.last, n.agent = n.agent.log(), nil
+	_, err := n.agent.Stop(20 * time.Second)
+	n.agent.Signal(syscall.SIGKILL) // if it has not ended
+	n.last, n.agent = n.agent.Output(), nil
 	return err
 }
 
@@ -286,7 +253,7 @@ func (n *node) stopAgent(ctx context.Context) error {
 func (n *node) diary() string {
 	text := n.last
 	if n.agent != nil {
-		text = n.agent.log()
+		text = n.agent.Output()
 	}
 	if text == "" {
 		return ""

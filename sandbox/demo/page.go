@@ -12,11 +12,12 @@ import (
 	"strings"
 
 	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // page is `amsagent web` beside the cluster.
 type page struct {
-	*process
+	*proc.Program
 	url string
 }
 
@@ -29,7 +30,7 @@ func (d *demo) openPage() error {
 	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(number))
 	cmd := exec.Command(d.agent, "web", "--listen", address, "--mongo", d.place.dialed(), "--root", d.dir, "--log-level", "error")
 	cmd.Env = []string{"LANG=C.UTF-8"} // no setting of this machine
-	p, err := spawn(cmd)
+	p, err := proc.Start(cmd)
 	if err != nil {
 		return err
 	}

@@ -214,22 +214,6 @@ func (n *realMachine) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-func (n *realMachine) daemon(args ...string) (d daemon, err error) {
-	line := append(append([]string{"env"}, n.environ...), agentPath)
-	err = n.w.h.do(func() { d = inside{n.Start(n.w.h, append(line, args...)...)} })
-	return d, err
-}
-
-// inside is a daemon in the namespaces of a machine.
-type inside struct{ *realams.Process }
-
-func (i inside) log() string { return i.Output() }
-
-func (i inside) end(context.Context) error {
-	_, err := i.End(20 * time.Second)
-	return err
-}
-
 // files are those that a join may change, and the folders that they are in: programs
 // and data of the server are left out.
 func (n *realMachine) files() ([]string, error) {
@@ -349,7 +333,7 @@ func (n *realMachine) playable(ctx context.Context) error {
 }
 
 func (n *realMachine) endStream(context.Context) error {
-	_, err := n.publisher.End(20 * time.Second)
+	_, err := n.publisher.Stop(20 * time.Second)
 	return err
 }
 

@@ -325,7 +325,7 @@ func (d *demo) finish() error {
 		d.since(begin, "%s", d.words.told)
 	} else {
 		// The daemon ends as it does on the way down of a machine, and the machine with it.
-		if err := errors.Join(edge.stopAgent(ctx), d.cloud.Off(edge.id)); err != nil {
+		if err := errors.Join(edge.stopAgent(), d.cloud.Off(edge.id)); err != nil {
 			return err
 		}
 		d.since(begin, "%s", d.words.told)
@@ -335,7 +335,7 @@ func (d *demo) finish() error {
 		return err
 	}
 	// The machine is off, and so is all that ran on it.
-	if err := edge.stopAgent(ctx); err != nil {
+	if err := edge.stopAgent(); err != nil {
 		return err
 	}
 	beats := d.books(edge)

@@ -5,7 +5,6 @@ package demo
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
 	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/standin"
@@ -37,9 +37,9 @@ type standIns struct {
 	dir, agent, sandbox, cloud string
 
 	db       *mongod.Server
-	database string       // what it is
-	release  func() error // of a server that runs already
-	embedded *process     // FerretDB
+	database string        // what it is
+	release  func() error  // of a server that runs already
+	embedded *proc.Program // FerretDB
 }
 
 func newStandIns(ctx context.Context, dir, agent string, o Options) (_ *standIns, err error) {
@@ -86,7 +86,7 @@ func (p *standIns) startEmbedded(program string) (address string, err error) {
 	if _, err := cmd.StdinPipe(); err != nil { // it ends when this is closed
 		return "", err
 	}
-	if p.embedded, err = spawn(cmd); err != nil {
+	if p.embedded, err = proc.Start(cmd); err != nil {
 		return "", err
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
@@ -105,8 +105,7 @@ func (p *standIns) close(context.Context) error {
 		err = errors.Join(err, p.release())
 	}
 	if p.embedded != nil {
-		_ = p.embedded.cmd.Process.Kill() // it may have ended
-		<-p.embedded.ended
+		p.embedded.Signal(syscall.SIGKILL)
 	}
 	return err
 }
@@ -139,9 +138,8 @@ type standIn struct {
 	agent string
 	meta  *fakecloud.Metadata
 
-	http    string // where its AMS answers
-	check   string // where its agent answers HAProxy
-	logFile string // of the daemon
+	http  string // where its AMS answers
+	check string // where its agent answers HAProxy
 }
 
 func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta *fakecloud.Metadata) (machine, error) {
@@ -157,7 +155,7 @@ func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta *fakec
 	}
 	n := &standIn{
 		Machine: r, agent: p.agent, meta: meta,
-		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(r.HTTPPort)), logFile: filepath.Join(p.dir, m.Name+".log"),
+		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(r.HTTPPort)),
 	}
 	number, err := port.Free()
 	if err != nil {
@@ -278,44 +276,4 @@ func (n *standIn) command(args ...string) *exec.Cmd {
 		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0", "AMSAGENT_AGENT_CHECK_ADDRESS="+n.check)
 	cmd.Env = append(cmd.Env, n.meta.Environ...)
 	return cmd
-}
-
-func (n *standIn) daemon(args ...string) (daemon, error) {
-	log, err := os.OpenFile(n.logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	cmd := n.command(args...)
-	cmd.Stderr = log
-	p, err := spawn(cmd)
-	if err = errors.Join(err, log.Close()); err != nil {
-		return nil, err
-	}
-	return background{p, n.logFile}, nil
-}
-
-// background is a daemon that is our child.
-type background struct {
-	*process
-	file string
-}
-
-func (b background) end(ctx context.Context) error {
-	_ = b.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	select {
-	case <-b.ended:
-		return nil
-	case <-ctx.Done():
-		_ = b.cmd.Process.Kill()
-		<-b.ended
-		return fmt.Errorf("the daemon had to be killed: %w", ctx.Err())
-	}
-}
-
-func (b background) log() string {
-	text, err := os.ReadFile(b.file)
-	if err != nil {
-		return err.Error()
-	}
-	return string(bytes.TrimSpace(text))
 }

@@ -155,7 +155,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	if n := p.Said("clock of this machine differs"); n != 1 {
 		t.Errorf("the clock: said %d times", n)
 	}
-	if strings.Contains(p.Text(), "STS.") || strings.Contains(p.Text(), "CAIS") {
+	if strings.Contains(p.Output(), "STS.") || strings.Contains(p.Output(), "CAIS") {
 		t.Error("credentials are in the log")
 	}
 }
@@ -261,10 +261,10 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			p.Step(lifecycle.StepDone)
 			// Whoever may not is told once, and the drain is none the worse for it.
 			if n := p.Said("cannot be seen from here"); tt.name == "every permission" && n != 0 || tt.name != "every permission" && n != 1 {
-				t.Errorf("said %d times what cannot be seen:\n%s", n, p.Text())
+				t.Errorf("said %d times what cannot be seen:\n%s", n, p.Output())
 			}
-			if strings.Contains(p.Text(), "drain step failed") || strings.Contains(out.String(), "ess:") {
-				t.Errorf("complaints:\n%s\n%s", out.String(), p.Text())
+			if strings.Contains(p.Output(), "drain step failed") || strings.Contains(out.String(), "ess:") {
+				t.Errorf("complaints:\n%s\n%s", out.String(), p.Output())
 			}
 			// The same machine again: it is out, and that is what was wanted.
 			if out, code := h.Run("drain"); code != 0 {

@@ -40,7 +40,7 @@ func TestDaemonCrowd(t *testing.T) {
 	p.Beats()
 	usage := func() proc.Usage {
 		t.Helper()
-		u, err := proc.ReadUsage(p.PID())
+		u, err := p.Usage()
 		must.OK(t, err)
 		return u
 	}

@@ -254,7 +254,7 @@ func TestDaemonFromTags(t *testing.T) {
 	p.Says("Ant Media Server is in the cluster")
 	p.Beats()
 	h.RowIs(cluster.StateActive)
-	if strings.Contains(p.Text(), "id=AMS-DRIFT") {
+	if strings.Contains(p.Output(), "id=AMS-DRIFT") {
 		t.Errorf("a restart took the machine back to where its tag says")
 	}
 	// As at a boot.

@@ -113,6 +113,6 @@ func (c rightsCase) drains(t *testing.T, h *rig.Node, p *rig.Daemon, service str
 		p.Says(missing)
 	}
 	if n := p.Said(missing); n > 1 || n == 1 && !c.reported {
-		t.Errorf("the permission is said to be missing %d times:\n%s", n, p.Text())
+		t.Errorf("the permission is said to be missing %d times:\n%s", n, p.Output())
 	}
 }

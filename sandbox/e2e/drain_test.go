@@ -113,7 +113,7 @@ func TestDrainLateWrite(t *testing.T) {
 	times := func(n int64) {
 		until(t, fmt.Sprintf("it came %d times", n), func() string {
 			if got := came.Load(); got < n {
-				return fmt.Sprintf("%d\n%s", got, p.Text())
+				return fmt.Sprintf("%d\n%s", got, p.Output())
 			}
 			return ""
 		})
@@ -443,7 +443,7 @@ func TestDrainAPI(t *testing.T) {
 		h.HasLeft()
 		p.Step(lifecycle.StepDone)
 		p.Says("permission=autoscaling:DescribeLifecycleHooks")
-		text := p.Text()
+		text := p.Output()
 		for _, permission := range []string{"autoscaling:DescribeLifecycleHooks"} {
 			if n := strings.Count(text, "permission="+permission); n == 0 || n > 2 {
 				t.Errorf("%s is missed %d times in the log", permission, n)
@@ -592,16 +592,16 @@ func TestDrainHungMetadata(t *testing.T) {
 	p := h.Daemon()
 	until(t, "the daemon asks who this machine is", func() string {
 		if len(h.aws.Requests()) == asked {
-			return soFar(p.Text())
+			return soFar(p.Output())
 		}
 		return ""
 	})
 	if out, code := h.Run("drain", "--now"); code != 0 {
-		t.Fatalf("exit code %d: %s\n%s", code, out, p.Text())
+		t.Fatalf("exit code %d: %s\n%s", code, out, p.Output())
 	}
 	h.HasLeft()
 	// After two seconds the daemon goes on as it is, and holds the lock for a moment.
-	log := p.Text()
+	log := p.Output()
 	if waited := regexp.MustCompile(`(?m)^time=(\S+) .*another command or the daemon is at work`).FindStringSubmatch(log); waited != nil {
 		at, err := time.Parse(time.RFC3339Nano, waited[1])
 		if err != nil || at.Before(begun.Add(2*time.Second)) {

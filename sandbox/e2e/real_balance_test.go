@@ -146,7 +146,7 @@ func TestRealBalance(t *testing.T) {
 	until(t, "it gets new sessions", func() string {
 		tries++ // a name of its own: the server refuses one that it still takes for published
 		e := publish(bySocket, fmt.Sprintf("again%d", tries))
-		defer func() { _, _ = e.End(10 * time.Second) }()
+		defer func() { _, _ = e.Stop(10 * time.Second) }()
 		until(t, "it is published", func() string {
 			if published(first)+published(second) <= len(encoders)-2 {
 				return e.Output()
@@ -205,7 +205,7 @@ func (n *realNode) outage(nodes []*realNode, encoders []*realams.Process) {
 					return ""
 				}
 			}
-			_, _ = viewer.End(10 * time.Second)
+			_, _ = viewer.Stop(10 * time.Second)
 		}
 		return viewer.Output()
 	})
@@ -273,5 +273,5 @@ func (n *realNode) outage(nodes []*realNode, encoders []*realams.Process) {
 		default:
 		}
 	}
-	_, _ = viewer.End(10 * time.Second)
+	_, _ = viewer.Stop(10 * time.Second)
 }

@@ -142,12 +142,12 @@ func (n *realNode) silent(id string) {
 func (d *realDaemon) says(count int, what string) {
 	d.n.t.Helper()
 	until(d.n.t, what, func() string {
-		if d.logs(what) < count {
+		if d.Said(what) < count {
 			return soFar(d.Output())
 		}
 		return ""
 	})
-	if got := d.logs(what); got != count {
+	if got := d.Said(what); got != count {
 		d.n.t.Errorf("the daemon says %d times %q, want %d:\n%s", got, what, count, d.Output())
 	}
 }

@@ -61,7 +61,7 @@ func TestRealDrain(t *testing.T) {
 	if out := n.MustRun(t, bins.agent, "nodes", "--all"); !strings.Contains(out, "left") {
 		t.Errorf("nodes does not say that the node left:\n%s", out)
 	}
-	if d.logs("level=ERROR") > 0 {
+	if d.Said("level=ERROR") > 0 {
 		t.Errorf("a drain without a fault is no error:\n%s", d.Output())
 	}
 	d.end()

@@ -99,9 +99,7 @@ type idleNode struct {
 // usage is what the daemon holds, and what it and its children have used.
 func (n *idleNode) usage() proc.Usage {
 	n.t.Helper()
-	pid, err := n.d.PID()
-	must.OK(n.t, err)
-	u, err := proc.ReadUsage(pid)
+	u, err := n.d.Usage()
 	must.OK(n.t, err)
 	return u
 }

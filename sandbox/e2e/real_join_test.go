@@ -141,7 +141,7 @@ func (n *realNode) quiet(d *realDaemon, length time.Duration) {
 		}
 	}
 	for _, bad := range []string{"repaired", "stopping", "level=ERROR"} {
-		if d.logs(bad) > 0 {
+		if d.Said(bad) > 0 {
 			n.t.Errorf("the daemon's log says %q:\n%s", bad, d.Output())
 		}
 	}

@@ -33,7 +33,7 @@ func TestRealSessions(t *testing.T) {
 	wait(20 * time.Second) // several counts later
 	n.counts("without a token and without MongoDB", 1, 1)
 	for _, p := range append(players, publisher) {
-		if _, err := p.End(30 * time.Second); err != nil {
+		if _, err := p.Stop(30 * time.Second); err != nil {
 			t.Error(err)
 		}
 	}
@@ -52,11 +52,11 @@ func TestRealRTMPViewer(t *testing.T) {
 	n.counts("an encoder", 1, 0)
 	player := n.playRTMP("stream1")
 	n.counts("an encoder and a player by RTMP", 1, 1)
-	if _, err := player.End(30 * time.Second); err != nil {
+	if _, err := player.Stop(30 * time.Second); err != nil {
 		t.Error(err)
 	}
 	n.counts("the player has ended", 1, 0)
-	if _, err := publisher.End(30 * time.Second); err != nil {
+	if _, err := publisher.Stop(30 * time.Second); err != nil {
 		t.Error(err)
 	}
 	n.counts("nobody any more", 0, 0)

@@ -33,7 +33,7 @@ func TestRealSet(t *testing.T) {
 	v := n.watch(d)
 	defer v.stop()
 	until(t, "the daemon's log says so, too", func() string {
-		if d.logs("Ant Media Server serves viewers") == 0 {
+		if d.Said("Ant Media Server serves viewers") == 0 {
 			return soFar(d.Output())
 		}
 		return ""

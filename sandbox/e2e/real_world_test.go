@@ -6,21 +6,23 @@
 package e2e
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/sandbox/realams"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 // The user of MongoDB, with a password in which java.util.Properties escapes nothing;
@@ -92,9 +94,16 @@ func (n *realNode) join(uri string, more ...string) string {
 
 // realDaemon is the agent's daemon on a real node.
 type realDaemon struct {
-	*realams.Process
+	*rig.Daemon
 	n        *realNode
 	balancer *http.Client
+}
+
+// slack is a node whose programs have the unit's TimerSlackNSec.
+type slack struct{ *realams.Node }
+
+func (s slack) Command(args ...string) *exec.Cmd {
+	return s.Node.Command(append([]string{"sh", "-c", `echo 5000000 >/proc/self/timerslack_ns; exec "$@"`, "sh"}, args...)...)
 }
 
 // daemon starts the daemon, which has to find what join was given, and waits for its
@@ -107,14 +116,8 @@ func (n *realNode) daemon() *realDaemon {
 // daemonOf is daemon with another build of the agent.
 func (n *realNode) daemonOf(agent string) *realDaemon {
 	n.t.Helper()
-	// The unit's TimerSlackNSec.
-	const slack = `echo 5000000 >/proc/self/timerslack_ns; exec "$@"`
-	d := &realDaemon{n.Start(n.t, "sh", "-c", slack, "sh", agent, "run", "--metrics-address", "0.0.0.0:9771"), n, n.world.HTTP(2 * time.Second)}
-	n.t.Cleanup(func() {
-		if n.t.Failed() {
-			n.t.Logf("%s: log of the daemon:\n%s", n.Address, d.Output())
-		}
-	})
+	node := &rig.Node{Machine: slack{n.Node}, T: n.t, Agent: agent, Address: n.Address}
+	d := &realDaemon{node.Daemon("--metrics-address", "0.0.0.0:9771"), n, n.world.HTTP(2 * time.Second)}
 	until(n.t, "the daemon listens", func() string {
 		if d.readyz() == 0 {
 			return soFar(d.Output())
@@ -148,8 +151,8 @@ func (d *realDaemon) ready() {
 // end ends the daemon as systemd does.
 func (d *realDaemon) end() {
 	d.n.t.Helper()
-	if code, err := d.End(30 * time.Second); err != nil || code != 0 {
-		d.n.t.Errorf("the daemon ended with %d, %v", code, err)
+	if code, took := d.End(syscall.SIGTERM); code != 0 || took > 30*time.Second {
+		d.n.t.Errorf("the daemon ended with %d after %s", code, took)
 	}
 }
 
@@ -165,17 +168,6 @@ func readyNode(t testing.TB, w *realams.World) (*realNode, *realDaemon) {
 	d := n.daemon()
 	d.ready()
 	return n, d
-}
-
-// logs counts the lines of the daemon's log with a text.
-func (d *realDaemon) logs(text string) int {
-	count := 0
-	for lines := bufio.NewScanner(strings.NewReader(d.Output())); lines.Scan(); {
-		if strings.Contains(lines.Text(), text) {
-			count++
-		}
-	}
-	return count
 }
 
 // messages counts the lines of the daemon's log by message.

@@ -103,8 +103,8 @@ type soak struct {
 	healed time.Time
 	// disturbed is when a host was last dealt a blow.
 	disturbed []time.Time
-	base      map[int]proc.Usage // by pid, when it had settled
-	most      map[int]proc.Usage
+	base      map[*rig.Daemon]proc.Usage // when it had settled
+	most      map[*rig.Daemon]proc.Usage
 	blows     int
 	beats     int64 // counted in calm
 }
@@ -113,7 +113,7 @@ func newSoak(t *testing.T, seed uint64) *soak {
 	t.Helper()
 	s := &soak{
 		t: t, dir: rig.ShortDir(t), daemons: make([]*rig.Daemon, soakHosts), starts: make([]int, soakHosts), logged: make([]int, soakHosts), random: rand.New(rand.NewPCG(seed, seed)), began: time.Now(), healed: time.Now(),
-		disturbed: make([]time.Time, soakHosts), base: map[int]proc.Usage{}, most: map[int]proc.Usage{},
+		disturbed: make([]time.Time, soakHosts), base: map[*rig.Daemon]proc.Usage{}, most: map[*rig.Daemon]proc.Usage{},
 	}
 	t.Cleanup(func() {
 		if s.client != nil {
@@ -297,7 +297,7 @@ func (s *soak) restartAgent(signal syscall.Signal) func() string {
 		s.daemons[i] = nil
 		s.mu.Unlock()
 		d.End(signal)
-		s.logged[i] += len(d.Text())
+		s.logged[i] += len(d.Output())
 		s.pause(away)
 		s.startAgent(i)
 		s.disturb(i)
@@ -457,23 +457,22 @@ func (s *soak) processes() {
 			s.problem("the agent of node %d has ended by itself", i+1)
 			continue
 		}
-		pid := d.PID()
-		u, err := proc.ReadUsage(pid)
+		u, err := d.Usage()
 		if err != nil {
 			continue // it was just stopped
 		}
 		s.mu.Lock()
-		base, known := s.base[pid]
+		base, known := s.base[d]
 		if !known {
-			base, s.base[pid] = u, u
+			base, s.base[d] = u, u
 		}
 		young := u.CPU == 0 || time.Since(s.began) < settled || u.Age < settled
 		if young {
-			s.base[pid] = u
+			s.base[d] = u
 		}
-		m := s.most[pid]
+		m := s.most[d]
 		m.RSS, m.Threads, m.FDs = max(m.RSS, u.RSS), max(m.Threads, u.Threads), max(m.FDs, u.FDs)
-		s.most[pid] = m
+		s.most[d] = m
 		s.mu.Unlock()
 		if young {
 			continue
@@ -488,13 +487,13 @@ func (s *soak) processes() {
 // conclude says how it went.
 func (s *soak) conclude(length time.Duration) {
 	for i, d := range s.daemons {
-		size := s.logged[i] + len(d.Text())
+		size := s.logged[i] + len(d.Output())
 		if most := logOfStart*s.starts[i] + logOfBlow*(s.blows+1); size > most {
 			s.problem("the logs of node %d have %d bytes after %d blows and %d starts", i+1, size, s.blows, s.starts[i])
 		}
-		u, err := proc.ReadUsage(d.PID())
+		u, err := d.Usage()
 		if err == nil {
-			base := s.base[d.PID()]
+			base := s.base[d]
 			s.say("node %d: %d starts, %d bytes of log; %d threads, %d descriptors, %.1f MiB; settled %d, %d, %.1f",
 				i+1, s.starts[i], size, u.Threads, u.FDs, float64(u.RSS)/(1<<20), base.Threads, base.FDs, float64(base.RSS)/(1<<20))
 		}

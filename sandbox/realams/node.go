@@ -25,6 +25,7 @@ import (
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // Home is where the server is installed, and Service the service command.
@@ -186,6 +187,17 @@ func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, err
 func (n *Node) Start(t testing.TB, args ...string) *Process {
 	t.Helper()
 	return startProcess(t, n.box.command(args...))
+}
+
+// Process is a program on a node, or beside the nodes.
+type Process = proc.Program
+
+func startProcess(t testing.TB, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p, err := proc.Start(cmd)
+	must.OK(t, err)
+	t.Cleanup(func() { p.Signal(syscall.SIGKILL) })
+	return p
 }
 
 // pidFile is written when the server is started.

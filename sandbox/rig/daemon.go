@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,20 +19,17 @@ import (
 	"time"
 
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
 // Daemon is a daemon of the agent that runs on a node, or has run. A method that waits ends the test after [Patience].
 type Daemon struct {
+	*proc.Program
 	Node *Node
 	// Socket is the control socket, as seen from here.
 	Socket string
-
-	cmd  *exec.Cmd
-	done chan struct{}
-	log  locked.Buffer
 
 	mu       sync.Mutex
 	notified []string
@@ -42,14 +38,14 @@ type Daemon struct {
 // Daemon starts the daemon and waits until it is up. It is killed at the end of the test.
 func (n *Node) Daemon(args ...string) *Daemon {
 	n.T.Helper()
-	d := &Daemon{Node: n, done: make(chan struct{}), Socket: n.Path("run/amsagent/control.sock")}
+	d := &Daemon{Node: n, Socket: n.Path("run/amsagent/control.sock")}
 	socket := filepath.Join(n.T.TempDir(), "n")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	must.OK(n.T, err)
-	d.cmd = n.Cmd(append([]string{"run"}, args...)...)
-	d.cmd.Env = append(d.cmd.Env, "NOTIFY_SOCKET="+socket)
-	d.cmd.Stderr = &d.log
-	must.OK(n.T, d.cmd.Start())
+	cmd := n.Cmd(append([]string{"run"}, args...)...)
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+socket)
+	d.Program, err = proc.Start(cmd)
+	must.OK(n.T, err)
 	var read sync.WaitGroup
 	read.Go(func() {
 		b := make([]byte, 8<<10)
@@ -63,22 +59,15 @@ func (n *Node) Daemon(args ...string) *Daemon {
 			d.mu.Unlock()
 		}
 	})
-	go func() {
-		_ = d.cmd.Wait()
-		close(d.done)
-	}()
 	n.T.Cleanup(func() {
-		if !d.Ended() {
-			_ = d.cmd.Process.Kill()
-			<-d.done
-		}
+		d.Signal(syscall.SIGKILL)
 		_ = conn.Close()
 		read.Wait()
 		if n.T.Failed() {
-			n.T.Logf("log of the daemon:\n%s", d.Text())
+			n.T.Logf("log of the daemon:\n%s", d.Output())
 		}
-		if secret := n.secret(); secret != "" && strings.Contains(d.Text()+strings.Join(d.Notified(), "\n"), secret) {
-			n.T.Errorf("the password is in what the daemon said:\n%s", d.Text())
+		if secret := n.secret(); secret != "" && strings.Contains(d.Output()+strings.Join(d.Notified(), "\n"), secret) {
+			n.T.Errorf("the password is in what the daemon said:\n%s", d.Output())
 		}
 	})
 	d.Notifies("it is up", IsReady)
@@ -101,50 +90,27 @@ func IsReady(message string) bool {
 	return message == "READY=1" || strings.HasPrefix(message, "READY=1\n")
 }
 
-// PID is the daemon's process.
-func (d *Daemon) PID() int { return d.cmd.Process.Pid }
-
-// Ended reports whether it runs no more.
-func (d *Daemon) Ended() bool {
-	select {
-	case <-d.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// Signal sends a signal.
-func (d *Daemon) Signal(sig syscall.Signal) {
-	d.Node.T.Helper()
-	must.OK(d.Node.T, d.cmd.Process.Signal(sig))
-}
-
 // End sends a signal and returns how the daemon ended, and how long it took.
 func (d *Daemon) End(sig syscall.Signal) (int, time.Duration) {
 	d.Node.T.Helper()
 	begin := time.Now()
 	d.Signal(sig)
-	select {
-	case <-d.done:
-	case <-time.After(Patience):
-		d.Node.T.Fatalf("it does not end after %s:\n%s", sig, d.Text())
+	code, err := d.Wait(Patience)
+	if err != nil {
+		d.Node.T.Fatalf("%s: %v\n%s", sig, err, d.Output())
 	}
-	return d.cmd.ProcessState.ExitCode(), time.Since(begin)
+	return code, time.Since(begin)
 }
 
-// Text is its log.
-func (d *Daemon) Text() string { return d.log.String() }
-
 // Said counts the lines of the log with a text.
-func (d *Daemon) Said(text string) int { return strings.Count(d.Text(), text) }
+func (d *Daemon) Said(text string) int { return strings.Count(d.Output(), text) }
 
 // Says waits for a text in the log.
 func (d *Daemon) Says(text string) {
 	d.Node.T.Helper()
 	Until(d.Node.T, "the log says "+text, func() string {
 		if d.Said(text) == 0 {
-			return "so far: " + d.Text()
+			return "so far: " + d.Output()
 		}
 		return ""
 	})

@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package realams
+package proc
 
 import (
 	"os/exec"
@@ -17,9 +17,10 @@ import (
 func TestSignalAfterTheEnd(t *testing.T) {
 	t.Parallel()
 	other := exec.Command("sleep", "60")
-	other.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	running := startProcess(t, other)
-	ended := &Process{cmd: other, done: make(chan struct{})}
+	running, err := Start(other)
+	must.OK(t, err)
+	t.Cleanup(func() { running.Signal(syscall.SIGKILL) })
+	ended := &Program{cmd: other, done: make(chan struct{})}
 	close(ended.done)
 	ended.Signal(syscall.SIGKILL)
 	ended.Signal(syscall.SIGTERM)
@@ -27,6 +28,6 @@ func TestSignalAfterTheEnd(t *testing.T) {
 		t.Errorf("a signal for what has ended reached another program: it ended with %d", code)
 	}
 	running.Signal(syscall.SIGKILL)
-	_, err := running.Wait(time.Minute)
+	_, err = running.Wait(time.Minute)
 	must.OK(t, err)
 }
