@@ -667,14 +667,7 @@ func TestAttackDrain(t *testing.T) {
 func (a *attacked) drains(t *testing.T, times int) {
 	t.Helper()
 	a.mustRun(t, "join")
-	daemon, _, log := a.start("run")
-	must.OK(t, daemon.Start())
-	t.Cleanup(func() {
-		_, _ = daemon.Process.Kill(), daemon.Wait()
-		if t.Failed() {
-			t.Logf("log of the daemon:\n%s", log)
-		}
-	})
+	a.Daemon()
 	_, calm := a.adversary(t)
 	for range times {
 		for _, args := range [][]string{{"drain", "--now"}, {"join"}} {

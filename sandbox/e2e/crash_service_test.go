@@ -104,24 +104,14 @@ func TestCrashStopped(t *testing.T) {
 		for _, verb := range []string{"stop", "start"} {
 			for _, by := range []string{"the daemon", "a later daemon", "converge", "a refused join", "the same command"} {
 				node++
-				n := newCrashNode(t, node, crashNodeOptions{mongo: m, shm: true})
 				t.Run(fmt.Sprintf("%s killed at its %s, then %s", cmd, verb, by), func(t *testing.T) {
+					n := newCrashNode(t, node, crashNodeOptions{mongo: m, shm: true})
 					n.learn(t)
 					if cmd == "leave" {
 						n.mustRun(t, "join", "--role", "edge")
 					}
-					daemon := func() {
-						d, _, log := n.start("run")
-						must.OK(t, d.Start())
-						t.Cleanup(func() {
-							_, _ = d.Process.Kill(), d.Wait()
-							if t.Failed() {
-								t.Logf("log of the daemon:\n%s", log)
-							}
-						})
-					}
 					if by == "the daemon" {
-						daemon()
+						n.Daemon()
 					}
 					n.wrapper(t, n.killAt(verb, 1, verb == "stop", true))
 					r, err := n.trace(shot{}, cmd)
@@ -134,7 +124,7 @@ func TestCrashStopped(t *testing.T) {
 					}
 					switch by {
 					case "a later daemon":
-						daemon()
+						n.Daemon()
 					case "converge":
 						if r := n.mustRun(t, "converge"); !strings.Contains(r.Out, "AGENT-RECOVERED") {
 							t.Errorf("%s", r.Out)

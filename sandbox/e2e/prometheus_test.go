@@ -25,8 +25,8 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
@@ -75,15 +75,13 @@ type prometheus struct {
 func background(t *testing.T, env []string, program string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(program, args...)
-	var said locked.Buffer
-	cmd.Env, cmd.Stdout, cmd.Stderr = env, &said, &said
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must.OK(t, cmd.Start())
+	cmd.Env = env
+	p, err := proc.Start(cmd)
+	must.OK(t, err)
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		p.Signal(syscall.SIGKILL)
 		if t.Failed() {
-			t.Logf("%s:\n%s", program, said.String())
+			t.Logf("%s:\n%s", program, p.Output())
 		}
 	})
 }

@@ -26,9 +26,9 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
@@ -128,25 +128,23 @@ func cssID(id, ip string) string { return strings.NewReplacer(".", `\.`).Replace
 // startWeb starts `amsagent web` and returns its address.
 func startWeb(t *testing.T, m *mongod.Server) string {
 	t.Helper()
-	var log locked.Buffer
 	cmd := exec.Command(bins.agent, "web", "--listen", "127.0.0.1:0")
 	cmd.Env = []string{"AMSAGENT_ROOT=" + t.TempDir(), "AMSAGENT_MONGO=" + m.LoginURI()}
-	cmd.Stdout, cmd.Stderr = &log, &log
-	must.OK(t, cmd.Start())
+	p, err := proc.Start(cmd)
+	must.OK(t, err)
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		if err := cmd.Wait(); err != nil || t.Failed() {
-			t.Errorf("amsagent web: %v\n%s", err, log.String())
+		if code, err := p.Stop(patience); code != 0 || err != nil || t.Failed() {
+			t.Errorf("amsagent web: exit %d, %v\n%s", code, err, p.Output())
 		}
 	})
 	address := regexp.MustCompile(`http://127\.0\.0\.1:\d+`)
 	until(t, "the page is served", func() string {
-		if !address.MatchString(log.String()) {
-			return soFar(log.String())
+		if !address.MatchString(p.Output()) {
+			return soFar(p.Output())
 		}
 		return ""
 	})
-	return address.FindString(log.String())
+	return address.FindString(p.Output())
 }
 
 // webStory is an open page and the registry beside it.

@@ -39,7 +39,7 @@ type Daemon struct {
 func (n *Node) Daemon(args ...string) *Daemon {
 	n.T.Helper()
 	d := &Daemon{Node: n, Socket: n.Path("run/amsagent/control.sock")}
-	socket := filepath.Join(n.T.TempDir(), "n")
+	socket := filepath.Join(ShortDir(n.T), "n")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	must.OK(n.T, err)
 	cmd := n.Cmd(append([]string{"run"}, args...)...)

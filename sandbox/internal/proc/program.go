@@ -23,8 +23,8 @@ type Program struct {
 	err  error // how it ended; read it after done
 }
 
-// Start starts a program, which ends with this process at the latest. A Ctrl-C is for this process alone. What the program
-// writes is its Output, unless cmd has another place for it.
+// Start starts a program, which ends with this process at the latest. A Ctrl-C is for this process alone. Output returns
+// what the program writes, unless cmd has another place for it.
 func Start(cmd *exec.Cmd) (*Program, error) {
 	p := &Program{cmd: cmd, done: make(chan struct{})}
 	if cmd.Stdout == nil {
