@@ -19,6 +19,7 @@ import (
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/rig"
@@ -56,9 +57,8 @@ func newOnAzure(t *testing.T, m *mongod.Server, set *fakeazure.Set, n int, ip st
 	vm.NICs[0].IPv4s = []string{ip}
 	h := &onAzure{Node: newNode(t, m, "azure", vm.ID, ip), vm: vm.Name}
 	var err error
-	if h.azure, err = fakeazure.Start(context.Background(), fakeazure.Options{VM: &vm, Set: set}); err != nil {
-		t.Fatal(err)
-	}
+	h.azure, err = fakeazure.Start(context.Background(), fakeazure.Options{VM: &vm, Set: set})
+	must.OK(t, err)
 	t.Cleanup(func() { _ = h.azure.Close() })
 	h.Env = append(h.Env, "AMSAGENT_AZURE_ENDPOINT="+h.azure.Endpoint(), "AMSAGENT_MONGO="+m.LoginURI())
 	h.Config("")
@@ -73,9 +73,7 @@ func (h *onAzure) announce(e fakeazure.Event) (string, time.Time) {
 	}
 	set := h.azure.Set()
 	id, err := set.Announce(e)
-	if err != nil {
-		h.T.Fatal(err)
-	}
+	must.OK(h.T, err)
 	i := slices.IndexFunc(set.Events(), func(e fakeazure.Event) bool { return e.ID == id })
 	return id, set.Events()[i].NotBefore
 }
@@ -237,9 +235,7 @@ func TestCloudAzurePreempt(t *testing.T) {
 		p := h.Serving()
 		h.Viewers(1)
 		id, _ := h.announce(fakeazure.Event{Type: fakeazure.Preempt, Lead: time.Hour})
-		if err := h.azure.Set().Begin(id); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, h.azure.Set().Begin(id))
 		// Nobody knows when the machine goes: nobody new comes, and nobody is cut.
 		h.RowIs(cluster.StateDraining)
 		p.Counted(1)
@@ -297,9 +293,7 @@ func TestCloudAzureMoves(t *testing.T) {
 	was := p.Counted(1).Deadline
 	move := func(by time.Duration) time.Time {
 		to, err := h.azure.Set().Move(id, at.Add(by))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return to
 	}
 	// drainsUntil waits for the deadline of an event at that time, which is as long before it as the first one was.
@@ -348,9 +342,7 @@ func TestCloudAzureCancelled(t *testing.T) {
 	p.Counted(1)
 	h.RowIs(cluster.StateDraining)
 	p.End(syscall.SIGKILL)
-	if err := h.azure.Set().Cancel(id); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.azure.Set().Cancel(id))
 	p = h.Daemon()
 	h.RowIs(cluster.StateActive)
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
@@ -372,9 +364,7 @@ func TestCloudAzureBoot(t *testing.T) {
 	late, err := fakeazure.Start(context.Background(), fakeazure.Options{
 		VM: &vm, Set: set, DropCalls: 3, BootTime: 4 * time.Second, FirstCall: 6 * time.Second,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	t.Cleanup(func() { _ = late.Close() })
 	h.Env = append(h.Env, "AMSAGENT_AZURE_ENDPOINT="+late.Endpoint())
 	id, at := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: time.Minute})
@@ -403,9 +393,7 @@ func TestCloudAzureValve(t *testing.T) {
 	read := func() string {
 		t.Helper()
 		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, err)
 		return string(b)
 	}
 	before := read()

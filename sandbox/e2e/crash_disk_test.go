@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -40,9 +41,7 @@ func TestCrashDisks(t *testing.T) {
 		for _, place := range crashPlaces {
 			for _, how := range []string{"full", "read-only"} {
 				t.Run(cmd+" "+place+" "+how, func(t *testing.T) {
-					if err := n.removeState(); err != nil {
-						t.Fatal(err)
-					}
+					must.OK(t, n.removeState())
 					before := n.clean
 					if cmd == "leave" {
 						n.mustRun(t, "join")
@@ -98,15 +97,9 @@ func (n *crashNode) smallDisk(t *testing.T, place string, readOnly bool) (releas
 	dir := n.Path(place)
 	_, err := os.Stat(dir)
 	made := errors.Is(err, os.ErrNotExist)
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(os.MkdirAll(dir, 0o755))
+	must.OK(t, os.MkdirAll(dir, 0o755))
 	info, err := os.Stat(dir)
-	must(err)
+	must.OK(t, err)
 	st := info.Sys().(*syscall.Stat_t)
 	kept := t.TempDir()
 	copyAll := func(from, to string) {
@@ -116,20 +109,20 @@ func (n *crashNode) smallDisk(t *testing.T, place string, readOnly bool) (releas
 		}
 	}
 	copyAll(dir, kept)
-	must(unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"))
+	must.OK(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"))
 	mounted := true
 	unmount := func() {
 		if mounted {
-			must(unix.Unmount(dir, unix.MNT_DETACH))
+			must.OK(t, unix.Unmount(dir, unix.MNT_DETACH))
 			mounted = false
 		}
 	}
 	t.Cleanup(unmount)
 	copyAll(kept, dir)
-	must(os.Chown(dir, int(st.Uid), int(st.Gid)))
-	must(os.Chmod(dir, info.Mode().Perm()))
+	must.OK(t, os.Chown(dir, int(st.Uid), int(st.Gid)))
+	must.OK(t, os.Chmod(dir, info.Mode().Perm()))
 	if readOnly {
-		must(unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		must.OK(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	} else {
 		fill(t, filepath.Join(dir, "fill"))
 	}
@@ -138,17 +131,17 @@ func (n *crashNode) smallDisk(t *testing.T, place string, readOnly bool) (releas
 		content := t.TempDir()
 		copyAll(dir, content)
 		unmount()
-		must(os.RemoveAll(filepath.Join(content, "fill")))
-		must(os.RemoveAll(dir))
+		must.OK(t, os.RemoveAll(filepath.Join(content, "fill")))
+		must.OK(t, os.RemoveAll(dir))
 		entries, err := os.ReadDir(content)
-		must(err)
+		must.OK(t, err)
 		if _, clean := n.clean[place]; len(entries) == 0 && (made || !clean) {
 			return
 		}
-		must(os.MkdirAll(dir, 0o755))
+		must.OK(t, os.MkdirAll(dir, 0o755))
 		copyAll(content, dir)
-		must(os.Chown(dir, int(st.Uid), int(st.Gid)))
-		must(os.Chmod(dir, info.Mode().Perm()))
+		must.OK(t, os.Chown(dir, int(st.Uid), int(st.Gid)))
+		must.OK(t, os.Chmod(dir, info.Mode().Perm()))
 	}
 }
 
@@ -227,9 +220,7 @@ func TestCrashImmutable(t *testing.T) {
 				}
 				before := n.snapshot(t)
 				path := n.Path(target)
-				if err := immutable(path, true); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, immutable(path, true))
 				t.Cleanup(func() {
 					if err := immutable(path, false); err != nil && !errors.Is(err, os.ErrNotExist) {
 						t.Error(err)
@@ -255,9 +246,7 @@ func TestCrashImmutable(t *testing.T) {
 				if !strings.Contains(r.Err, "lsattr") {
 					t.Errorf("the hint does not name lsattr:\n%s", r.Err)
 				}
-				if err := immutable(path, false); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, immutable(path, false))
 				if err := n.finish(cmd); err != nil {
 					t.Error(err)
 				}
@@ -299,9 +288,7 @@ func TestCrashOtherUser(t *testing.T) {
 	own := func(uid int, paths ...string) {
 		t.Helper()
 		for _, p := range paths {
-			if err := os.Chown(n.Path(p), uid, uid); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, os.Chown(n.Path(p), uid, uid))
 		}
 	}
 	if err := errors.Join(os.Chmod(filepath.Dir(n.Path("/")), 0o755), os.Chmod(agent, 0o755), os.MkdirAll(n.Path(crashStateDir), 0o700),
@@ -365,17 +352,11 @@ func TestCrashOtherUser(t *testing.T) {
 func TestCrashLocked(t *testing.T) {
 	n := newCrashNode(t, 5, crashNodeOptions{shm: true})
 	lock := n.Path("run/amsagent/lock")
-	if err := os.MkdirAll(filepath.Dir(lock), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(filepath.Dir(lock), 0o755))
 	f, err := os.OpenFile(lock, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
 	for _, cmd := range []string{"join", "leave"} {
 		r := n.agent(cmd, "--timeout", "1s")
 		if r.Exit != 4 {
@@ -393,8 +374,6 @@ func TestCrashLocked(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_UN); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Flock(int(f.Fd()), unix.LOCK_UN))
 	n.learn(t)
 }

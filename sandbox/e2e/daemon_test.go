@@ -24,6 +24,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
@@ -103,9 +104,7 @@ func TestDaemonLife(t *testing.T) {
 		return ""
 	})
 	page, err := os.ReadFile("../../docs/metrics.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	for name, family := range f {
 		if row := fmt.Sprintf("\n| `%s` | %s |", name, strings.ToLower(family.GetType().String())); !strings.Contains(string(page), row) {
 			t.Errorf("docs/metrics.md has no row %q", row)
@@ -183,9 +182,7 @@ func TestDaemonLife(t *testing.T) {
 	same("after a kill")
 
 	// What others say of the node stays.
-	if err := h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateDraining, "operator", cluster.Details{}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateDraining, "operator", cluster.Details{}))
 	p.End(syscall.SIGTERM)
 	p = h.Daemon()
 	p.Says("Ant Media Server is in the cluster")
@@ -193,9 +190,7 @@ func TestDaemonLife(t *testing.T) {
 	if n := h.Row(); n.State != cluster.StateDraining || n.Reason != "operator" || v.StateSince.IsZero() {
 		t.Errorf("the row: %+v", n)
 	}
-	if err := h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateActive, "", cluster.Details{}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateActive, "", cluster.Details{}))
 
 	// A leave by hand is final, also for the daemon that comes after this one.
 	h.Must("leave")
@@ -226,9 +221,7 @@ func TestDaemonFromTags(t *testing.T) {
 	p.Says("not a member; waiting for amsagent join")
 	// A port that is taken keeps nobody from beating.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer l.Close()
 	p.End(syscall.SIGTERM)
 	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:mongo"] = h.Mongo.LoginURI() })
@@ -325,9 +318,7 @@ func TestDaemonWithoutRun(t *testing.T) {
 	h.Config("")
 	h.Env = append(h.Env, "AMSAGENT_MONGO="+h.Mongo.LoginURI())
 	dir := h.Path("run")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, os.MkdirAll(dir, 0o755))
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k,mode=0755"); err != nil {
 		t.Skipf("mounting is not allowed here: %v", err)
 	}
@@ -336,15 +327,11 @@ func TestDaemonWithoutRun(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	if out, code := h.Run("run"); code != 1 || !strings.Contains(out, "read-only file system") || !strings.Contains(out, "nothing was changed") {
 		t.Errorf("read-only: exit %d: %s", code, out)
 	}
-	if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "size=64k"); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, unix.Mount("", dir, "", unix.MS_REMOUNT, "size=64k"))
 	fill(t, filepath.Join(dir, "fill"))
 	p := h.Daemon() // full: a lock and a socket need no room
 	h.RowIs(cluster.StateActive)

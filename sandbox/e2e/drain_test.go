@@ -87,9 +87,7 @@ func TestDrainLateWrite(t *testing.T) {
 	h := newScaled(t, newDatabase(t), "10.0.8.73", fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
 	p := h.Serving()
 	c, err := mongo.Connect(options.Client().ApplyURI(h.Mongo.LoginURI()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	defer func() { _ = c.Disconnect(context.Background()) }()
 	// It comes again each time that it is removed: nobody can tell from here when the daemon looks.
 	ctx, stop := context.WithCancel(t.Context())
@@ -231,30 +229,24 @@ func TestDrainPark(t *testing.T) {
 	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
 		fakes.Hook{Name: "serve", Launching: true, Timeout: 30 * time.Second})
 	p := h.Serving()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	// Aside and back while they watch: nothing is stopped.
 	h.Viewers(2)
 	touched := h.Touches()
-	must(h.asg.Standby(h.ID))
+	must.OK(t, h.asg.Standby(h.ID))
 	p.Counted(2)
 	h.RowIs(cluster.StateDraining)
-	must(h.asg.Restore(h.ID))
+	must.OK(t, h.asg.Restore(h.ID))
 	h.RowIs(cluster.StateActive)
 	if st := h.Live(); st.Live.Viewers != 2 || h.Touches() != touched {
 		t.Errorf("the sessions: %+v", st)
 	}
 	// Aside, for good.
-	must(h.asg.Standby(h.ID))
+	must.OK(t, h.asg.Standby(h.ID))
 	h.RowIs(cluster.StateDraining)
 	h.ViewersGo()
 	h.HasLeft()
 	p.Life("parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked })
-	must(h.asg.Restore(h.ID))
+	must.OK(t, h.asg.Restore(h.ID))
 	h.RowIs(cluster.StateActive)
 	v := p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	if !h.ServerRuns() || len(h.Documents()) != 1 || v.Lifecycle.Step != "" {
@@ -264,12 +256,12 @@ func TestDrainPark(t *testing.T) {
 		t.Errorf("hooks were completed for a standby:\n%s", h.story())
 	}
 	// Into the pool: the hook waits for us.
-	must(h.asg.Pool(h.ID, "Running", false))
+	must.OK(t, h.asg.Pool(h.ID, "Running", false))
 	h.completed("drain")
 	h.HasLeft()
 	p.Step(lifecycle.StepDone)
 	// Out of it, with an AMS that takes its time.
-	must(h.asg.Launch(h.ID))
+	must.OK(t, h.asg.Launch(h.ID))
 	e := h.completed("serve")
 	n := h.Row()
 	if n.State != cluster.StateActive || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(h.Documents()) != 1 {
@@ -277,7 +269,7 @@ func TestDrainPark(t *testing.T) {
 	}
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	// Into the pool once more, and from there to its end.
-	must(h.asg.Pool(h.ID, "Running", false))
+	must.OK(t, h.asg.Pool(h.ID, "Running", false))
 	until(t, "in the pool", func() string {
 		if m := h.asg.Members(); m[0].State != "Warmed:Running" {
 			return h.story()
@@ -348,13 +340,9 @@ func TestDrainNeverJoined(t *testing.T) {
 			} else {
 				silent := h.StandIn.Service
 				silent.Args = append(slices.Clone(h.StandIn.Service.Args), "--silent")
-				if err := silent.WriteWrapper(h.StandIn.Wrapper + ".silent"); err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, silent.WriteWrapper(h.StandIn.Wrapper+".silent"))
 			}
-			if err := h.asg.Launch(h.ID); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, h.asg.Launch(h.ID))
 			p := h.Daemon()
 			p.Life("it starts", func(v lifecycle.View) bool { return v.Start == "starting" })
 			if i == 1 {
@@ -375,9 +363,7 @@ func TestDrainNeverJoined(t *testing.T) {
 			p.ViewIs("it gives up", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
 			gone := func() string {
 				nodes, err := h.Client.Nodes(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.OK(t, err)
 				for _, n := range nodes {
 					if n.State != cluster.StateLeft && n.State != cluster.StateFailed {
 						return fmt.Sprintf("%+v", n)
@@ -406,9 +392,7 @@ func TestDrainDuringAbsence(t *testing.T) {
 	// Another command is at work, so that the daemon has not looked at anything when
 	// it hears of it.
 	lock, err := (&conf.Store{Root: h.StandIn.Tree.Root, Dir: bootstrap.StateDir}).Lock(t.Context(), "/run/amsagent/lock", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, err)
 	p = h.Daemon()
 	p.Step(lifecycle.StepDraining)
 	wait(2 * time.Second)
@@ -496,9 +480,7 @@ func TestDrainAPI(t *testing.T) {
 			{Body: "<html>a proxy's</html>", Times: 1},
 			{Reset: true, Times: 1},
 		} {
-			if err := h.asg.AddFault(f); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, h.asg.AddFault(f))
 		}
 		h.terminate()
 		p.Counted(1)
@@ -516,9 +498,7 @@ func TestDrainAPI(t *testing.T) {
 			{Path: "CompleteLifecycleAction", Code: "ServiceUnavailable", Status: 503, Times: 1},
 			{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}, // it is done, and nobody hears it
 		} {
-			if err := h.asg.AddFault(f); err != nil {
-				t.Fatal(err)
-			}
+			must.OK(t, h.asg.AddFault(f))
 		}
 		h.ViewersGo()
 		h.completed("drain")
@@ -529,9 +509,7 @@ func TestDrainAPI(t *testing.T) {
 		hook := endHook(4 * time.Second)
 		hook.Limit = 6 * time.Second
 		h := newScaled(t, db, "10.0.8.10", fakeaws.AutoScalingOptions{}, hook)
-		if err := h.asg.AddFault(fakes.Fault{Path: "RecordLifecycleActionHeartbeat", Hang: true}); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, h.asg.AddFault(fakes.Fault{Path: "RecordLifecycleActionHeartbeat", Hang: true}))
 		p := h.Serving()
 		h.Viewers(1)
 		h.terminate()
@@ -553,9 +531,7 @@ func TestDrainMetadata(t *testing.T) {
 	p := h.Serving()
 	h.Viewers(1)
 	h.aws.ExpireTokens()
-	if err := h.aws.AddFault(fakes.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 3}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.aws.AddFault(fakes.Fault{Path: "meta-data/autoscaling/*", Status: 401, Times: 3}))
 	h.terminate()
 	p.Counted(1)
 	// In the middle: 404 for what said Terminated, then 503, then silence.
@@ -564,9 +540,7 @@ func TestDrainMetadata(t *testing.T) {
 		{Path: "meta-data/autoscaling/*", Status: 503, Times: 1},
 		{Path: "/latest/api/token", Status: 403, Times: 1},
 	} {
-		if err := h.aws.AddFault(f); err != nil {
-			t.Fatal(err)
-		}
+		must.OK(t, h.aws.AddFault(f))
 	}
 	h.aws.ExpireKeys()
 	wait(6 * time.Second)
@@ -585,9 +559,7 @@ func TestDrainHungMetadata(t *testing.T) {
 	h := newScaled(t, newDatabase(t), "10.0.8.12", fakeaws.AutoScalingOptions{})
 	h.Serving().End(syscall.SIGTERM)
 	h.Viewers(1)
-	if err := h.aws.AddFault(fakes.Fault{Hang: true}); err != nil {
-		t.Fatal(err)
-	}
+	must.OK(t, h.aws.AddFault(fakes.Fault{Hang: true}))
 	asked, begun := len(h.aws.Requests()), time.Now()
 	p := h.Daemon()
 	until(t, "the daemon asks who this machine is", func() string {
@@ -596,9 +568,7 @@ func TestDrainHungMetadata(t *testing.T) {
 		}
 		return ""
 	})
-	if out, code := h.Run("drain", "--now"); code != 0 {
-		t.Fatalf("exit code %d: %s\n%s", code, out, p.Output())
-	}
+	h.Must("drain", "--now")
 	h.HasLeft()
 	// After two seconds the daemon goes on as it is, and holds the lock for a moment.
 	log := p.Output()

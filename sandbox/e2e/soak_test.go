@@ -53,16 +53,14 @@ func TestSoak(t *testing.T) {
 	length := soakUsual
 	if text := os.Getenv("SOAK"); text != "" {
 		var err error
-		if length, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
+		length, err = time.ParseDuration(text)
+		must.OK(t, err)
 	}
 	seed := rand.Uint64()
 	if text := os.Getenv("SOAK_SEED"); text != "" {
 		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatal(err)
-		}
+		seed, err = strconv.ParseUint(text, 10, 64)
+		must.OK(t, err)
 	}
 	s := newSoak(t, seed)
 	s.say("seed %d, %s, load average %s", seed, length, proc.LoadAverage())
