@@ -131,58 +131,58 @@ func sumOf(files []string) string {
 	return hex.EncodeToString(h[:8])
 }
 
-// agentRun runs the agent on a machine, shows the command, and returns what it
-// said.
+// agentRun runs the agent on a machine, shows the command, and returns what it said.
 func (d *demo) agentRun(n *node, args ...string) (string, error) {
+	stdout, stderr, err := d.agentEnds(n, args...)
+	if err != nil {
+		return "", fmt.Errorf("amsagent %s: %w\n%s%s", strings.Join(args, " "), err, stdout, stderr)
+	}
+	return strings.ReplaceAll(stdout, d.dir+"/", ""), nil
+}
+
+// agentFails runs the agent as agentRun does, for a command that must fail, and returns
+// its errors and its exit code.
+func (d *demo) agentFails(n *node, args ...string) (stderr string, code int, err error) {
+	stdout, stderr, err := d.agentEnds(n, args...)
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return stderr, exit.ExitCode(), nil
+	}
+	if err == nil {
+		err = fmt.Errorf("amsagent %s did not fail:\n%s", strings.Join(args, " "), stdout)
+	}
+	return "", 0, err
+}
+
+// agentEnds shows a command of the agent and waits for its end.
+func (d *demo) agentEnds(n *node, args ...string) (stdout, stderr string, err error) {
 	d.print("   %s$ amsagent %s", n.name, strings.Join(args, " "))
 	cmd := n.command(args...)
 	cmd.Env = append(cmd.Env, "AMSAGENT_LOG_LEVEL=error")
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	shown := func() error { return nil }
 	if args[0] == "nodes" {
 		// A table is as wide as its terminal, and wide without one.
 		if screen, tty, err := terminal(screenWidth); err == nil {
 			read := make(chan struct{})
 			go func() {
 				defer close(read)
-				_, _ = io.Copy(&stdout, screen) // ends with an error when the last writer has gone
+				_, _ = io.Copy(&out, screen) // ends with an error when the last writer has gone
 			}()
 			cmd.Stdout = tty
-			defer func() { _ = screen.Close() }()
-			p, err := proc.Start(cmd)
-			if err = errors.Join(err, tty.Close()); err == nil {
-				err = d.wait(p)
+			shown = func() error {
+				err := tty.Close()
+				<-read
+				return errors.Join(err, screen.Close())
 			}
-			<-read
-			return d.said(args, strings.ReplaceAll(stdout.String(), "\r\n", "\n"), stderr.String(), err)
 		}
 	}
 	p, err := proc.Start(cmd)
 	if err == nil {
 		err = d.wait(p)
 	}
-	return d.said(args, stdout.String(), stderr.String(), err)
-}
-
-// agentFails runs the agent as agentRun does, for a command that must fail, and returns
-// its errors and its exit code.
-func (d *demo) agentFails(n *node, args ...string) (stderr string, code int, err error) {
-	d.print("   %s$ amsagent %s", n.name, strings.Join(args, " "))
-	cmd := n.command(args...)
-	cmd.Env = append(cmd.Env, "AMSAGENT_LOG_LEVEL=error")
-	var stdout, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &errs
-	p, err := proc.Start(cmd)
-	if err == nil {
-		err = d.wait(p)
-	}
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		return errs.String(), exit.ExitCode(), nil
-	}
-	if err == nil {
-		err = fmt.Errorf("amsagent %s did not fail:\n%s", strings.Join(args, " "), stdout.String())
-	}
-	return "", 0, err
+	err = errors.Join(err, shown())
+	return strings.ReplaceAll(out.String(), "\r\n", "\n"), errs.String(), err
 }
 
 // wait waits for a command's end, and kills it where nobody waits for us.
@@ -194,13 +194,6 @@ func (d *demo) wait(p *proc.Program) error {
 		p.Signal(syscall.SIGKILL)
 		return context.Cause(d.ctx)
 	}
-}
-
-func (d *demo) said(args []string, stdout, stderr string, err error) (string, error) {
-	if err != nil {
-		return "", fmt.Errorf("amsagent %s: %w\n%s%s", strings.Join(args, " "), err, stdout, stderr)
-	}
-	return strings.ReplaceAll(stdout, d.dir+"/", ""), nil
 }
 
 // screenWidth is what is shown of a line, besides the margin: one that wraps is
