@@ -74,7 +74,7 @@ func TestSystemdCredential(t *testing.T) {
 		const planted = "planted-Pa55w0rd"
 		open := m.start(t, "env", "SECRET="+planted, "sleep", "300")
 		must.Until(t, "the planted word", func() bool { return m.sh(t, secretScript(planted)) != "" })
-		open.signal(t, syscall.SIGTERM)
+		open.Signal(syscall.SIGTERM)
 		open.wait(t)
 	})
 	step("Encrypted", func(t *testing.T) {

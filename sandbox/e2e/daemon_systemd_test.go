@@ -547,7 +547,7 @@ func (m *machine) secondDaemon(t *testing.T) {
 	if u := m.unit(t, daemonUnit); u["ActiveState"] != "activating" || u["ExecMainStatus"] != "1" {
 		t.Errorf("with a daemon that was started by hand it is %v", u)
 	}
-	byHand.signal(t, syscall.SIGTERM)
+	byHand.Signal(syscall.SIGTERM)
 	byHand.wait(t).expect(t, 0)
 	m.still(t, func() {
 		must.Until(t, "the daemon of systemd is back", func() bool { return m.unit(t, daemonUnit)["ActiveState"] == "active" })

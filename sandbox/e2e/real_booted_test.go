@@ -226,7 +226,7 @@ func (b *realBooted) must(t *testing.T, args ...string) string {
 	t.Helper()
 	p := b.start(t, args...)
 	select {
-	case <-p.over:
+	case <-p.Done():
 	case <-time.After(6 * time.Minute):
 		t.Fatalf("%v does not end", args)
 	}

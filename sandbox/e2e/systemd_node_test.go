@@ -268,29 +268,20 @@ func (r nodeRun) String() string {
 
 // nodeProcess is a command that was started.
 type nodeProcess struct {
-	cmd      *exec.Cmd
+	*proc.Program
 	out, err bytes.Buffer
 	begin    time.Time
-	over     chan struct{}
 }
 
 func (n *bootedNode) start(t *testing.T, args ...string) *nodeProcess {
 	t.Helper()
-	r := &nodeProcess{cmd: n.command(args...), begin: time.Now(), over: make(chan struct{})}
-	r.cmd.Stdout, r.cmd.Stderr = &r.out, &r.err
-	must.OK(t, r.cmd.Start())
-	go func() { defer close(r.over); _ = r.cmd.Wait() }()
+	r := &nodeProcess{begin: time.Now()}
+	cmd := n.command(args...)
+	cmd.Stdout, cmd.Stderr = &r.out, &r.err
+	var err error
+	r.Program, err = proc.Start(cmd)
+	must.OK(t, err)
 	return r
-}
-
-// ended reports whether the command has ended.
-func (r *nodeProcess) ended() bool {
-	select {
-	case <-r.over:
-		return true
-	default:
-		return false
-	}
 }
 
 // nodeLimit is longer than any command here may take.
@@ -298,22 +289,12 @@ const nodeLimit = 90 * time.Second
 
 func (r *nodeProcess) wait(t *testing.T) nodeRun {
 	t.Helper()
-	select {
-	case <-r.over:
-	case <-time.After(nodeLimit):
-		r.signal(t, syscall.SIGKILL)
-		<-r.over
-		t.Errorf("%v did not end within %s", r.cmd.Args, nodeLimit)
+	code, err := r.Wait(nodeLimit)
+	if err != nil {
+		r.Signal(syscall.SIGKILL)
+		t.Error(err)
 	}
-	return nodeRun{code: r.cmd.ProcessState.ExitCode(), stdout: r.out.String(), stderr: r.err.String(), took: time.Since(r.begin)}
-}
-
-// signal is for the command itself, which nsenter has as its child.
-func (r *nodeProcess) signal(t *testing.T, sig syscall.Signal) {
-	t.Helper()
-	child, err := proc.Child(r.cmd.Process.Pid)
-	must.OK(t, err)
-	must.OK(t, syscall.Kill(child, sig))
+	return nodeRun{code: code, stdout: r.out.String(), stderr: r.err.String(), took: time.Since(r.begin)}
 }
 
 // run runs a command to its end.

@@ -383,11 +383,11 @@ func (n *bootedNode) verifying(t *testing.T, p *nodeProcess, before nodeUnitStat
 	t.Helper()
 	must.Until(t, "the restart", func() bool {
 		u := n.show(t)
-		return p.ended() || u["InvocationID"] != before["InvocationID"] && u["SubState"] == "running"
+		return p.Ended() || u["InvocationID"] != before["InvocationID"] && u["SubState"] == "running"
 	})
 	looks := n.looks(t)
-	must.Until(t, "the proof", func() bool { return p.ended() || n.looks(t) > looks })
-	if p.ended() {
+	must.Until(t, "the proof", func() bool { return p.Ended() || n.looks(t) > looks })
+	if p.Ended() {
 		t.Fatalf("it ended before it could be interrupted: %s", p.wait(t))
 	}
 }
@@ -400,7 +400,7 @@ func (n *bootedNode) interrupted(t *testing.T) {
 			before := n.show(t)
 			p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 			n.verifying(t, p, before)
-			p.signal(t, sig)
+			p.Signal(sig)
 			r := p.wait(t)
 			r.expect(t, 130)
 			if !strings.Contains(r.stderr, "[AGENT-INTERRUPTED]") || !strings.HasSuffix(r.stderr, "amsagent: "+rolledBack+"\n") {
@@ -416,7 +416,7 @@ func (n *bootedNode) interrupted(t *testing.T) {
 		n.hold(t)
 		p := n.start(t, "amsagent", "leave", "--now")
 		n.held(t)
-		p.signal(t, syscall.SIGTERM)
+		p.Signal(syscall.SIGTERM)
 		n.release(t)
 		r := p.wait(t)
 		r.expect(t, 130)
@@ -456,7 +456,7 @@ func (n *bootedNode) release(t *testing.T) {
 func (n *bootedNode) killed(t *testing.T) {
 	kill := func(t *testing.T, p *nodeProcess) {
 		t.Helper()
-		p.signal(t, syscall.SIGKILL)
+		p.Signal(syscall.SIGKILL)
 		if r := p.wait(t); r.code == 0 {
 			t.Fatalf("it was not killed: %s", r)
 		}
@@ -548,7 +548,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.verifying(t, p, before)
 		n.hold(t)
-		p.signal(t, syscall.SIGTERM)
+		p.Signal(syscall.SIGTERM)
 		n.held(t)
 		kill(t, p)
 		n.release(t)
@@ -574,7 +574,7 @@ systemctl daemon-reload`)
 		stopped(t, "amsagent", "join", "--mongo", nodeMongo)
 		d := n.start(t, "amsagent", "run")
 		must.Until(t, "a node", func() bool { return n.mode(t) == "cluster" })
-		d.signal(t, syscall.SIGTERM)
+		d.Signal(syscall.SIGTERM)
 		d.wait(t)
 		n.agent(t, 0, "leave", "--now")
 		n.standalone(t, "after the leave")

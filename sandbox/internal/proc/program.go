@@ -71,13 +71,15 @@ func (p *Program) Signal(sig syscall.Signal) {
 	if p.Ended() {
 		return
 	}
-	if pid, err := p.PID(); err == nil {
-		_ = syscall.Kill(pid, sig)
-	}
-	if sig == syscall.SIGKILL {
-		if p.entered() {
-			_ = syscall.Kill(-p.cmd.Process.Pid, sig)
+	pid, err := p.PID()
+	if err != nil {
+		if sig != syscall.SIGKILL {
+			return
 		}
+		pid = -p.cmd.Process.Pid // nsenter, and what it is about to start
+	}
+	_ = syscall.Kill(pid, sig)
+	if sig == syscall.SIGKILL {
 		<-p.done
 	}
 }
