@@ -105,7 +105,7 @@ func TestCloudStoryOfAll(t *testing.T) {
 	}
 }
 
-// onCloud is a host on a pretended cloud.
+// onCloud is a node on a fake cloud.
 type onCloud struct {
 	*rig.Node
 	cloud *fakecloud.Cloud

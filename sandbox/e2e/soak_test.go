@@ -99,7 +99,7 @@ type soak struct {
 	// broken tells that MongoDB is not as it should be; healed since when it is.
 	broken bool
 	healed time.Time
-	// disturbed is when a host was last dealt a blow.
+	// disturbed is when a node was last dealt a blow.
 	disturbed []time.Time
 	base      map[*rig.Daemon]proc.Usage // when it had settled
 	most      map[*rig.Daemon]proc.Usage
@@ -110,7 +110,8 @@ type soak struct {
 func newSoak(t *testing.T, seed uint64) *soak {
 	t.Helper()
 	s := &soak{
-		t: t, dir: rig.ShortDir(t), daemons: make([]*rig.Daemon, soakHosts), starts: make([]int, soakHosts), logged: make([]int, soakHosts), random: rand.New(rand.NewPCG(seed, seed)), began: time.Now(), healed: time.Now(),
+		t: t, dir: rig.ShortDir(t), daemons: make([]*rig.Daemon, soakHosts), starts: make([]int, soakHosts), logged: make([]int, soakHosts),
+		random: rand.New(rand.NewPCG(seed, seed)), began: time.Now(), healed: time.Now(),
 		disturbed: make([]time.Time, soakHosts), base: map[*rig.Daemon]proc.Usage{}, most: map[*rig.Daemon]proc.Usage{},
 	}
 	t.Cleanup(func() {
