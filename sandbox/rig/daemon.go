@@ -39,13 +39,37 @@ type Daemon struct {
 func (n *Node) Daemon(args ...string) *Daemon {
 	n.T.Helper()
 	d := &Daemon{Node: n, Socket: n.Path("run/amsagent/control.sock")}
-	socket := filepath.Join(ShortDir(n.T), "n")
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
-	must.OK(n.T, err)
 	cmd := n.Cmd(append([]string{"run"}, args...)...)
-	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+socket)
+	if n.StandIn != nil { // a program in another mount namespace does not reach a socket of this one
+		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+d.listen())
+	}
+	var err error
 	d.Program, err = proc.Start(cmd)
 	must.OK(n.T, err)
+	n.T.Cleanup(func() {
+		d.Signal(syscall.SIGKILL)
+		if n.T.Failed() {
+			n.T.Logf("log of the daemon:\n%s", d.Output())
+		}
+		if secret := n.secret(); secret != "" && strings.Contains(d.Output()+strings.Join(d.Notified(), "\n"), secret) {
+			n.T.Errorf("the password is in what the daemon said:\n%s", d.Output())
+		}
+	})
+	if n.StandIn != nil {
+		d.Notifies("it is up", IsReady)
+	} else {
+		d.ViewIs("it is up", func(daemon.View) bool { return true })
+	}
+	return d
+}
+
+// listen is the service manager. It returns its socket.
+func (d *Daemon) listen() string {
+	t := d.Node.T
+	t.Helper()
+	socket := filepath.Join(ShortDir(t), "n")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	must.OK(t, err)
 	var read sync.WaitGroup
 	read.Go(func() {
 		b := make([]byte, 8<<10)
@@ -59,19 +83,11 @@ func (n *Node) Daemon(args ...string) *Daemon {
 			d.mu.Unlock()
 		}
 	})
-	n.T.Cleanup(func() {
-		d.Signal(syscall.SIGKILL)
+	t.Cleanup(func() {
 		_ = conn.Close()
 		read.Wait()
-		if n.T.Failed() {
-			n.T.Logf("log of the daemon:\n%s", d.Output())
-		}
-		if secret := n.secret(); secret != "" && strings.Contains(d.Output()+strings.Join(d.Notified(), "\n"), secret) {
-			n.T.Errorf("the password is in what the daemon said:\n%s", d.Output())
-		}
 	})
-	d.Notifies("it is up", IsReady)
-	return d
+	return socket
 }
 
 // Serving starts the daemon and waits until the node is ready and nothing is under way.
