@@ -107,7 +107,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	h := newOnAlibaba(t, newDatabase(t), ess, 1, nil)
 	h.Env = append(h.Env, "AMSAGENT_HOOKS=ash-*") // of two, none is known by its name
 	p := h.Serving()
-	if n := h.Row(); n.Provider != "alibaba" || n.Group != "eu" || n.Name != "edge-1" || n.ID != h.ID || n.Zone != "cn-hangzhou-i" || n.Role != "edge" {
+	if n := h.Record(); n.Provider != "alibaba" || n.Group != "eu" || n.Name != "edge-1" || n.ID != h.ID || n.Zone != "cn-hangzhou-i" || n.Role != "edge" {
 		t.Errorf("the row: %+v", n)
 	}
 	if out, code := h.Run("metadata"); code != 0 || strings.Contains(out, daemonPassword) || strings.Contains(out, "STS.") || !strings.Contains(out, alibabaGroup) {
@@ -116,7 +116,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	h.Viewers(2)
 	begin := time.Now()
 	must.OK(t, ess.ScaleIn(h.ID))
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	t.Logf("the cluster knew %s after the scale-in", time.Since(begin).Round(10*time.Millisecond))
 	if p.Ready() {
 		t.Error("a node that drains is ready")
@@ -308,7 +308,7 @@ func TestCloudAlibabaSpot(t *testing.T) {
 		time.Now().Add(48*time.Hour).UTC().Format(time.RFC3339) + `"}]`)
 	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
 	h.meta.Interrupt(at)
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	v := p.Counted(2)
 	if v.Kind != lifecycle.Interrupt || !v.Deadline.Before(at) || time.Until(v.Deadline) < time.Second {
 		t.Errorf("the drain: %+v", v)
@@ -340,8 +340,8 @@ func TestCloudAlibabaLaunch(t *testing.T) {
 	h.noted(fakes.Wait)
 	p := h.Daemon()
 	told := h.noted(fakes.Completed)
-	if told.Text != "CONTINUE" || h.Row().State != cluster.StateActive || told.Time.Before(h.Row().StateSince.Add(-clockGrain)) {
-		t.Errorf("told %+v, the row: %+v", told, h.Row())
+	if told.Text != "CONTINUE" || h.Record().State != cluster.StateActive || told.Time.Before(h.Record().StateSince.Add(-clockGrain)) {
+		t.Errorf("told %+v, the row: %+v", told, h.Record())
 	}
 	if m := ess.Members(); len(m) != 1 || m[0].State != "InService" {
 		t.Errorf("%+v", m)
@@ -350,14 +350,14 @@ func TestCloudAlibabaLaunch(t *testing.T) {
 	// Out of service and back, of which no hook tells.
 	h.Viewers(1)
 	must.OK(t, ess.Move(h.ID, "Standby"))
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	h.ViewersGo()
 	p.Life("it is parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked && v.Step == lifecycle.StepDone })
 	if h.ServerRuns() || h.Sessions().Cut.Viewers != 0 {
 		t.Errorf("parked: %+v", h.Sessions())
 	}
 	must.OK(t, ess.Move(h.ID, "InService"))
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	if !h.ServerRuns() {
 		t.Error("it is in service, and Ant Media Server does not run")
 	}

@@ -104,7 +104,7 @@ func (h *onAzure) written(what string) (n int) {
 func (h *onAzure) acked(event string) fakeazure.Entry {
 	h.T.Helper()
 	e := h.noted(fakeazure.Acked, event)
-	if n := h.Row(); n.State != cluster.StateLeft || n.StateSince.After(e.Time) {
+	if n := h.Record(); n.State != cluster.StateLeft || n.StateSince.After(e.Time) {
 		h.T.Errorf("acknowledged at %s, and the row: %+v", e.Time, n)
 	}
 	return e
@@ -148,7 +148,7 @@ func TestCloudAzureTogether(t *testing.T) {
 	e := a.noted(fakeazure.Acked, id)
 	b.HasLeft()
 	for _, h := range []*onAzure{a, b} {
-		if n := h.Row(); n.StateSince.After(e.Time) {
+		if n := h.Record(); n.StateSince.After(e.Time) {
 			t.Errorf("acknowledged at %s by %s, and: %+v", e.Time, e.VM, n)
 		}
 	}
@@ -237,14 +237,14 @@ func TestCloudAzurePreempt(t *testing.T) {
 		id, _ := h.announce(fakeazure.Event{Type: fakeazure.Preempt, Lead: time.Hour})
 		must.OK(t, h.azure.Set().Begin(id))
 		// Nobody knows when the machine goes: nobody new comes, and nobody is cut.
-		h.RowIs(cluster.StateDraining)
+		h.RecordIs(cluster.StateDraining)
 		p.Counted(1)
 		h.noted(fakeazure.Gone, id)
 		if st := h.Live(); st.Live.Viewers != 1 || h.written(fakeazure.Acked) > 0 {
 			t.Errorf("who watches: %+v", st)
 		}
 		// And who is still there when it is over serves.
-		h.RowIs(cluster.StateActive)
+		h.RecordIs(cluster.StateActive)
 		p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	})
 }
@@ -260,24 +260,24 @@ func TestCloudAzureReboot(t *testing.T) {
 	h.Viewers(1)
 	id, _ := h.announce(fakeazure.Event{Type: fakeazure.Reboot, Lead: 15 * time.Minute, Duration: 9 * time.Second})
 	p.Counted(1)
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	h.ViewersGo()
 	h.noted(fakeazure.Acked, id)
 	p.Step(lifecycle.StepDone)
-	if !h.ServerRuns() || p.Ready() || h.Row().State != cluster.StateDraining {
-		t.Errorf("drained: %+v", h.Row())
+	if !h.ServerRuns() || p.Ready() || h.Record().State != cluster.StateDraining {
+		t.Errorf("drained: %+v", h.Record())
 	}
 	h.noted(fakeazure.Started, id)
 	// The boot.
 	p.End(syscall.SIGKILL)
 	h.Write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
 	p = h.Daemon()
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	h.noted(fakeazure.Over, id)
 	wait(2500 * time.Millisecond)
-	if h.Row().State != cluster.StateActive || h.written(fakeazure.Acked) != 1 {
-		t.Errorf("the row: %+v", h.Row())
+	if h.Record().State != cluster.StateActive || h.written(fakeazure.Acked) != 1 {
+		t.Errorf("the row: %+v", h.Record())
 	}
 }
 
@@ -289,7 +289,7 @@ func TestCloudAzureMoves(t *testing.T) {
 	p := h.Serving()
 	h.Viewers(1)
 	id, at := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: 5 * time.Minute})
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	was := p.Counted(1).Deadline
 	move := func(by time.Duration) time.Time {
 		to, err := h.azure.Set().Move(id, at.Add(by))
@@ -301,7 +301,7 @@ func TestCloudAzureMoves(t *testing.T) {
 		t.Helper()
 		want := was.Add(to.Sub(at))
 		for end := time.Now().Add(20 * time.Second); ; wait(50 * time.Millisecond) {
-			v, n := p.View(), h.Row()
+			v, n := p.View(), h.Record()
 			switch {
 			case v.Ready || v.Lifecycle == nil || v.Lifecycle.Step != lifecycle.StepDraining || n.State != cluster.StateDraining:
 				t.Fatalf("ready %v, the drain %+v, the row %+v", v.Ready, v.Lifecycle, n)
@@ -340,11 +340,11 @@ func TestCloudAzureCancelled(t *testing.T) {
 	touched := h.Touches()
 	id, _ := h.announce(fakeazure.Event{Type: fakeazure.Terminate, Lead: 15 * time.Minute})
 	p.Counted(1)
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	p.End(syscall.SIGKILL)
 	must.OK(t, h.azure.Set().Cancel(id))
 	p = h.Daemon()
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	if h.Live().Live.Viewers != 1 || h.Touches() != touched {
 		t.Errorf("who watches: %+v", h.Live())

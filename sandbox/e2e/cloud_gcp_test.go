@@ -111,9 +111,9 @@ func TestCloudGCPStop(t *testing.T) {
 	h.Viewers(2)
 	// Taken back while they watch: nothing has happened.
 	h.gcp.Stop(5*time.Minute, "STOPPED")
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	h.gcp.Unstop()
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	if st := h.Live(); st.Live.Viewers != 2 || !h.ServerRuns() {
 		t.Errorf("the sessions: %+v", st)
 	}
@@ -181,9 +181,9 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	h.gcp.ClearFaults()
 	// It cannot make up its mind.
 	h.gcp.Announce(true)
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	h.gcp.Announce(false)
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	if st := h.Live(); st.Live.Viewers != 1 || st.Cut.Viewers != 0 {
 		t.Errorf("the sessions: %+v", st)

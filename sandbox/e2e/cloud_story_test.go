@@ -173,7 +173,7 @@ func (h *onCloud) written(what string) (n int) {
 // the load balancers know.
 func (c cloudStory) taken(t *testing.T, h *onCloud, p *rig.Daemon) lifecycle.View {
 	t.Helper()
-	row := h.Row()
+	row := h.Record()
 	if row.Provider != c.name || row.Role != "edge" || row.Group != "edges" || !p.Ready() {
 		t.Errorf("a node that serves: %+v", row)
 	}
@@ -297,7 +297,7 @@ func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
 	}
 	h.serves(v.Deadline.Add(-200 * time.Millisecond))
 	c.leaves(t, h, p, 1, 1)
-	if since := h.Row().StateSince; !since.Before(ends) {
+	if since := h.Record().StateSince; !since.Before(ends) {
 		t.Errorf("it had left at %s, and the cloud took it at %s", since, ends)
 	}
 }
@@ -354,8 +354,8 @@ func (c cloudStory) killed(t *testing.T, h *onCloud) {
 		t.Errorf("another drain: %+v\nbefore: %+v", after, before)
 	}
 	h.serves(time.Now().Add(3 * time.Second))
-	if p.Ready() || h.Row().State != cluster.StateDraining {
-		t.Errorf("it serves again: %+v", h.Row())
+	if p.Ready() || h.Record().State != cluster.StateDraining {
+		t.Errorf("it serves again: %+v", h.Record())
 	}
 	h.ViewersGo()
 	c.leaves(t, h, p, 0, 1)

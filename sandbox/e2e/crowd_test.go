@@ -44,7 +44,7 @@ func TestDaemonCrowd(t *testing.T) {
 		must.OK(t, err)
 		return u
 	}
-	before, rows := usage(), h.Row()
+	before, rows := usage(), h.Record()
 	peak, slowest := before.RSS, time.Duration(0)
 	request := "GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("a", 4000)
 	balancer := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -57,12 +57,12 @@ func TestDaemonCrowd(t *testing.T) {
 	}()
 	quarter := int64(0) // the beat at the end of the first quarter
 	// A daemon that is silent as long as they come must not pass by what it writes afterwards.
-	for i := 0; i < crowd || h.Row().Seq < quarter+2; i++ {
+	for i := 0; i < crowd || h.Record().Seq < quarter+2; i++ {
 		if i >= crowd && time.Since(begin) > patience {
 			t.Fatalf("no two beats after the first %d of %d clients: %d", crowd/4, i, quarter)
 		}
 		if i == crowd/4 {
-			quarter = h.Row().Seq
+			quarter = h.Record().Seq
 		}
 		from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 9, 0, byte(1+i%hosts))}, Timeout: 5 * time.Second}
 		c, err := from.DialContext(t.Context(), "tcp", v.Metrics)
@@ -92,7 +92,7 @@ func TestDaemonCrowd(t *testing.T) {
 		t.Errorf("%d clients cost %d bytes, want at most %d", crowd, peak-before.RSS, most)
 	}
 	until(t, "the beats have gone on", func() string {
-		n := h.Row()
+		n := h.Record()
 		// One a second; the first and the last may lie outside.
 		if want := rows.Seq + int64(took/time.Second) - 1; n.Seq < want {
 			return fmt.Sprintf("beat %d, want %d", n.Seq, want)

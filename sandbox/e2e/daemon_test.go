@@ -74,8 +74,8 @@ func TestDaemonLife(t *testing.T) {
 	h.Config("mongo: file:/etc/amsagent/where\n")
 	h.Write("etc/amsagent/where", h.Mongo.LoginURI()+"\n")
 	p := h.Daemon()
-	h.RowIs(cluster.StateActive)
-	joined := h.Row()
+	h.RecordIs(cluster.StateActive)
+	joined := h.Record()
 	if joined.Role != "edge" || joined.Group != "edge-asg" || joined.IP != h.Address || joined.Zone != "eu-west-1a" {
 		t.Errorf("the row: %+v", joined)
 	}
@@ -143,7 +143,7 @@ func TestDaemonLife(t *testing.T) {
 	p.Signal(syscall.SIGHUP)
 	p.Says("settings read again")
 	until(t, "the row has the new interval", func() string {
-		if n := h.Row(); n.Interval != seconds.Duration(2*time.Second) || n.State != cluster.StateActive {
+		if n := h.Record(); n.Interval != seconds.Duration(2*time.Second) || n.State != cluster.StateActive {
 			return n.Reason
 		}
 		return ""
@@ -165,7 +165,7 @@ func TestDaemonLife(t *testing.T) {
 	p.Notifies("STOPPING=1", func(s string) bool { return s == "STOPPING=1" })
 	same := func(when string) {
 		t.Helper()
-		n := h.Row()
+		n := h.Record()
 		if n.State != joined.State || !n.StateSince.Equal(joined.StateSince) || h.Touches() != touched {
 			t.Errorf("%s: %+v, and the service was touched %d times; before: %+v, %d", when, n, h.Touches(), joined, touched)
 		}
@@ -182,15 +182,15 @@ func TestDaemonLife(t *testing.T) {
 	same("after a kill")
 
 	// What others say of the node stays.
-	must.OK(t, h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateDraining, "operator", cluster.Details{}))
+	must.OK(t, h.Client.SetOwnState(t.Context(), h.Record(), cluster.StateDraining, "operator", cluster.Details{}))
 	p.End(syscall.SIGTERM)
 	p = h.Daemon()
 	p.Says("Ant Media Server is in the cluster")
 	v = p.ViewIs("draining", func(v daemon.View) bool { return v.State == cluster.StateDraining })
-	if n := h.Row(); n.State != cluster.StateDraining || n.Reason != "operator" || v.StateSince.IsZero() {
+	if n := h.Record(); n.State != cluster.StateDraining || n.Reason != "operator" || v.StateSince.IsZero() {
 		t.Errorf("the row: %+v", n)
 	}
-	must.OK(t, h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateActive, "", cluster.Details{}))
+	must.OK(t, h.Client.SetOwnState(t.Context(), h.Record(), cluster.StateActive, "", cluster.Details{}))
 
 	// A leave by hand is final, also for the daemon that comes after this one.
 	h.Must("leave")
@@ -201,7 +201,7 @@ func TestDaemonLife(t *testing.T) {
 	touched = h.Touches()
 	p = h.Daemon()
 	p.ViewIs("not a member", func(v daemon.View) bool { return strings.Contains(v.Activity, "left by hand") })
-	if n := h.Row(); n.State != cluster.StateLeft || h.Touches() != touched {
+	if n := h.Record(); n.State != cluster.StateLeft || h.Touches() != touched {
 		t.Errorf("after a leave: %+v", n)
 	}
 
@@ -209,7 +209,7 @@ func TestDaemonLife(t *testing.T) {
 	h.Must("join")
 	p.ViewIs("a member", func(v daemon.View) bool { return v.Phase == bootstrap.PhaseJoined })
 	p.Beats()
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 }
 
 // TestDaemonFromTags: nothing but tags, and then somebody knows better.
@@ -227,7 +227,7 @@ func TestDaemonFromTags(t *testing.T) {
 	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:mongo"] = h.Mongo.LoginURI() })
 	p = h.Daemon("--metrics-address", l.Addr().String())
 	p.Says("metrics and health are not served")
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.Beats()
 
 	// Another join, to another MongoDB.
@@ -235,9 +235,9 @@ func TestDaemonFromTags(t *testing.T) {
 	h.Write("etc/amsagent/other", other.LoginURI()+"\n")
 	h.Must("join", "--mongo", "file:/etc/amsagent/other")
 	h.Client = rig.Connect(t, other)
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	until(t, "beats arrive at the other MongoDB", func() string {
-		if n := h.Row(); n.Load == nil || n.Seq < 2 {
+		if n := h.Record(); n.Load == nil || n.Seq < 2 {
 			return n.Reason
 		}
 		return ""
@@ -246,7 +246,7 @@ func TestDaemonFromTags(t *testing.T) {
 	p = h.Daemon()
 	p.Says("Ant Media Server is in the cluster")
 	p.Beats()
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	if strings.Contains(p.Output(), "id=AMS-DRIFT") {
 		t.Errorf("a restart took the machine back to where its tag says")
 	}
@@ -263,7 +263,7 @@ func TestDaemonFromTags(t *testing.T) {
 	origin := func(when string) {
 		t.Helper()
 		until(t, when+" the node is an origin", func() string {
-			n := h.Row()
+			n := h.Record()
 			out, code := h.Run("status", "-o", "json")
 			if n.Role != "origin" || n.State != cluster.StateActive || code != 0 || !strings.Contains(out, `"role": "origin"`) || strings.Contains(out, `"edge"`) {
 				return fmt.Sprintf("%+v; exit %d: %s", n, code, out)
@@ -297,7 +297,7 @@ func TestDaemonMayNot(t *testing.T) {
 	}
 	h.Must("join")
 	p.Says("Ant Media Server is in the cluster")
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	b, err := os.ReadFile(p.Socket)
 	if err != nil || string(b) != "precious" {
 		t.Errorf("the file in the socket's place: %q, %v", b, err)
@@ -334,6 +334,6 @@ func TestDaemonWithoutRun(t *testing.T) {
 	must.OK(t, unix.Mount("", dir, "", unix.MS_REMOUNT, "size=64k"))
 	fill(t, filepath.Join(dir, "fill"))
 	p := h.Daemon() // full: a lock and a socket need no room
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.Beats()
 }

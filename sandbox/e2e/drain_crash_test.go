@@ -90,7 +90,7 @@ func TestCrashKillDrain(t *testing.T) {
 				c.goOn(h)
 			}
 			if served {
-				h.RowIs(cluster.StateDraining)
+				h.RecordIs(cluster.StateDraining)
 				p.Counted(1)
 				if h.Live().Live.Viewers != 1 || p.Ready() {
 					t.Errorf("those who watch: %+v", h.Live())
@@ -279,7 +279,7 @@ func (r *scaleIn) play() bool {
 	case r.cut && st.Cut.Viewers != viewers, !r.cut && st.Cut.Viewers != 0, st.Served.Viewers != viewers:
 		t.Errorf("%d (%s): %d viewers: %+v", r.number, strings.Join(r.faults, ", "), viewers, st)
 	}
-	if n := h.Row(); n.Cut == nil || *n.Cut != st.Cut.Viewers {
+	if n := h.Record(); n.Cut == nil || *n.Cut != st.Cut.Viewers {
 		t.Errorf("%d: the row: %+v, AMS: %+v", r.number, n, st)
 	}
 	if timedOut := h.entries(func(e fakes.Entry) bool { return e.What == fakes.TimedOut }); len(timedOut) > 0 {

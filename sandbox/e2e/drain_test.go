@@ -39,7 +39,7 @@ func TestDrainScaleIn(t *testing.T) {
 	h.Viewers(2)
 	p.UntilReady()
 	h.terminate()
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	if p.Ready() {
 		t.Error("a node that drains is ready")
 	}
@@ -76,8 +76,8 @@ func TestDrainScaleIn(t *testing.T) {
 	p = h.Daemon()
 	p.ViewIs("it has left", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
 	wait(2 * time.Second)
-	if h.Touches() != touched || len(h.calls("CompleteLifecycleAction")) != told || h.Row().State != cluster.StateLeft || h.ServerRuns() {
-		t.Errorf("after it had left: %+v\n%s", h.Row(), h.story())
+	if h.Touches() != touched || len(h.calls("CompleteLifecycleAction")) != told || h.Record().State != cluster.StateLeft || h.ServerRuns() {
+		t.Errorf("after it had left: %+v\n%s", h.Record(), h.story())
 	}
 }
 
@@ -157,8 +157,8 @@ func TestDrainWords(t *testing.T) {
 	}
 	say(1, 0, "this node is not draining", "undrain")
 	p.UntilReady()
-	if h.Row().State != cluster.StateActive {
-		t.Errorf("after what says nothing: %+v", h.Row())
+	if h.Record().State != cluster.StateActive {
+		t.Errorf("after what says nothing: %+v", h.Record())
 	}
 
 	// Many at once: one drain, and who takes it back last has it.
@@ -181,7 +181,7 @@ func TestDrainWords(t *testing.T) {
 		all.Wait()
 	}
 	say(0, 0, "", "undrain")
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 
 	// A person overrules the cloud, whatever it goes on saying.
@@ -190,7 +190,7 @@ func TestDrainWords(t *testing.T) {
 	}
 	v = p.Counted(3)
 	h.terminate()
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	if out, code := h.Event(hookEvent(h.ID, "drain", false), "--detach"); code != 0 {
 		t.Errorf("the same event: exit %d\n%s", code, out)
 	}
@@ -200,7 +200,7 @@ func TestDrainWords(t *testing.T) {
 		t.Errorf("one drain from two who tell of it: %+v\nbefore: %+v", w, v)
 	}
 	say(0, 0, "overruled", "undrain")
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	wait(3 * time.Second)
 	v = *p.View().Lifecycle
 	if v.State != lifecycle.StateActive || len(v.Dismissed) != 1 {
@@ -234,20 +234,20 @@ func TestDrainPark(t *testing.T) {
 	touched := h.Touches()
 	must.OK(t, h.asg.Standby(h.ID))
 	p.Counted(2)
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	must.OK(t, h.asg.Restore(h.ID))
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	if st := h.Live(); st.Live.Viewers != 2 || h.Touches() != touched {
 		t.Errorf("the sessions: %+v", st)
 	}
 	// Aside, for good.
 	must.OK(t, h.asg.Standby(h.ID))
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	h.ViewersGo()
 	h.HasLeft()
 	p.Life("parked", func(v lifecycle.View) bool { return v.State == lifecycle.StateParked })
 	must.OK(t, h.asg.Restore(h.ID))
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	v := p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	if !h.ServerRuns() || len(h.Documents()) != 1 || v.Lifecycle.Step != "" {
 		t.Errorf("back in service: %+v", v)
@@ -263,7 +263,7 @@ func TestDrainPark(t *testing.T) {
 	// Out of it, with an AMS that takes its time.
 	must.OK(t, h.asg.Launch(h.ID))
 	e := h.completed("serve")
-	n := h.Row()
+	n := h.Record()
 	if n.State != cluster.StateActive || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(h.Documents()) != 1 {
 		t.Errorf("the launch hook was completed at %s, and the row is %+v\n%s", e.Time, n, h.story())
 	}
@@ -318,7 +318,7 @@ func TestDrainReimage(t *testing.T) {
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	must.OK(t, h.asg.Launch(h.ID))
 	e := root.completed("serve")
-	n := root.Row()
+	n := root.Record()
 	if n.State != cluster.StateActive || n.LeftBy != "" || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(root.Documents()) != 1 {
 		t.Errorf("the launch hook was completed at %s, and the record is %+v\n%s", e.Time, n, root.story())
 	}
@@ -346,7 +346,7 @@ func TestDrainNeverJoined(t *testing.T) {
 			p := h.Daemon()
 			p.Life("it starts", func(v lifecycle.View) bool { return v.Start == "starting" })
 			if i == 1 {
-				h.RowIs(cluster.StateJoining)
+				h.RecordIs(cluster.StateJoining)
 				p.Says("starting ")
 			}
 			wait(time.Second)
@@ -400,7 +400,7 @@ func TestDrainDuringAbsence(t *testing.T) {
 		t.Error(err)
 	}
 	p.Counted(2)
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	wait(2 * time.Second)
 	if st := h.Live(); st.Live.Viewers != 2 || len(h.calls("CompleteLifecycleAction")) > 0 {
 		t.Errorf("those who watch: %+v\n%s", st, h.story())
@@ -591,17 +591,17 @@ func TestDrainReboot(t *testing.T) {
 	h.aws.Schedule(fakeaws.Scheduled{ID: "instance-event-2", Code: "instance-reboot", State: "active", NotBefore: time.Now().Add(10 * time.Minute)})
 	p = h.Daemon()
 	v := p.Counted(1)
-	h.RowIs(cluster.StateDraining)
+	h.RecordIs(cluster.StateDraining)
 	p.End(syscall.SIGTERM)
 	p = h.Daemon()
 	w := p.Counted(1)
-	if !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > time.Second || h.Row().State != cluster.StateDraining {
+	if !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > time.Second || h.Record().State != cluster.StateDraining {
 		t.Errorf("another drain: %+v\nbefore: %+v", w, v)
 	}
 	h.ViewersGo()
 	p.Step(lifecycle.StepDone)
-	if !h.ServerRuns() || p.Ready() || h.Row().State != cluster.StateDraining {
-		t.Errorf("drained: %+v", h.Row())
+	if !h.ServerRuns() || p.Ready() || h.Record().State != cluster.StateDraining {
+		t.Errorf("drained: %+v", h.Record())
 	}
 	// The boot.
 	h.kept(func(s lifecycle.Step) bool { return s == lifecycle.StepDone })
@@ -609,6 +609,6 @@ func TestDrainReboot(t *testing.T) {
 	h.aws.ClearSignals()
 	h.Write("proc/sys/kernel/random/boot_id", "99999999-2222-3333-4444-555555555555\n")
 	p = h.Daemon()
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 }

@@ -105,8 +105,8 @@ func TestCalledOff(t *testing.T) {
 	}
 	callOff("join", 1, "") // the first is the check of the right to write
 	h.Must("join")
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	callOff("leave", 0, cluster.StateActive)
 	h.Must("leave")
-	h.RowIs(cluster.StateLeft)
+	h.RecordIs(cluster.StateLeft)
 }

@@ -227,7 +227,7 @@ func monitored(t *testing.T, addresses ...string) (w *prometheus, port string, n
 	}
 	w = newPrometheus(t, program, m.LoginURI(), port)
 	for _, h := range nodes {
-		h.RowIs(cluster.StateActive)
+		h.RecordIs(cluster.StateActive)
 	}
 	w.has(len(nodes), `up{job="amsagent", role="edge", group="`+scalingGroup+`", zone="eu-west-1a", node=~".+"} == 1`)
 	w.has(len(nodes), `amsagent_node_state{state="active"} == 1 and on (instance) amsagent_score_ratio and on (instance) amsagent_server_up == 1 and on (instance) amsagent_mongodb_reachable == 1`)

@@ -42,8 +42,8 @@ func TestDaemonMongoAway(t *testing.T) {
 	h.Env = append(h.Env, "AMSAGENT_MONGO=file:/etc/amsagent/where")
 	h.Write("etc/amsagent/where", h.Mongo.LoginURI()+"\n")
 	p := h.Daemon()
-	h.RowIs(cluster.StateActive)
-	active := h.Row().StateSince
+	h.RecordIs(cluster.StateActive)
+	active := h.Record().StateSince
 	p.Beats()
 	const lost, back = "heartbeats are dropped until", "heartbeats are written again"
 	begun, first, losses, returns := time.Now(), true, p.Said(lost), p.Said(back)
@@ -82,17 +82,17 @@ func TestDaemonMongoAway(t *testing.T) {
 		}
 		first = false
 	}
-	if n := h.Row(); !n.StateSince.Equal(active) || n.State != cluster.StateActive || n.Load == nil || n.Load.CPU == nil {
+	if n := h.Record(); !n.StateSince.Equal(active) || n.State != cluster.StateActive || n.Load == nil || n.Load.CPU == nil {
 		t.Errorf("the row: %+v", n)
 	}
 
 	// Somebody took the row away: it comes back as it was, with all there is.
 	forget(t, h.Node)
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.Says("registered again: the record was missing")
 	// The row is there a moment before its first beat.
 	until(t, "the row has all there is", func() string {
-		if n := h.Row(); n.Role != "edge" || n.Interval != seconds.Duration(time.Second) || n.Load == nil {
+		if n := h.Record(); n.Role != "edge" || n.Interval != seconds.Duration(time.Second) || n.Load == nil {
 			return fmt.Sprintf("%+v", n)
 		}
 		return ""
@@ -104,13 +104,13 @@ func TestDaemonMongoAway(t *testing.T) {
 
 	// Started while MongoDB is away: the state is written when it is back.
 	p.End(syscall.SIGTERM)
-	must.OK(t, h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateDraining, "x", cluster.Details{}))
-	must.OK(t, h.Client.SetOwnState(t.Context(), h.Row(), cluster.StateLeft, "shutdown", cluster.Details{}))
+	must.OK(t, h.Client.SetOwnState(t.Context(), h.Record(), cluster.StateDraining, "x", cluster.Details{}))
+	must.OK(t, h.Client.SetOwnState(t.Context(), h.Record(), cluster.StateLeft, "shutdown", cluster.Details{}))
 	h.Fault(mongod.Fault{Mode: mongod.Refuse})
 	p = h.Daemon()
 	p.ViewIs("beats are dropped", func(v daemon.View) bool { return v.Beat.Dropped >= 1 })
 	h.Mongo.Faults().Clear()
-	h.RowIs(cluster.StateActive)
+	h.RecordIs(cluster.StateActive)
 	p.Beats()
 
 	// Another password: nothing works until the file says it.
@@ -167,7 +167,7 @@ func TestOutage(t *testing.T) {
 	m.Faults().Clear()
 	for i, p := range nodes {
 		p.Beats()
-		p.Node.RowIs(cluster.StateActive)
+		p.Node.RecordIs(cluster.StateActive)
 		if n := p.Node.Touches() - touched[i]; n > 0 {
 			t.Errorf("%s: the service was touched %d times", p.Node.ID, n)
 		}

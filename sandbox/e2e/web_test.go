@@ -232,7 +232,7 @@ func webFleet(began time.Time) []cluster.Node {
 // registerFleet keeps these nodes alive, but for the last, which dies at once.
 func registerFleet(t *testing.T, m *mongod.Server, like *rig.Node) {
 	t.Helper()
-	c, version := like.Client, like.Row()
+	c, version := like.Client, like.Record()
 	raw, err := mongo.Connect(options.Client().ApplyURI(m.LoginURI()))
 	must.OK(t, err)
 	docs := raw.Database("clusterdb").Collection("clusternode")

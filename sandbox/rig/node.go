@@ -206,18 +206,18 @@ func (n *Node) Must(args ...string) string {
 // Touches counts what the service was asked for besides its status.
 func (n *Node) Touches() int { return len(n.Asked()) }
 
-// Row is the record of the node in the registry.
-func (n *Node) Row() cluster.Node {
+// Record is the record of the node in the registry.
+func (n *Node) Record() cluster.Node {
 	n.T.Helper()
 	row, err := n.Client.Node(context.Background(), n.ID)
 	must.OK(n.T, err)
 	return row
 }
 
-// RowIs waits until the record is in a state.
-func (n *Node) RowIs(s cluster.State) {
+// RecordIs waits until the record is in a state.
+func (n *Node) RecordIs(s cluster.State) {
 	n.T.Helper()
-	Until(n.T, "the row is "+string(s), func() string {
+	Until(n.T, "the record is "+string(s), func() string {
 		row, err := n.Client.Node(context.Background(), n.ID)
 		if err == nil && row.State == s {
 			return ""
@@ -237,7 +237,7 @@ func (n *Node) Documents() []cluster.AMSNode {
 // HasLeft waits until the cluster's lists are without the node. Its server has to have stopped before.
 func (n *Node) HasLeft() cluster.Node {
 	n.T.Helper()
-	n.RowIs(cluster.StateLeft)
+	n.RecordIs(cluster.StateLeft)
 	Until(n.T, "AMS's document is gone", func() string {
 		if docs := n.Documents(); len(docs) > 0 {
 			return fmt.Sprintf("%+v", docs)
@@ -245,9 +245,9 @@ func (n *Node) HasLeft() cluster.Node {
 		return ""
 	})
 	if n.ServerRuns() {
-		n.T.Error("the row says left, and Ant Media Server runs")
+		n.T.Error("the record says left, and Ant Media Server runs")
 	}
-	return n.Row()
+	return n.Record()
 }
 
 // Fault lets MongoDB fail.
