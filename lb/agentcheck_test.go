@@ -13,9 +13,11 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // keptAskers is the file of askers.
@@ -242,4 +244,30 @@ func TestAgentCheckServe(t *testing.T) {
 	}
 	cancel()
 	<-ended
+}
+
+// The listener closes the oldest connection of too many: beside a crowd that sends nothing, it waits shorter for each.
+func TestAgentCheckBesideSilentConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCheck(NodeState{Role: "edge"})
+		open := func() net.Conn {
+			client, server := net.Pipe()
+			go c.serve(server)
+			synctest.Wait()
+			return client
+		}
+		answered := func() time.Duration {
+			conn, began := open(), time.Now()
+			_, err := io.ReadAll(conn)
+			must.OK(t, err)
+			return time.Since(began)
+		}
+		must.Equal(t, "alone, the answer comes after", answered(), sendWait)
+		for range crowd {
+			conn := open()
+			go func() { _, _ = io.ReadAll(conn) }()
+		}
+		must.Equal(t, "in a crowd, the answer comes after", answered(), crowdWait)
+		sleep.For(t.Context(), checkLimit) // the others end
+	})
 }

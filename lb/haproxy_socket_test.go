@@ -42,6 +42,7 @@ type runtimeAPI struct {
 	commands []string          // that were sent, but for those that read
 	reads    int               // of the slots
 	replies  map[string]string // of commands that do nothing
+	uptime   int               // in seconds
 	stored   []string          // states of the servers
 
 	confirmed  []string // lists of ids
@@ -57,7 +58,7 @@ func serveRuntimeAPI(t *testing.T, slots ...runtimeSlot) *runtimeAPI {
 	l, err := listen.Listen(t.Context(), "unix", filepath.Join(dir, "s"))
 	must.OK(t, err)
 	t.Cleanup(func() { _ = errors.Join(l.Close(), os.RemoveAll(dir)) })
-	r := &runtimeAPI{slots: slots, replies: map[string]string{}}
+	r := &runtimeAPI{slots: slots, replies: map[string]string{}, uptime: 90000}
 	r.HAProxy = &lb.HAProxy{
 		Socket: l.Addr().String(), Log: slog.New(slog.DiscardHandler),
 		SaveState: func(b []byte) error { r.stored = append(r.stored, string(b)); return nil },
@@ -118,7 +119,7 @@ func (r *runtimeAPI) answer(command string) string {
 	case "show stat -1 4 -1":
 		return stat
 	case "show info":
-		return "Name: HAProxy\nUptime_sec: 90000\n"
+		return fmt.Sprintf("Name: HAProxy\nUptime_sec: %d\n", r.uptime)
 	}
 	r.commands = append(r.commands, command)
 	reply, refused := r.replies[command]
@@ -345,4 +346,20 @@ func TestHAProxyConfirms(t *testing.T) {
 		passes("all is well", rounds, "e1")
 		passes("no change for long", 2*cluster.BalancerInterval-rounds, "e1", "e1")
 	})
+}
+
+// While MongoDB is away, a server that an operator took out stays out; but a HAProxy that restarted since has lost its list.
+func TestHAProxyRestartsWhileBlind(t *testing.T) {
+	both := lb.List{Servers: []lb.Server{edge(1, 50), edge(2, 50)}}
+	r := serveRuntimeAPI(t, runtimeSlot{"edge", "0.0.0.0", true, 50, 0}, runtimeSlot{"edge", "0.0.0.0", true, 50, 0})
+	must.OK(t, r.Apply(t.Context(), both))
+	r.set(func(r *runtimeAPI) { r.slots[1].maint = true })
+	both.Failed = "away"
+	commands, err := r.Commands(t.Context(), both)
+	must.OK(t, err)
+	must.Equal(t, fmt.Sprintf("commands for the HAProxy that has the list: %q", commands), len(commands), 0)
+	r.set(func(r *runtimeAPI) { r.uptime = -10 }) // it started after the list was sent
+	commands, err = r.Commands(t.Context(), both)
+	must.OK(t, err)
+	must.NoDiff(t, "commands for a new HAProxy", commands, []string{"set server b/edge2 state ready"})
 }

@@ -64,6 +64,11 @@ func TestMembers(t *testing.T) {
 			lb.Filter{},
 			map[string]int{"e1": 80, "e2": 60, "e3": 20, "e4": 60, "o5": 50},
 		},
+		"a score out of range is unknown": {
+			[]cluster.Member{member("e1", "edge", 20), member("e2", "edge", 20000), member("e3", "edge", 0, func(m *cluster.Member) { m.Node.Load.Score = new(-200) })},
+			lb.Filter{},
+			map[string]int{"e1": 80, "e2": 80, "e3": 80},
+		},
 		"states": {
 			[]cluster.Member{
 				member("e1", "edge", 0, state(cluster.StateJoining)), member("e2", "edge", 0, state(cluster.StateDraining)),

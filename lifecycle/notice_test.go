@@ -241,7 +241,7 @@ func TestOneOwnerOfTheDeadline(t *testing.T) {
 		{"little time is shared", []notice{end("a", 20*time.Second)}, nil, 10 * time.Second, "aws (interrupt)"},
 		{"none at all", []notice{end("a", -time.Minute)}, nil, -time.Minute, "aws (interrupt)"},
 		{"a hook that lapses", []notice{term}, []hook{waits(10 * time.Minute)}, 9*time.Minute + 30*time.Second, "hook h, unless a heartbeat gets through"},
-		{"a hook that hears of us", []notice{term}, []hook{heard(waits(10 * time.Minute))}, time.Hour, "the configured deadline"},
+		{"a hook that is extended", []notice{term}, []hook{heard(waits(10 * time.Minute))}, time.Hour, "the configured deadline"},
 		{"a short one", []notice{term}, []hook{waits(40 * time.Second)}, 30 * time.Second, "hook h, unless a heartbeat gets through"},
 		{
 			"a heartbeat moves it",

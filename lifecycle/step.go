@@ -312,7 +312,7 @@ func begin(s situation) {
 
 func serveAgain(s situation) {
 	who := cmp.Or(s.cancelledBy, "the cloud")
-	s.note("node serves again", "cancelled by", who)
+	s.note("node serves again", "cancelled_by", who)
 	s.history = append(s.history, cluster.Event{Kind: "undrain", Who: who, Why: map[bool]string{true: "cancelled", false: "withdrawn"}[s.cancelledBy != ""]})
 	s.reset()
 	s.Want, s.Have = cluster.StateActive, ""
@@ -339,7 +339,7 @@ func recordDeparture(s situation) {
 	if list := s.timeline(); len(list) > 0 && s.isLate() {
 		by = list[0].by
 	}
-	s.note(why, "sessions", left, "deadline of", by)
+	s.note(why, "sessions", left, "deadline_by", by)
 	s.Departure = s.cause().departure(s.Repair)
 	if s.counted() {
 		if n, known := s.left(*s.sessions); known {

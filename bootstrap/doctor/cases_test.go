@@ -565,7 +565,7 @@ func TestTimelineLines(t *testing.T) {
 		}},
 		{"all fits", timeline{drain: time.Hour, reserve: 30 * time.Second, hook: hook, stop: 90 * time.Second, off: 15 * time.Minute}, []string{
 			"drain           +0s  no new sessions",
-			"             +7m30s  hook drain hears of us, then every 7m30s (it waits 15m)",
+			"             +7m30s  hook drain is extended, then every 7m30s (it waits 15m)",
 			"                +1h  drain deadline: remaining sessions are cut, the server stops",
 			"           +1h1m30s  systemd kills a server that has not ended",
 			"               +48h  hook drain waits no longer, whatever it hears",
@@ -574,7 +574,7 @@ func TestTimelineLines(t *testing.T) {
 		}},
 		{"the hook ends first, the power-off last", timeline{drain: 30 * time.Minute, reserve: 30 * time.Second, hook: short, off: time.Hour}, []string{
 			"drain           +0s  no new sessions",
-			"                +5m  hook drain hears of us, then every 5m (it waits 10m)",
+			"                +5m  hook drain is extended, then every 5m (it waits 10m)",
 			"            +19m30s  the hook's time, less the last steps: remaining sessions are cut",
 			"               +20m  hook drain waits no longer, whatever it hears",
 			"power-off      +30m  drain deadline: remaining sessions are cut, the server stops",

@@ -189,7 +189,7 @@ func hookTimes(hook hooks, drain, reserve time.Duration) []Result {
 	}
 	if hook.timeout > 0 && hook.timeout < minHookTimeout {
 		found = append(found, warning("give the hook at least "+span(minHookTimeout),
-			"the hook hears of us at half of its timeout of %s: one lost call and it lets the machine go", span(hook.timeout)))
+			"the agent extends the hook at half of its timeout of %s: one lost call, and the cloud ends the machine", span(hook.timeout)))
 	}
 	return found
 }
@@ -228,7 +228,7 @@ func (t timeline) lines() []string {
 	}
 	if h := t.hook; h.name != "" {
 		if h.timeout > 0 {
-			events = append(events, event{h.timeout / 2, fmt.Sprintf("hook %s hears of us, then every %s (it waits %s)", h.name, span(h.timeout/2), span(h.timeout))})
+			events = append(events, event{h.timeout / 2, fmt.Sprintf("hook %s is extended, then every %s (it waits %s)", h.name, span(h.timeout/2), span(h.timeout))})
 		}
 		if h.limit > 0 {
 			events = append(events, event{h.limit, "hook " + h.name + " waits no longer, whatever it hears"})

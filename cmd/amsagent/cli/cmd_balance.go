@@ -49,9 +49,10 @@ func newBalanceCommand(g *globals) *cobra.Command {
 			"serves: by DNS for nginx, HAProxy and Caddy, by HTTP for Prometheus and\n" +
 			"Traefik, or into a running HAProxy. A drain removes a node; its sessions\n" +
 			"continue. Weights follow the load.\n\n" +
-			"If MongoDB is away, or a role loses more than half of its nodes at once, the\n" +
-			"last list stays; --once then exits with 1 or 3. The list survives a restart.\n" +
-			"Several instances may run at the same time.\n\n" +
+			"While MongoDB is away, the last list stays. A lost node stays in the list while\n" +
+			"its port answers, and so does the last node of a role; --once then exits with\n" +
+			"1 or 3. The list survives a restart. Several instances may run at the same\n" +
+			"time.\n\n" +
 			"It needs MongoDB only: no root, no AMS, no node.",
 		Example: "  amsagent balance --mongo 10.0.2.4 --dns 127.0.0.1:5353 --domain ams.internal\n" +
 			"  amsagent balance --haproxy /run/haproxy/admin.sock\n" +
@@ -71,7 +72,7 @@ func newBalanceCommand(g *globals) *cobra.Command {
 	fs.StringVar(&opts.stateDir, "state-dir", "", "keep the last list in `DIR` (default: $STATE_DIRECTORY, $XDG_STATE_HOME/amsagent, or ~/.local/state/amsagent)")
 	fs.BoolVar(&opts.once, "once", false, "look once, act, and print the list")
 	fs.BoolVar(&opts.dryRun, "dry-run", false, "print the list and the commands for HAProxy, and send nothing")
-	fs.BoolVar(&opts.force, "force", false, "accept a list that lost more than half of a role, or all of it")
+	fs.BoolVar(&opts.force, "force", false, "accept a list without lost nodes whose ports answer, or without any node of a role")
 	g.addSettings(cmd, settings.KeyMongo)
 	return cmd
 }

@@ -166,6 +166,14 @@ func TestDaemonKeepsTheLastGoodConfig(t *testing.T) {
 	}
 }
 
+// The daemon refuses what the settings say that it refuses.
+func TestRemoteDrainReachesTheDaemon(t *testing.T) {
+	for value, refused := range map[string]bool{"": false, "true": false, "false": true} {
+		a := adapterIn(t, &testEnv{vars: map[string]string{"AMSAGENT_REMOTE_DRAIN": value}})
+		must.Equal(t, "remote_drain: "+value, a.settings().NoRemoteDrain, refused)
+	}
+}
+
 // The settings and MongoDB's address do not wait for a metadata service that hangs.
 func TestSettingsDoNotWaitForTheCloud(t *testing.T) {
 	asked, release := make(chan struct{}), make(chan struct{})
