@@ -29,7 +29,7 @@ const (
 	Resume    = cloud.Resume
 	Launch    = cloud.Launch
 	// Ask is a drain by the operator or a program of the operator.
-	Ask Kind = "ask"
+	Ask Kind = "request"
 	// Shutdown means that the service manager stops the daemon because the machine shuts down.
 	Shutdown Kind = "shutdown"
 )
@@ -42,7 +42,7 @@ type Notice struct {
 	// ID is derived from the cloud's facts, so that two sources give the same ID. It begins with the topic and a /.
 	ID     string `json:"id"`
 	Source string `json:"source"` // "aws-lifecycle", "aws-spot", "event", "drain"...
-	Kind   Kind   `json:"kind"`   // also "ask" (the operator) and "shutdown"
+	Kind   Kind   `json:"kind"`   // also "request" (an operator's) and "shutdown"
 	// Reason is for people, Who the person or program behind the notice, if known.
 	Reason string `json:"reason,omitempty"`
 	Who    string `json:"asked_by,omitempty"`

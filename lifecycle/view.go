@@ -68,7 +68,7 @@ type View struct {
 	Step  Step `json:"step,omitempty"`
 	// Until is when the step ends at the latest, if it has a limit of its own.
 	Until time.Time `json:"until,omitzero"`
-	// Kind, Reason and Who are those of the notice with the highest goal; kinds are also "ask" (the operator) and "shutdown".
+	// Kind, Reason and Who are those of the notice with the highest goal; kinds are also "request" (an operator's) and "shutdown".
 	Kind     Kind      `json:"kind,omitempty"`
 	Reason   string    `json:"reason,omitempty"`
 	Who      string    `json:"asked_by,omitempty"`
