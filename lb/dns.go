@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -54,6 +55,8 @@ type DNS struct {
 	Roles []string
 	// List returns the servers, or false if empty. It returns the same slice until the list changes.
 	List func() ([]Server, bool)
+	// Log gets the errors of connections that were not accepted.
+	Log *slog.Logger
 
 	mu     sync.Mutex
 	of     []Server
@@ -76,7 +79,7 @@ func (d *DNS) Serve(ctx context.Context, addr string, bound func(net.Addr)) erro
 	defer stop()
 	var work sync.WaitGroup
 	work.Go(func() { d.serveUDP(udp) })
-	work.Go(func() { d.serveTCP(ctx, bounded.New(tcp, nil)) })
+	work.Go(func() { d.serveTCP(ctx, bounded.New(tcp, bounded.Logged(d.Log))) })
 	work.Wait()
 	return ctx.Err()
 }

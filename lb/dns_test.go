@@ -6,6 +6,7 @@ package lb_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -240,7 +241,7 @@ func FuzzDNS(f *testing.F) {
 // By UDP and by TCP, several queries on one connection.
 func TestDNSServe(t *testing.T) {
 	list := []lb.Server{{ID: "e1", Role: "edge", Addr: netip.MustParseAddr("10.0.0.1"), Port: 5080, Weight: 100}}
-	d := &lb.DNS{Domain: "ams.test", List: func() ([]lb.Server, bool) { return list, true }}
+	d := &lb.DNS{Domain: "ams.test", List: func() ([]lb.Server, bool) { return list, true }, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(t.Context())
 	addr := make(chan string, 1)
 	ended := make(chan error, 1)

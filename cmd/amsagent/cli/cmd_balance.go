@@ -205,7 +205,7 @@ func balance(ctx context.Context, opts balanceOptions, g *globals, feed *lb.Feed
 		})
 	}
 	if opts.dns != "" {
-		dns := &lb.DNS{Domain: opts.domain, Roles: opts.roles, List: func() ([]lb.Server, bool) {
+		dns := &lb.DNS{Domain: opts.domain, Roles: opts.roles, Log: g.out.Log(), List: func() ([]lb.Server, bool) {
 			list, _ := feed.List()
 			return list.Servers, len(list.Servers) > 0
 		}}
