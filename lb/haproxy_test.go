@@ -77,7 +77,11 @@ backend edges
 	cmd.Stdout, cmd.Stderr = &out, &out
 	must.OK(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	must.Until(t, "HAProxy answers", func() bool { return exists(b.Socket) })
+	// Its socket has a name before it listens.
+	must.Until(t, "HAProxy answers", func() bool {
+		conn, err := new(net.Dialer).DialContext(t.Context(), "unix", b.Socket)
+		return err == nil && conn.Close() == nil
+	})
 	return b
 }
 
