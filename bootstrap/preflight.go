@@ -804,7 +804,7 @@ func (m *Machine) checkClock(ctx context.Context, f *facts) {
 	err = fmt.Errorf("this machine's clock is %s %s MongoDB's", skew.Abs().Round(100*time.Millisecond), way)
 	switch off := skew.Abs() - accuracy; {
 	case off > cluster.GoneLimit:
-		f.fail(IDClock, fmt.Errorf("%w: from 20 s on, other servers treat this one as dead, or it them", err), hint)
+		f.fail(IDClock, fmt.Errorf("%w, more than %s: from 20 s on, other servers treat this one as dead, or it them", err, cluster.GoneLimit), hint)
 	case off > clockWarn:
 		f.warn(IDClock, hint, "%v", err)
 	}

@@ -5,10 +5,13 @@ package lb_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -252,13 +255,20 @@ func TestDNSServe(t *testing.T) {
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	// Connections that send nothing keep no others out.
+	// Connections that send nothing keep no others out: the oldest ones are closed, the newest are not.
+	var silent []net.Conn
 	for range 100 {
 		var dialer net.Dialer
 		conn, err := dialer.DialContext(ctx, "tcp", at)
 		must.OK(t, err)
 		defer conn.Close()
+		silent = append(silent, conn)
 	}
+	_, err := silent[0].Read(make([]byte, 1))
+	must.Equal(t, "the oldest", err, io.EOF)
+	must.OK(t, silent[99].SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+	_, err = silent[99].Read(make([]byte, 1))
+	must.Equal(t, "the newest is open", errors.Is(err, os.ErrDeadlineExceeded), true)
 	for _, network := range []string{"udp", "tcp"} {
 		r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var dialer net.Dialer

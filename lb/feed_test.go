@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
@@ -38,11 +39,13 @@ type world struct {
 	documents []cluster.AMSNode
 	// closed has what an attempt to connect to an address ends with; the others have an open port.
 	closed map[netip.Addr]error
+	dialed []netip.Addr
 }
 
 func (w *world) dial(_ context.Context, to netip.AddrPort) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.dialed = append(w.dialed, to.Addr())
 	return w.closed[to.Addr()]
 }
 
@@ -170,6 +173,23 @@ func TestFeedGone(t *testing.T) {
 	if list, _ := f.List(); len(list.Gone) > 0 {
 		t.Errorf("%v", list.Gone)
 	}
+}
+
+// A server is tried by its port as soon as one of its signals is late: a server that is gone is then known to be dead at once.
+func TestFeedProbesLateServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{silent: map[string]time.Duration{"e1": time.Second}}
+		w.set(member("e1", "edge", 0), member("e2", "edge", 0))
+		f := newFeed(t, w, nil)
+		for range 30 { // the heartbeats of e1 end, its server's documents do not
+			must.OK(t, f.Look(t.Context()))
+			time.Sleep(time.Second)
+		}
+		w.dialed = slices.Compact(w.dialed)
+		if list, _ := f.List(); !slices.Equal(w.dialed, []netip.Addr{address("e1")}) || len(list.Gone) > 0 || len(list.Servers) != 2 {
+			t.Errorf("tried %v; %+v", w.dialed, list)
+		}
+	})
 }
 
 // A server without an agent that ended long ago, or a document that a node left behind: nothing is known of its port.

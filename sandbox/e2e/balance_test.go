@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -358,6 +359,56 @@ func TestBalance(t *testing.T) {
 	w.haproxy(bySocket, "haproxy-slots.cfg")
 	w.serves(bySocket)
 	figure(t, "balance is dead, and HAProxy was killed: it serves again %s after its start", time.Since(begin).Round(time.Millisecond))
+}
+
+// TestBalanceHungRequests: while no node is ready, requests that hang, as playlists do without MongoDB, end early at each HAProxy
+// and keep no room from the files of running streams.
+func TestBalanceHungRequests(t *testing.T) {
+	w := newBalanceWorld(t, false)
+	w.start("edge")
+	w.start("origin")
+	ways := map[string]string{byAgentCheck: "haproxy-agent-check.cfg", byDNS: "haproxy-dns.cfg", bySocket: "haproxy-slots.cfg"}
+	for way, example := range ways {
+		w.haproxy(way, example)
+	}
+	w.balance("one", fronts[byDNS])
+	w.serves(slices.Collect(maps.Keys(ways))...)
+	for _, n := range w.nodes("", true) {
+		n.down.Store(true)
+	}
+	var work sync.WaitGroup
+	for way := range ways {
+		must.Until(t, way+": no edge is ready", func() bool { return w.isDown(way, "edge") && w.isDown(way, "origin") })
+		work.Go(func() {
+			begin := time.Now()
+			client := &http.Client{Timeout: patience}
+			resp, err := client.Get("http://" + fronts[way] + ":5080/hang")
+			if err != nil {
+				t.Errorf("%s: %v", way, err)
+				return
+			}
+			_ = resp.Body.Close()
+			// Otherwise `timeout server` of the defaults, one minute, would end it.
+			if took := time.Since(begin); resp.StatusCode != http.StatusGatewayTimeout || took > 40*time.Second {
+				t.Errorf("%s: a request that hangs: %s after %s", way, resp.Status, took)
+			}
+		})
+	}
+	w.serves(slices.Collect(maps.Keys(ways))...)
+	work.Wait()
+}
+
+// isDown asks HAProxy's statistics whether no server of a backend is up.
+func (b *balancers) isDown(way, backend string) bool {
+	b.t.Helper()
+	conn, err := net.Dial("unix", b.socket(way))
+	must.OK(b.t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "show stat\n")
+	must.OK(b.t, err)
+	stat, err := io.ReadAll(conn)
+	must.OK(b.t, err)
+	return regexp.MustCompile(`(?m)^` + backend + `,BACKEND,.*,DOWN,`).Match(stat)
 }
 
 // events lets a node drain every two seconds. It leaves after 35 s, when the sessions of the clients have ended; each third returns

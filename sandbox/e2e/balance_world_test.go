@@ -229,9 +229,13 @@ func (n *fleetNode) session(way string) {
 	n.count[way]++
 }
 
-// serveHTTP answers /WAY at once, and /WAY/ws with what comes in.
+// serveHTTP answers /WAY at once, /WAY/ws with what comes in, and /hang never.
 func (n *fleetNode) serveHTTP(l net.Listener) {
 	_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { //nolint:gosec // of the test
+		if r.URL.Path == "/hang" {
+			<-r.Context().Done()
+			return
+		}
 		way, long := strings.CutSuffix(strings.Trim(r.URL.Path, "/"), "/ws")
 		n.session(way)
 		w.Header().Set("X-Node", n.ID)

@@ -54,6 +54,7 @@ func TestSystemdDaemon(t *testing.T) {
 		{"Clone", m.clone},
 		{"MongoAwayAtBoot", m.mongoAwayAtBoot},
 		{"MetadataAwayAtBoot", m.metadataAwayAtBoot},
+		{"EarlyJoin", m.earlyJoin},
 		{"StaysLeft", m.staysLeft},
 	} {
 		if !t.Run(step.name, step.do) {
@@ -784,6 +785,26 @@ func (m *machine) metadataAwayAtBoot(t *testing.T) {
 	m.sh(t, "rm /opt/cloud/no-metadata; systemctl start imds")
 	m.active(t, nodeID, nodeAddress)
 	m.startedWith(t, nodeAddress)
+}
+
+// earlyJoin: a join before sysinit.target, as from bootcmd of user data, is refused, and the boot starts the node as before.
+func (m *machine) earlyJoin(t *testing.T) {
+	m.reboot(t, func() {
+		m.write(t, "/etc/systemd/system/early.service", `[Unit]
+DefaultDependencies=no
+Before=sysinit.target
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '/usr/bin/amsagent join --mongo `+nodeMongo+` --role edge --timeout 20s >/run/early 2>&1; echo "exit $?" >>/run/early'
+[Install]
+WantedBy=sysinit.target
+`)
+		m.onDisk(t, `chroot "$1" systemctl enable -q early`)
+	})
+	must.Contain(t, "the join", m.read(t, "/run/early"), "the boot has not reached sysinit.target", "not bootcmd", "exit 3\n")
+	m.active(t, nodeID, nodeAddress)
+	m.startedWith(t, nodeAddress)
+	m.sh(t, "systemctl disable -q early; rm /etc/systemd/system/early.service")
 }
 
 // staysLeft: who left does not come back with the next boot.

@@ -4,9 +4,13 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -26,6 +30,8 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
+	"github.com/amsagent/amsagent/sandbox/internal/port"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
@@ -278,6 +284,106 @@ func TestDaemonFromTags(t *testing.T) {
 	origin("after a restart")
 	if now := h.Touches(); now != touched {
 		t.Errorf("a tag touched the service %d times", now-touched)
+	}
+}
+
+// TestDaemonAgentCheck: a restart of the daemon ends no maintenance that an operator has set, a word of a load balancer is a role
+// once a node of the registry has it, and a daemon without a file descriptor says which of its ports do not answer.
+func TestDaemonAgentCheck(t *testing.T) {
+	t.Parallel()
+	number, err := port.Free()
+	must.OK(t, err)
+	address := fmt.Sprintf("127.0.0.1:%d", number)
+	h := newOnAWS(t, newDatabase(t), "10.0.7.47")
+	h.Config("mongo: file:/etc/amsagent/where\nagent_check_address: " + address + "\n")
+	h.Write("etc/amsagent/where", h.Mongo.LoginURI()+"\n")
+	ask := func(send string) string {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return err.Error()
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte(send + "\n"))
+		answer, _ := io.ReadAll(conn)
+		return strings.TrimSpace(string(answer))
+	}
+	p := h.Serving()
+	for n := range 4 {
+		if got := ask("edge name=lb1"); strings.HasPrefix(got, "ready up ") != (n < 3) || !strings.Contains(got, "up ") {
+			t.Errorf("answer %d: %q", n, got)
+		}
+	}
+	p.End(syscall.SIGTERM)
+	p = h.Serving()
+	if got := ask("edge name=lb1"); !strings.HasPrefix(got, "up ") {
+		t.Errorf("after a restart: %q", got)
+	}
+	if info, err := os.Stat(h.Path("run/amsagent/agent-check.json")); err != nil || info.Size() == 0 {
+		t.Errorf("the kept askers: %v, %v", info, err)
+	}
+
+	if got := ask("vod"); !strings.HasPrefix(got, "up ") {
+		t.Errorf("a word that is no role: %q", got)
+	}
+	_, err = h.Client.Register(t.Context(), cluster.Node{ID: "vod1", IP: "10.0.7.48", Role: "vod", State: cluster.StateActive}, cluster.RegisterOptions{})
+	must.OK(t, err)
+	until(t, "vod is a role", func() string {
+		if got := ask("vod"); got != "maint" {
+			return got
+		}
+		return ""
+	})
+
+	metrics := p.View().Metrics
+	pid, err := p.PID()
+	must.OK(t, err)
+	must.OK(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: 4096}, nil))
+	for _, to := range []string{address, metrics} {
+		conn, err := net.Dial("tcp", to) // the kernel accepts it
+		must.OK(t, err)
+		defer conn.Close()
+	}
+	p.Says("agent checks are not answered")
+	p.Says("metrics and health are not served")
+	must.OK(t, unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 4096, Max: 4096}, nil))
+	p.Says("metrics and health are served again")
+	p.ViewIs("both answer", func(v daemon.View) bool { return v.MetricsError == "" && v.AgentCheckError == "" })
+	if got := ask("edge name=lb1"); !strings.HasPrefix(got, "up ") {
+		t.Errorf("at the end: %q", got)
+	}
+}
+
+// TestBalanceCrowd: of many silent clients of `balance --listen`, the oldest one makes room for each new one.
+func TestBalanceCrowd(t *testing.T) {
+	t.Parallel()
+	number, err := port.Free()
+	must.OK(t, err)
+	address := fmt.Sprintf("127.0.0.1:%d", number)
+	cmd := exec.Command(bins.agent, "balance", "--mongo", "127.0.0.1:1", "--state-dir", t.TempDir(), "--listen", address)
+	p, err := proc.Start(cmd)
+	must.OK(t, err)
+	t.Cleanup(func() { p.Signal(syscall.SIGKILL) })
+	until(t, "the list is served", func() string {
+		if !strings.Contains(p.Output(), "serving the list by HTTP") {
+			return soFar(p.Output())
+		}
+		return ""
+	})
+	var silent []net.Conn
+	for range 100 {
+		conn, err := net.Dial("tcp", address)
+		must.OK(t, err)
+		defer conn.Close()
+		silent = append(silent, conn)
+	}
+	_, err = silent[0].Read(make([]byte, 1))
+	must.Equal(t, "the oldest", err, io.EOF)
+	must.OK(t, silent[99].SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+	_, err = silent[99].Read(make([]byte, 1))
+	must.Equal(t, "the newest is open", errors.Is(err, os.ErrDeadlineExceeded), true)
+	body, code, err := rig.Fetch(t.Context(), http.DefaultClient, "http://"+address+"/healthz")
+	if code == 0 || err != nil {
+		t.Errorf("%d %s, %v", code, body, err)
 	}
 }
 
