@@ -32,6 +32,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 	"golang.org/x/net/dns/dnsmessage"
 
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -176,36 +177,36 @@ func TestServerErrors(t *testing.T) {
 		text    string
 	}{
 		{name: "wrong password", answer: func(string, bson.Raw) (bson.D, error) {
-			return errorReply(18, "AuthenticationFailed", "Authentication failed for "+secretMark), nil
+			return fakemongo.Failure(18, "AuthenticationFailed", "Authentication failed for "+secretMark), nil
 		}, kind: KindAuth, text: "refused the user name or the password: AuthenticationFailed: Authentication failed for ***"},
 		{name: "no such mechanism", answer: func(string, bson.Raw) (bson.D, error) {
-			return errorReply(334, "MechanismUnavailable", "mechanism PLAIN is not enabled"), nil
+			return fakemongo.Failure(334, "MechanismUnavailable", "mechanism PLAIN is not enabled"), nil
 		}, kind: KindUnsupported, text: "does not implement it: MechanismUnavailable"},
 		{name: "Atlas, wrong password", answer: func(string, bson.Raw) (bson.D, error) {
-			return errorReply(8000, "AtlasError", "bad auth : Authentication failed."), nil
+			return fakemongo.Failure(8000, "AtlasError", "bad auth : Authentication failed."), nil
 		}, kind: KindAuth, text: "bad auth"},
 		{
-			name: "no right", answer: always(errorReply(13, "Unauthorized", "not authorized on admin")),
+			name: "no right", answer: always(fakemongo.Failure(13, "Unauthorized", "not authorized on admin")),
 			kind: KindForbidden, text: "Unauthorized: not authorized on admin",
 		},
 		{
-			name: "unknown command", answer: always(errorReply(238, "NotImplemented", "ping is not implemented yet")),
+			name: "unknown command", answer: always(fakemongo.Failure(238, "NotImplemented", "ping is not implemented yet")),
 			kind: KindUnsupported, text: "does not implement it",
 		},
 		{
-			name: "secondary", hello: rs(bson.E{Key: "secondary", Value: true}), answer: always(errorReply(10107, "NotWritablePrimary", "not primary")),
+			name: "secondary", hello: rs(bson.E{Key: "secondary", Value: true}), answer: always(fakemongo.Failure(10107, "NotWritablePrimary", "not primary")),
 			kind: KindNotPrimary, text: "not the primary",
 		},
 		{
 			name: "another replica set", query: "&replicaSet=rs1", hello: rs(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "hosts", Value: bson.A{"10.0.2.4:27017"}}),
-			answer: always(okReply()), timeout: quick, kind: KindConfig, text: "no server belongs to replica set rs1",
+			answer: always(fakemongo.OK()), timeout: quick, kind: KindConfig, text: "no server belongs to replica set rs1",
 		},
 		{
-			name: "some other error", answer: always(errorReply(2, "BadValue", "bad "+secretMark)),
+			name: "some other error", answer: always(fakemongo.Failure(2, "BadValue", "bad "+secretMark)),
 			kind: KindOther, text: "answered with an error: BadValue: bad ***",
 		},
 		{
-			name: "never answers", answer: func(string, bson.Raw) (bson.D, error) { return nil, errHang },
+			name: "never answers", answer: func(string, bson.Raw) (bson.D, error) { return nil, fakemongo.ErrHang },
 			timeout: quick, kind: KindTimeout, text: "did not answer in time",
 		},
 		{
@@ -213,23 +214,23 @@ func TestServerErrors(t *testing.T) {
 			kind: KindLost, text: "was cut",
 		},
 		{
-			name: "server stops it for taking too long", answer: always(errorReply(50, "MaxTimeMSExpired", "operation exceeded time limit")),
+			name: "server stops it for taking too long", answer: always(fakemongo.Failure(50, "MaxTimeMSExpired", "operation exceeded time limit")),
 			kind: KindTimeout, text: "MaxTimeMSExpired",
 		},
 	}
 	errs, hosts := make([]error, len(tests)), make([]string, len(tests))
 	atOnce(len(tests), func(i int) {
 		tt := tests[i]
-		s := startFake(t, nil)
-		s.answer = tt.answer
+		s := fakemongo.Start(t, nil)
+		s.Answer = tt.answer
 		if tt.hello != nil {
-			s.setHello(tt.hello...)
+			s.SetHello(tt.hello...)
 		}
-		hosts[i] = s.addr()
+		hosts[i] = s.Addr()
 		// The fake has no users, so a login works only if it has to fail.
-		uri := "mongodb://" + s.addr() + "/?tls=false&tlsCertificateKeyFilePassword=" + secretMark + tt.query
+		uri := "mongodb://" + s.Addr() + "/?tls=false&tlsCertificateKeyFilePassword=" + secretMark + tt.query
 		if tt.kind == KindAuth || tt.name == "no such mechanism" {
-			uri = "mongodb://u:" + secretMark + "@" + s.addr() + "/"
+			uri = "mongodb://u:" + secretMark + "@" + s.Addr() + "/"
 		}
 		errs[i] = connect(t, uri, Options{Timeout: tt.timeout}).Ping(t.Context())
 	})
@@ -247,15 +248,15 @@ func always(reply bson.D) func(string, bson.Raw) (bson.D, error) {
 
 // A call that waits for a connection while another call loses its connection fails with [KindLost].
 func TestCallWaitsForOneThatIsCut(t *testing.T) {
-	s := startFake(t, nil)
+	s := fakemongo.Start(t, nil)
 	var calls atomic.Int64
-	s.answer = func(string, bson.Raw) (bson.D, error) {
+	s.Answer = func(string, bson.Raw) (bson.D, error) {
 		if calls.Add(1)%2 == 1 {
 			return nil, nil // the connection ends
 		}
-		return okReply(), nil
+		return fakemongo.OK(), nil
 	}
-	c := connect(t, s.addr(), Options{MaxPool: 1})
+	c := connect(t, s.Addr(), Options{MaxPool: 1})
 	errs := make([]error, 32)
 	atOnce(len(errs), func(i int) { errs[i] = c.Ping(t.Context()) })
 	for _, err := range errs {
@@ -266,12 +267,12 @@ func TestCallWaitsForOneThatIsCut(t *testing.T) {
 }
 
 func TestCanceled(t *testing.T) {
-	s := startFake(t, nil)
+	s := fakemongo.Start(t, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	s.answer = func(string, bson.Raw) (bson.D, error) { cancel(); return nil, errHang }
-	c := connect(t, s.addr(), Options{})
+	s.Answer = func(string, bson.Raw) (bson.D, error) { cancel(); return nil, fakemongo.ErrHang }
+	c := connect(t, s.Addr(), Options{})
 	err := c.Ping(ctx)
-	checkError(t, err, KindCanceled, s.addr())
+	checkError(t, err, KindCanceled, s.Addr())
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("errors.Is does not find context.Canceled below %v", err)
 	}
@@ -302,11 +303,11 @@ func TestCanceledByTheDriver(t *testing.T) {
 }
 
 func TestServerClock(t *testing.T) {
-	s := startFake(t, nil)
+	s := fakemongo.Start(t, nil)
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	for _, offset := range []time.Duration{0, 10 * time.Minute, -10 * time.Minute} {
-		s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: at})
-		c := connect(t, s.addr(), Options{Now: func() time.Time { return at.Add(offset) }})
+		s.SetHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: at})
+		c := connect(t, s.Addr(), Options{Now: func() time.Time { return at.Add(offset) }})
 		got, err := c.ServerTime(t.Context())
 		if err != nil || !got.Equal(at) {
 			t.Errorf("ServerTime = %v, %v, want %v", got, err, at)
@@ -316,10 +317,10 @@ func TestServerClock(t *testing.T) {
 			t.Errorf("ClockSkew = %v ± %v, %v, want %v", skew, accuracy, err, offset)
 		}
 	}
-	s.setHello(bson.E{Key: "isWritablePrimary", Value: true})
-	c := connect(t, s.addr(), Options{})
+	s.SetHello(bson.E{Key: "isWritablePrimary", Value: true})
+	c := connect(t, s.Addr(), Options{})
 	_, err := c.ServerTime(t.Context())
-	checkError(t, err, KindUnsupported, s.addr())
+	checkError(t, err, KindUnsupported, s.Addr())
 }
 
 // selfSigned returns a server certificate for a name or address, and a file to trust it.
@@ -371,9 +372,9 @@ func TestTLS(t *testing.T) {
 	errs, hosts := make([]error, len(tests)), make([]string, len(tests))
 	atOnce(len(tests), func(i int) {
 		tt := tests[i]
-		s := startFake(t, tt.wrap)
-		hosts[i] = s.addr()
-		target, err := ParseTarget("mongodb://" + s.addr() + "/?" + tt.query)
+		s := fakemongo.Start(t, tt.wrap)
+		hosts[i] = s.Addr()
+		target, err := ParseTarget("mongodb://" + s.Addr() + "/?" + tt.query)
 		if err != nil {
 			errs[i] = err
 			return
@@ -408,15 +409,15 @@ func TestConnectRefusesNothing(t *testing.T) {
 
 // Commands set write concern and read preference explicitly, whatever the server's defaults or the URI.
 func TestCommandsOnTheWire(t *testing.T) {
-	s := startFake(t, nil)
-	s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: time.Now()})
-	s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+	s := fakemongo.Start(t, nil)
+	s.SetHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: time.Now()})
+	s.Answer = func(name string, _ bson.Raw) (bson.D, error) {
 		if name == "find" {
 			return findReply(), nil
 		}
-		return okReply(bson.E{Key: "n", Value: 1}, bson.E{Key: "value", Value: bson.D{{Key: "_id", Value: "i-1"}}}), nil
+		return fakemongo.OK(bson.E{Key: "n", Value: 1}, bson.E{Key: "value", Value: bson.D{{Key: "_id", Value: "i-1"}}}), nil
 	}
-	c := connect(t, "mongodb://"+s.addr()+"/?w=0&readPreference=secondary&readConcernLevel=local", Options{AppName: "test"})
+	c := connect(t, "mongodb://"+s.Addr()+"/?w=0&readPreference=secondary&readConcernLevel=local", Options{AppName: "test"})
 	n := Node{ID: "i-1", State: StateActive, Reason: "verified"}
 	_, err := c.Register(t.Context(), n, RegisterOptions{})
 	must.OK(t, err)
@@ -428,7 +429,7 @@ func TestCommandsOnTheWire(t *testing.T) {
 		{"findAndModify", "$db", "amsagent"},
 		{"update", "writeConcern w", "1"},
 	} {
-		sent := s.sent(want.command)
+		sent := s.Sent(want.command)
 		if len(sent) != 1 {
 			t.Fatalf("%d times %s, want 1", len(sent), want.command)
 		}
@@ -441,16 +442,16 @@ func TestCommandsOnTheWire(t *testing.T) {
 
 // The driver would repeat it until the call's end, thousands of times a second.
 func TestWriteToASecondaryIsNotRepeated(t *testing.T) {
-	s := startFake(t, nil)
-	s.setHello(bson.E{Key: "secondary", Value: true}, bson.E{Key: "setName", Value: "rs0"}, bson.E{Key: "setVersion", Value: 1},
-		bson.E{Key: "hosts", Value: bson.A{s.addr(), "other:27017"}}, bson.E{Key: "me", Value: s.addr()},
+	s := fakemongo.Start(t, nil)
+	s.SetHello(bson.E{Key: "secondary", Value: true}, bson.E{Key: "setName", Value: "rs0"}, bson.E{Key: "setVersion", Value: 1},
+		bson.E{Key: "hosts", Value: bson.A{s.Addr(), "other:27017"}}, bson.E{Key: "me", Value: s.Addr()},
 		bson.E{Key: "logicalSessionTimeoutMinutes", Value: 30})
-	s.answer = func(string, bson.Raw) (bson.D, error) {
-		return append(errorReply(10107, "NotWritablePrimary", "not primary"), bson.E{Key: "errorLabels", Value: bson.A{"RetryableWriteError"}}), nil
+	s.Answer = func(string, bson.Raw) (bson.D, error) {
+		return append(fakemongo.Failure(10107, "NotWritablePrimary", "not primary"), bson.E{Key: "errorLabels", Value: bson.A{"RetryableWriteError"}}), nil
 	}
-	c := connect(t, "mongodb://"+s.addr()+"/?directConnection=true", Options{Timeout: time.Second})
+	c := connect(t, "mongodb://"+s.Addr()+"/?directConnection=true", Options{Timeout: time.Second})
 	err := c.Heartbeat(t.Context(), Node{ID: "i-1"}, Heartbeat{Seq: 1})
-	if n := len(s.sent("update")); KindOf(err) != KindNotPrimary || n != 1 {
+	if n := len(s.Sent("update")); KindOf(err) != KindNotPrimary || n != 1 {
 		t.Errorf("%d writes, %v", n, err)
 	}
 }

@@ -9,15 +9,16 @@ import (
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
 func TestReplicaSet(t *testing.T) {
-	s := startFake(t, nil)
-	s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "setName", Value: "rs0"},
-		bson.E{Key: "hosts", Value: bson.A{"a:1", "b:1", "c:1"}}, bson.E{Key: "me", Value: s.listener.Addr().String()})
-	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(), nil }
-	c := connect(t, "mongodb://"+s.listener.Addr().String()+"/?directConnection=true", Options{})
+	s := fakemongo.Start(t, nil)
+	s.SetHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "setName", Value: "rs0"},
+		bson.E{Key: "hosts", Value: bson.A{"a:1", "b:1", "c:1"}}, bson.E{Key: "me", Value: s.Addr()})
+	s.Answer = func(string, bson.Raw) (bson.D, error) { return fakemongo.OK(), nil }
+	c := connect(t, "mongodb://"+s.Addr()+"/?directConnection=true", Options{})
 	must.OK(t, c.Ping(t.Context()))
 	must.NoDiff(t, "replica set", c.ReplicaSet(), ReplicaSet{Name: "rs0", Hosts: []string{"a:1", "b:1", "c:1"}})
 }
@@ -31,28 +32,28 @@ func TestOpenToAll(t *testing.T) {
 		kind  Kind
 		one   bool // member of a set, and not its primary
 	}{
-		{"open", okReply(bson.E{Key: "databases", Value: bson.A{}}), true, "", false},
-		{"closed", errorReply(13, "Unauthorized", "command listDatabases requires authentication"), false, "", false},
-		{"a closed secondary", errorReply(13, "Unauthorized", "command listDatabases requires authentication"), false, "", true},
-		{"odd", errorReply(8, "UnknownError", "no"), false, KindOther, false},
+		{"open", fakemongo.OK(bson.E{Key: "databases", Value: bson.A{}}), true, "", false},
+		{"closed", fakemongo.Failure(13, "Unauthorized", "command listDatabases requires authentication"), false, "", false},
+		{"a closed secondary", fakemongo.Failure(13, "Unauthorized", "command listDatabases requires authentication"), false, "", true},
+		{"odd", fakemongo.Failure(8, "UnknownError", "no"), false, KindOther, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := startFake(t, nil)
-			s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+			s := fakemongo.Start(t, nil)
+			s.Answer = func(name string, _ bson.Raw) (bson.D, error) {
 				if name == "saslStart" {
 					t.Error("it logs in")
 				}
 				return tt.reply, nil
 			}
 			if tt.one {
-				primary := startFake(t, nil)
-				primary.answer = s.answer
-				for kind, m := range map[string]*fakeServer{"secondary": s, "isWritablePrimary": primary} {
-					m.setHello(bson.E{Key: kind, Value: true}, bson.E{Key: "setName", Value: "rs0"}, bson.E{Key: "setVersion", Value: 1},
-						bson.E{Key: "hosts", Value: bson.A{s.addr(), primary.addr()}}, bson.E{Key: "me", Value: m.addr()})
+				primary := fakemongo.Start(t, nil)
+				primary.Answer = s.Answer
+				for kind, m := range map[string]*fakemongo.Server{"secondary": s, "isWritablePrimary": primary} {
+					m.SetHello(bson.E{Key: kind, Value: true}, bson.E{Key: "setName", Value: "rs0"}, bson.E{Key: "setVersion", Value: 1},
+						bson.E{Key: "hosts", Value: bson.A{s.Addr(), primary.Addr()}}, bson.E{Key: "me", Value: m.Addr()})
 				}
 			}
-			target, err := ParseTarget("mongodb://amsagent:secret@" + s.listener.Addr().String() + "/?authSource=admin")
+			target, err := ParseTarget("mongodb://amsagent:secret@" + s.Addr() + "/?authSource=admin")
 			must.OK(t, err)
 			open, err := OpenToAll(t.Context(), target, Options{Timeout: 5 * time.Second})
 			if open != tt.open || KindOf(err) != tt.kind {
@@ -63,15 +64,15 @@ func TestOpenToAll(t *testing.T) {
 }
 
 func TestLatency(t *testing.T) {
-	s := startFake(t, nil)
+	s := fakemongo.Start(t, nil)
 	pings := 0
-	s.answer = func(name string, _ bson.Raw) (bson.D, error) {
+	s.Answer = func(name string, _ bson.Raw) (bson.D, error) {
 		if name == "ping" {
 			pings++
 		}
-		return okReply(), nil
+		return fakemongo.OK(), nil
 	}
-	d, err := connect(t, "mongodb://"+s.listener.Addr().String(), Options{}).Latency(t.Context(), 3)
+	d, err := connect(t, "mongodb://"+s.Addr(), Options{}).Latency(t.Context(), 3)
 	if err != nil || d <= 0 || pings != 4 {
 		t.Errorf("%v, %v after %d pings", d, err, pings)
 	}

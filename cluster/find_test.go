@@ -14,11 +14,12 @@ import (
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
 func findReply(docs ...any) bson.D {
-	return okReply(bson.E{Key: "cursor", Value: bson.D{
+	return fakemongo.OK(bson.E{Key: "cursor", Value: bson.D{
 		{Key: "id", Value: int64(0)}, {Key: "ns", Value: "d.c"}, {Key: "firstBatch", Value: append(bson.A{}, docs...)},
 	}})
 }
@@ -26,9 +27,9 @@ func findReply(docs ...any) bson.D {
 // Every read has a batch size, and one of AMS's collections a projection.
 func TestFindIsBounded(t *testing.T) {
 	t.Parallel()
-	s := startFake(t, nil)
-	s.answer = func(string, bson.Raw) (bson.D, error) { return findReply(), nil }
-	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 3 * time.Second})
+	s := fakemongo.Start(t, nil)
+	s.Answer = func(string, bson.Raw) (bson.D, error) { return findReply(), nil }
+	c := connect(t, "mongodb://"+s.Addr()+"/", Options{Timeout: 3 * time.Second})
 	for name, read := range map[string]func() error{
 		"nodes":       func() error { _, err := c.Nodes(t.Context()); return err },
 		"clusternode": func() error { _, err := c.AMSNodes(t.Context()); return err },
@@ -38,12 +39,12 @@ func TestFindIsBounded(t *testing.T) {
 			return err
 		},
 	} {
-		before := len(s.sent("find"))
+		before := len(s.Sent("find"))
 		if err := read(); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		sent := s.sent("find")[before:]
+		sent := s.Sent("find")[before:]
 		if len(sent) != 1 {
 			t.Fatalf("%s: %d finds", name, len(sent))
 		}
@@ -77,12 +78,12 @@ func TestTextsAreBounded(t *testing.T) {
 // A refusal repeats the whole command, with session and signed cluster time, which must not be logged.
 func TestRefusalWithoutItsCommand(t *testing.T) {
 	t.Parallel()
-	s := startFake(t, nil)
-	s.answer = func(string, bson.Raw) (bson.D, error) {
-		return errorReply(13, "Unauthorized", `not authorized on liveapp to execute command { find: "broadcast", filter: {}, lsid: { id: UUID("0000") }, `+
+	s := fakemongo.Start(t, nil)
+	s.Answer = func(string, bson.Raw) (bson.D, error) {
+		return fakemongo.Failure(13, "Unauthorized", `not authorized on liveapp to execute command { find: "broadcast", filter: {}, lsid: { id: UUID("0000") }, `+
 			`$clusterTime: { clusterTime: Timestamp(1, 1), signature: { hash: BinData(0, 00), keyId: 7 } }, $db: "liveapp" }`), nil
 	}
-	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 3 * time.Second})
+	c := connect(t, "mongodb://"+s.Addr()+"/", Options{Timeout: 3 * time.Second})
 	err := c.CheckRead(t.Context(), []string{"liveapp"})
 	must.Equal(t, fmt.Sprintf("kind of %v", err), KindOf(err), KindForbidden)
 	for _, no := range []string{"lsid", "clusterTime", "filter", "{"} {
@@ -137,12 +138,12 @@ func TestTooMany(t *testing.T) {
 	for range findBatch {
 		batch = append(batch, bson.D{{Key: "_id", Value: "x"}})
 	}
-	s := startFake(t, nil)
+	s := fakemongo.Start(t, nil)
 	limit := int64(0)
-	s.answer = func(name string, cmd bson.Raw) (bson.D, error) {
+	s.Answer = func(name string, cmd bson.Raw) (bson.D, error) {
 		key := map[string]string{"find": "firstBatch", "getMore": "nextBatch"}[name]
 		if key == "" {
-			return okReply(), nil
+			return fakemongo.OK(), nil
 		}
 		if name == "find" {
 			limit = cmd.Lookup("limit").AsInt64()
@@ -151,14 +152,14 @@ func TestTooMany(t *testing.T) {
 		if limit -= findBatch; limit <= 0 {
 			id = 0
 		}
-		return okReply(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: id}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: docs}}}), nil
+		return fakemongo.OK(bson.E{Key: "cursor", Value: bson.D{{Key: "id", Value: id}, {Key: "ns", Value: "clusterdb.clusternode"}, {Key: key, Value: docs}}}), nil
 	}
-	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: time.Minute})
+	c := connect(t, "mongodb://"+s.Addr()+"/", Options{Timeout: time.Minute})
 	got, err := c.AMSNodes(t.Context())
 	if !errors.Is(err, ErrTooMany) || len(got) > 0 || !strings.Contains(err.Error(), "clusterdb.clusternode") {
 		t.Errorf("%d documents, %v", len(got), err)
 	}
-	if asked, more := len(s.sent("find")), len(s.sent("getMore")); asked != 1 || more > maxFound/findBatch {
+	if asked, more := len(s.Sent("find")), len(s.Sent("getMore")); asked != 1 || more > maxFound/findBatch {
 		t.Errorf("find was asked %d times, more %d times", asked, more)
 	}
 }

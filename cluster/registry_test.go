@@ -5,8 +5,9 @@ package cluster
 
 import (
 	"errors"
+	"fmt"
+	"maps"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
@@ -44,7 +46,7 @@ func self(change func(*Node)) Node {
 	return n
 }
 
-// TestRegisterRecord: package clustertest has the table of states.
+// TestRegisterRecord: which records a registration replaces.
 func TestRegisterRecord(t *testing.T) {
 	copied := func(n *Node) { n.IP, n.BootID = "10.0.0.77", "boot-of-the-copy" }
 	moved := func(n *Node) { n.IP = "10.0.0.9" }
@@ -117,6 +119,37 @@ func TestRegisterRecord(t *testing.T) {
 	}
 }
 
+// TestRegisterStates: a registration keeps the state of its own instance, unless that is over; another instance's goes.
+func TestRegisterStates(t *testing.T) {
+	for from, wants := range map[State]string{
+		StateJoining:  "joining active joining left failed",
+		StateActive:   "active active draining left active",
+		StateDraining: "draining draining draining left draining",
+		StateLeft:     "joining active left left left",
+		StateFailed:   "joining active failed left failed",
+	} {
+		was := stored(func(r *record) { r.State = from })
+		was.doc = raw(t, bson.M{"left_at": noon})
+		for i, as := range States() {
+			name, want := fmt.Sprintf("%s as %s", from, as), State(strings.Fields(wants)[i])
+			is, err := register(was, self(func(n *Node) { n.State = as }), RegisterOptions{}, noon)
+			must.OK(t, err)
+			must.Equal(t, name, is.State, want)
+			must.Equal(t, name+": the reason is new", is.Reason == "join", want == as)
+			must.Equal(t, name+": the state begins", writes(t, is, was, "$currentDate", "state_since"), want != from)
+			must.Equal(t, name+": left_at is set", writes(t, is, was, "$currentDate", "left_at"), want == StateLeft && from != StateLeft)
+			must.Equal(t, name+": left_at is removed", writes(t, is, was, "$unset", "left_at"), want != StateLeft)
+			must.Equal(t, name+": the heartbeat is removed", writes(t, is, was, "$unset", heartbeatKey), from == StateLeft && want != StateLeft)
+
+			next, err := register(was, self(func(n *Node) { n.State, n.BootID = as, "boot-2" }), RegisterOptions{}, noon)
+			must.OK(t, err)
+			must.Equal(t, name+", another boot", next.State, as)
+			must.Equal(t, name+", another boot: the state begins", writes(t, next, was, "$currentDate", "state_since"), true)
+			must.Equal(t, name+", another boot: the heartbeat is removed", writes(t, next, was, "$unset", heartbeatKey), true)
+		}
+	}
+}
+
 // No agent can write while MongoDB is away: after that, an old record is no silent one. The daemon of a copy waits until it
 // saw no change for two intervals and a second, without a gap between its looks.
 func TestOutageIsNoSilence(t *testing.T) {
@@ -172,6 +205,21 @@ func TestTransitionRecord(t *testing.T) {
 	again, err := transition(left, self(nil), StateLeft, "scale-in", Details{}, noon)
 	must.OK(t, err)
 	must.NoDiff(t, "made again", again, left, cmp.AllowUnexported(record{}))
+	for _, from := range States() {
+		for _, to := range States() {
+			name, was := fmt.Sprintf("%s to %s", from, to), stored(func(r *record) { r.State = from })
+			is, err := transition(was, self(nil), to, "because", Details{}, noon)
+			if refused, ok := errors.AsType[*TransitionError](err); ok || !from.CanTransition(to) {
+				must.Equal(t, name, *refused, TransitionError{ID: "i-1", From: from, To: to})
+				continue
+			}
+			must.OK(t, err)
+			must.Equal(t, name, string(is.State)+is.Reason, string(to)+"because")
+			must.Equal(t, name+": the state begins", writes(t, is, was, "$currentDate", "state_since"), from != to)
+			must.Equal(t, name+": left_at is set", writes(t, is, was, "$currentDate", "left_at"), to == StateLeft && from != to)
+			must.Equal(t, name+": the heartbeat is removed", writes(t, is, was, "$unset", heartbeatKey), to == StateLeft)
+		}
+	}
 	for name, tt := range map[string]struct {
 		was  *record
 		self Node
@@ -207,71 +255,46 @@ func writes(t *testing.T, is, was *record, operator, key string) bool {
 	return err == nil
 }
 
-// aRecord is the one document of a fake server's registry.
-type aRecord struct {
-	mu  sync.Mutex
-	doc bson.M
-	// lose loses the answer to the next write; undone does not do that write, and since is what another client writes then.
-	lose, undone bool
-	since        func(doc bson.M)
-	writes       int
+const rows = "amsagent.nodes"
+
+// remembered connects to a registry in memory with the row of stored.
+func remembered(t *testing.T, more bson.M) (*fakemongo.Memory, *Client) {
+	t.Helper()
+	m := fakemongo.NewMemory()
+	t.Cleanup(m.Close)
+	m.Now = func() time.Time { return noon }
+	row := bson.M{"_id": "i-1", "rev": "r1", "ip": "10.0.0.3", "boot_id": "boot-1", "role": "edge", "state": "active", "updated_at": noon}
+	maps.Copy(row, more)
+	m.Put(rows, row)
+	return m, connect(t, "mongodb://memory/", Options{Timeout: 20 * time.Second, Dialer: m})
 }
 
-func (a *aRecord) answer(name string, cmd bson.Raw) (bson.D, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	switch name {
-	case "find":
-		if a.doc == nil {
-			return findReply(), nil
+// strike gives the first write its fate. Before the next read, another client writes what since says, if it is not nil.
+func strike(m *fakemongo.Memory, fate fakemongo.Fate, since func(row map[string]any)) {
+	struck := false
+	m.SetFault(func(command, _ string) fakemongo.Fate {
+		switch {
+		case command == "findAndModify" && !struck:
+			struck = true
+			return fate
+		case command == "find" && struck && since != nil:
+			m.Edit(rows, "i-1", func(row map[string]any) {
+				row["rev"] = "another's"
+				since(row)
+			})
+			since = nil
 		}
-		return findReply(a.doc), nil
-	case "findAndModify":
-		rev, has := a.doc["rev"].(string)
-		if wanted, _ := cmd.LookupErr("query", "rev", "$eq"); (wanted.Type == bson.TypeString) != has || has && wanted.StringValue() != rev {
-			return okReply(bson.E{Key: "value", Value: nil}), nil
-		}
-		a.writes++
-		lose, undone := a.lose, a.undone
-		if a.lose = false; undone {
-			a.undone = false
-			return nil, nil
-		}
-		var u struct {
-			Set   bson.M `bson:"$set"`
-			Unset bson.M `bson:"$unset"`
-		}
-		if err := bson.Unmarshal(cmd.Lookup("update").Document(), &u); err != nil {
-			return nil, err
-		}
-		if a.doc == nil {
-			a.doc = bson.M{"_id": "i-1"}
-		}
-		for k, v := range u.Set {
-			a.doc[k] = v
-		}
-		for k := range u.Unset {
-			delete(a.doc, k)
-		}
-		if lose {
-			if a.since != nil {
-				a.doc["rev"] = "another's"
-				a.since(a.doc)
-			}
-			return nil, nil
-		}
-		return okReply(bson.E{Key: "value", Value: a.doc}), nil
-	}
-	return okReply(bson.E{Key: "localTime", Value: noon}), nil
+		return fakemongo.Done
+	})
 }
 
 // TestLostReplies: the answer to a write is lost, and the write was done, or not, or another client wrote since. Each call
 // returns the truth, and no write is lost.
 func TestLostReplies(t *testing.T) {
-	request := bson.M{"id": "d", "at": noon}
+	theirs := func(row map[string]any) { row["drift"] = "theirs" }
 	for name, call := range map[string]struct {
 		do   func(t *testing.T, c *Client) error
-		want bson.M
+		want map[string]any
 	}{
 		"register": {func(t *testing.T, c *Client) error {
 			_, err := c.Register(t.Context(), self(func(n *Node) { n.State = StateActive }), RegisterOptions{})
@@ -289,38 +312,30 @@ func TestLostReplies(t *testing.T) {
 		}, bson.M{"state": "active"}},
 		"take": {func(t *testing.T, c *Client) error {
 			taken, err := c.TakeDrainRequest(t.Context(), "i-1", "d", "me")
-			if !taken {
-				t.Error("it was not taken")
-			}
+			must.Equal(t, "taken", taken, true)
 			return err
 		}, bson.M{"drain_request": nil}},
 	} {
-		for fate, set := range map[string]func(*aRecord){
-			"nothing is lost":            func(*aRecord) {},
-			"done":                       func(a *aRecord) { a.lose = true },
-			"not done":                   func(a *aRecord) { a.lose, a.undone = true, true },
-			"done and overwritten since": func(a *aRecord) { a.lose, a.since = true, func(doc bson.M) { doc["drift"] = "theirs" } },
+		for what, fate := range map[string]fakemongo.Fate{
+			"nothing is lost": fakemongo.Done, "done": fakemongo.Lost, "not done": fakemongo.Cut, "done and overwritten since": fakemongo.Lost,
 		} {
-			t.Run(name+"/"+fate, func(t *testing.T) {
+			t.Run(name+"/"+what, func(t *testing.T) {
 				t.Parallel()
-				s := startFake(t, nil)
-				a := &aRecord{doc: bson.M{
-					"_id": "i-1", "rev": "r1", "ip": "10.0.0.3", "boot_id": "boot-1", "role": "edge", "state": "active",
-					"drain_request": request, "updated_at": noon,
-				}}
-				set(a)
-				s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: noon})
-				s.answer = a.answer
-				c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 20 * time.Second})
+				m, c := remembered(t, bson.M{"drain_request": bson.M{"id": "d", "at": noon}})
+				overwritten := strings.Contains(what, "since")
+				if strike(m, fate, nil); overwritten {
+					strike(m, fate, theirs)
+				}
 				must.OK(t, call.do(t, c))
+				row, writes := m.Get(rows, "i-1"), len(m.Sent("findAndModify"))
 				for k, v := range call.want {
-					must.Equal(t, k, a.doc[k], v)
+					must.Equal(t, k, row[k], v)
 				}
-				if a.since != nil && (name != "register" || a.writes == 1) && a.doc["drift"] != "theirs" {
-					t.Errorf("the other's write is lost: %v", a.doc)
+				if overwritten && (name != "register" || writes == 1) {
+					must.Equal[any](t, "the other's write", row["drift"], "theirs")
 				}
-				if fate == "done" && a.writes != 1 {
-					t.Errorf("%d writes", a.writes)
+				if what == "done" {
+					must.Equal(t, "writes", writes, 1)
 				}
 			})
 		}
@@ -329,21 +344,15 @@ func TestLostReplies(t *testing.T) {
 
 // TestAskLostAndTaken: the answer to a request is lost, and the agent takes it before the record is read again: it is not made again.
 func TestAskLostAndTaken(t *testing.T) {
-	s := startFake(t, nil)
-	a := &aRecord{lose: true, doc: bson.M{"_id": "i-1", "rev": "r1", "ip": "10.0.0.3", "boot_id": "boot-1", "state": "active", "updated_at": noon}}
-	a.since = func(doc bson.M) {
-		b, err := bson.Marshal(doc)
-		must.OK(t, err)
-		doc["state"], doc["drain_taken"] = "left", bson.M{"id": bson.Raw(b).Lookup("drain_request", "id").StringValue(), "by": "boot-1"}
-		delete(doc, "drain_request")
-	}
-	s.setHello(bson.E{Key: "isWritablePrimary", Value: true}, bson.E{Key: "localTime", Value: noon})
-	s.answer = a.answer
-	c := connect(t, "mongodb://"+s.addr()+"/", Options{Timeout: 20 * time.Second})
+	m, c := remembered(t, nil)
+	strike(m, fakemongo.Lost, func(row map[string]any) {
+		row["state"], row["drain_taken"] = "left", bson.M{"id": row["drain_request"].(bson.M)["id"], "by": "boot-1"}
+		delete(row, "drain_request")
+	})
 	id, err := c.AskDrain(t.Context(), stored(nil).Node, DrainRequest{Now: true})
 	must.OK(t, err)
-	if id == "" || a.writes != 1 || a.doc["drain_request"] != nil {
-		t.Errorf("%q, %d writes, %v", id, a.writes, a.doc)
+	if writes := len(m.Sent("findAndModify")); id == "" || writes != 1 || m.Get(rows, "i-1")["drain_request"] != nil {
+		t.Errorf("%q, %d writes, %v", id, writes, m.Get(rows, "i-1"))
 	}
 }
 

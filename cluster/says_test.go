@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
+
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 )
 
 // TestMembersSay: why a replica set cannot be used is what its members say of themselves, not that the driver waited.
@@ -137,12 +139,12 @@ func TestMembersSay(t *testing.T) {
 	atOnce(len(tests), func(i int) {
 		tt := tests[i]
 		for _, hello := range tt.servers {
-			s := startFake(t, nil)
-			s.setHello(asSelf(hello, s.addr())...)
+			s := fakemongo.Start(t, nil)
+			s.SetHello(asSelf(hello, s.Addr())...)
 			if tt.refused {
-				s.answer = always(errorReply(18, "AuthenticationFailed", "no such user"))
+				s.Answer = always(fakemongo.Failure(18, "AuthenticationFailed", "no such user"))
 			}
-			addrs[i] = append(addrs[i], s.addr())
+			addrs[i] = append(addrs[i], s.Addr())
 		}
 		errs[i] = connect(t, "mongodb://"+strings.Join(addrs[i], ",")+"/?"+tt.query, Options{Timeout: quick, Dialer: dial}).Ping(t.Context())
 	})

@@ -68,7 +68,7 @@ var rules = []rule{
 		refused: [2]string{"metadata/aws/x.go", module + "/internal/fakes/fakeaws"},
 	},
 	{
-		imports: regexp.MustCompile(`^go\.mongodb\.org/mongo-driver`), except: "cluster/ sandbox/", tests: true,
+		imports: regexp.MustCompile(`^go\.mongodb\.org/mongo-driver`), except: "cluster/ sandbox/ internal/fakes/fakemongo/", tests: true,
 		why:     "MongoDB is spoken by cluster alone, so that its types, timeouts and errors end there",
 		refused: [2]string{"cmd/amsagent/cli/x.go", "go.mongodb.org/mongo-driver/v2/mongo"},
 	},

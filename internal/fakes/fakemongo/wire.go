@@ -1,43 +1,52 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package cluster
+// Package fakemongo is a MongoDB without a disk: the wire protocol for replies that a test writes, and a registry in memory. It
+// is for failures that a real server does not produce on demand, and for bubbles of testing/synctest. Package clustertest asks
+// the registry in memory and a real mongod the same.
+package fakemongo
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// fakeServer implements as much of MongoDB's wire protocol as the driver needs, with the replies that a test sets. It is for
-// failures that a real server does not produce on demand; package clustertest uses a real one.
-type fakeServer struct {
-	t        *testing.T
-	listener net.Listener
-	// answer returns the reply to a command. nil closes the connection, and errHang never answers.
-	answer func(name string, cmd bson.Raw) (bson.D, error)
+// Server implements as much of MongoDB's wire protocol as the driver needs.
+type Server struct {
+	// Answer returns the reply to a command. nil closes the connection, and [ErrHang] never answers.
+	Answer func(name string, cmd bson.Raw) (bson.D, error)
+	// Now, if not nil, is the server's clock.
+	Now func() time.Time
+
+	listener net.Listener // nil in memory
 
 	mu       sync.Mutex
 	hello    bson.D
-	changed  chan struct{} // closed by the next setHello
+	changed  chan struct{} // closed by the next SetHello
 	commands []bson.Raw    // all but hello
 	done     chan struct{}
 	conns    sync.WaitGroup
 }
 
-var errHang = errors.New("never answer")
+// ErrHang is the answer that never comes.
+var ErrHang = errors.New("never answer")
 
-func okReply(extra ...bson.E) bson.D { return append(bson.D{{Key: "ok", Value: 1}}, extra...) }
+// OK is the reply to a command that succeeds.
+func OK(extra ...bson.E) bson.D { return append(bson.D{{Key: "ok", Value: 1}}, extra...) }
 
-func errorReply(code int32, name, message string) bson.D {
+// Failure is the reply to a command that fails.
+func Failure(code int32, name, message string) bson.D {
 	return bson.D{
 		{Key: "ok", Value: 0},
 		{Key: "code", Value: code},
@@ -46,14 +55,21 @@ func errorReply(code int32, name, message string) bson.D {
 	}
 }
 
-// startFake starts a healthy standalone server; wrap may wrap its listener, for example with TLS.
-func startFake(t *testing.T, wrap func(net.Listener) net.Listener) *fakeServer {
+// New returns a healthy standalone server that only [Server.Dial] reaches: in a bubble, it waits for nothing outside.
+func New() *Server {
+	s := &Server{done: make(chan struct{}), changed: make(chan struct{})}
+	s.SetHello(bson.E{Key: "isWritablePrimary", Value: true})
+	s.Answer = func(string, bson.Raw) (bson.D, error) { return OK(), nil }
+	return s
+}
+
+// Start starts a healthy standalone server with a port; wrap may wrap its listener, for example with TLS.
+func Start(t testing.TB, wrap func(net.Listener) net.Listener) *Server {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
-	s := &fakeServer{t: t, listener: l, done: make(chan struct{}), changed: make(chan struct{})}
-	s.setHello(bson.E{Key: "isWritablePrimary", Value: true})
-	s.answer = func(string, bson.Raw) (bson.D, error) { return okReply(), nil }
+	s := New()
+	s.listener = l
 	if wrap != nil {
 		s.listener = wrap(l)
 	}
@@ -68,20 +84,34 @@ func startFake(t *testing.T, wrap func(net.Listener) net.Listener) *fakeServer {
 		}
 	})
 	t.Cleanup(func() {
-		close(s.done)
 		_ = l.Close()
 		accept.Wait()
-		s.conns.Wait()
+		s.Close()
 	})
 	return s
 }
 
-func (s *fakeServer) addr() string { return s.listener.Addr().String() }
+// Addr is the address of a server with a port.
+func (s *Server) Addr() string { return s.listener.Addr().String() }
 
-func (s *fakeServer) setHello(extra ...bson.E) {
+// DialContext connects in memory.
+func (s *Server) DialContext(context.Context, string, string) (net.Conn, error) {
+	here, there := net.Pipe()
+	s.conns.Go(func() { s.serve(there) })
+	return here, nil
+}
+
+// Close ends all connections.
+func (s *Server) Close() {
+	close(s.done)
+	s.conns.Wait()
+}
+
+// SetHello sets what the server says about itself.
+func (s *Server) SetHello(extra ...bson.E) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.hello = okReply(append([]bson.E{
+	s.hello = OK(append([]bson.E{
 		{Key: "maxWireVersion", Value: 21},
 		{Key: "minWireVersion", Value: 0},
 		{Key: "maxBsonObjectSize", Value: 16 << 20},
@@ -93,8 +123,8 @@ func (s *fakeServer) setHello(extra ...bson.E) {
 	s.changed = make(chan struct{})
 }
 
-// sent returns the commands of one name so far.
-func (s *fakeServer) sent(name string) []bson.Raw {
+// Sent returns the commands of one name so far.
+func (s *Server) Sent(name string) []bson.Raw {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var found []bson.Raw
@@ -106,7 +136,7 @@ func (s *fakeServer) sent(name string) []bson.Raw {
 	return found
 }
 
-func (s *fakeServer) serve(conn net.Conn) {
+func (s *Server) serve(conn net.Conn) {
 	defer func() { _ = conn.Close() }()
 	stop := make(chan struct{})
 	defer close(stop)
@@ -152,8 +182,7 @@ func (s *fakeServer) serve(conn net.Conn) {
 		}
 		doc, err := bson.Marshal(reply)
 		if err != nil {
-			s.t.Errorf("marshalling a reply: %v", err)
-			return
+			panic(err) // no test can go on
 		}
 		var payload []byte
 		if op == opMsg {
@@ -207,14 +236,14 @@ func counter(hello bson.D) int64 {
 	return 0
 }
 
-func (s *fakeServer) reply(cmd bson.Raw) (reply bson.D, hang bool) {
+func (s *Server) reply(cmd bson.Raw) (reply bson.D, hang bool) {
 	first, err := cmd.IndexErr(0)
 	if err != nil {
 		return nil, false
 	}
 	name := first.Key()
 	s.mu.Lock()
-	hello, changed, answer := s.hello, s.changed, s.answer
+	hello, changed, answer := s.hello, s.changed, s.Answer
 	if name == "hello" || name == "isMaster" || name == "ismaster" {
 		s.mu.Unlock()
 		if has, err := cmd.LookupErr("topologyVersion", "counter"); err == nil && has.Int64() == counter(hello) {
@@ -225,10 +254,13 @@ func (s *fakeServer) reply(cmd bson.Raw) (reply bson.D, hang bool) {
 				return nil, false
 			}
 		}
+		if s.Now != nil {
+			hello = append(hello[:len(hello):len(hello)], bson.E{Key: "localTime", Value: s.Now()})
+		}
 		return hello, false
 	}
 	s.commands = append(s.commands, bytes.Clone(cmd))
 	s.mu.Unlock()
 	reply, err = answer(name, cmd)
-	return reply, errors.Is(err, errHang)
+	return reply, errors.Is(err, ErrHang)
 }
