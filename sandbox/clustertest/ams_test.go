@@ -23,51 +23,50 @@ import (
 )
 
 func TestAMSNodes(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	if got, err := c.AMSNodes(t.Context()); err != nil || got == nil || len(got) != 0 {
-		t.Errorf("an empty cluster: %v, %v", got, err)
-	}
+	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
+		if got, err := c.AMSNodes(t.Context()); err != nil || got == nil || len(got) != 0 {
+			t.Errorf("an empty cluster: %v, %v", got, err)
+		}
 
-	now := time.Now().Truncate(time.Millisecond)
-	id := bson.NewObjectID()
-	b.insert(
-		b.ams(),
-		bson.M{"_id": "z10.0.0.3", "_t": "ClusterNode", "ip": own, "lastUpdateTime": now.UnixMilli(), "cpu": "7", "memory": "1/2"},
-		bson.M{"_id": "a10.0.0.3", "ip": own, "lastUpdateTime": float64(now.Add(-time.Hour).UnixMilli()), "cpu": 7.5},
-		bson.M{"_id": "b10.0.0.20", "ip": "10.0.0.20", "lastUpdateTime": now, "cpu": int32(7), "dbQueryAveargeTimeMs": int64(4), "note": "3.1.0 has it"},
-		bson.M{"_id": id, "ip": "10.0.0.100"},
-		bson.M{"_id": "", "lastUpdateTime": "soon"},
-		bson.M{"_id": "v6", "ip": "fd00:0:0:0:0:0:0:1", "lastUpdateTime": now.UnixMilli()},
-	)
-	got, err := c.AMSNodes(t.Context())
-	must.OK(t, err)
-	var lines []string
-	for _, n := range got {
-		cpu := "-"
-		if n.CPU != nil {
-			cpu = fmt.Sprint(*n.CPU)
+		now := time.Now().Truncate(time.Millisecond)
+		id := bson.NewObjectID()
+		b.insert(
+			b.ams(),
+			bson.M{"_id": "z10.0.0.3", "_t": "ClusterNode", "ip": own, "lastUpdateTime": now.UnixMilli(), "cpu": "7", "memory": "1/2"},
+			bson.M{"_id": "a10.0.0.3", "ip": own, "lastUpdateTime": float64(now.Add(-time.Hour).UnixMilli()), "cpu": 7.5},
+			bson.M{"_id": "b10.0.0.20", "ip": "10.0.0.20", "lastUpdateTime": now, "cpu": int32(7), "dbQueryAveargeTimeMs": int64(4), "note": "3.1.0 has it"},
+			bson.M{"_id": id, "ip": "10.0.0.100"},
+			bson.M{"_id": "", "lastUpdateTime": "soon"},
+			bson.M{"_id": "v6", "ip": "fd00:0:0:0:0:0:0:1", "lastUpdateTime": now.UnixMilli()},
+		)
+		got, err := c.AMSNodes(t.Context())
+		must.OK(t, err)
+		var lines []string
+		for _, n := range got {
+			cpu := "-"
+			if n.CPU != nil {
+				cpu = fmt.Sprint(*n.CPU)
+			}
+			lines = append(lines, fmt.Sprintf("%s %s fresh=%v cpu=%s", n.IP, n.ID, n.Fresh(now), cpu))
 		}
-		lines = append(lines, fmt.Sprintf("%s %s fresh=%v cpu=%s", n.IP, n.ID, n.Fresh(now), cpu))
-	}
-	want := []string{
-		"  fresh=false cpu=-",
-		"10.0.0.3 a10.0.0.3 fresh=false cpu=7.5",
-		"10.0.0.3 z10.0.0.3 fresh=true cpu=7",
-		"10.0.0.20 b10.0.0.20 fresh=true cpu=7",
-		"10.0.0.100 " + id.Hex() + " fresh=false cpu=-",
-		"fd00:0:0:0:0:0:0:1 v6 fresh=true cpu=-",
-	}
-	must.NoDiff(t, "lines", lines, want)
-	for address, ids := range map[string]string{
-		own: "a10.0.0.3 z10.0.0.3", "10.0.0.2": "", "10.0.0.20": "b10.0.0.20", "fd00::1": "v6", "10.0.0.100": id.Hex(),
-	} {
-		got, err := c.AMSNodesByAddress(t.Context(), address)
-		if err != nil || idsOf(got) != ids {
-			t.Errorf("%s: %q, %v, want %q", address, idsOf(got), err, ids)
+		want := []string{
+			"  fresh=false cpu=-",
+			"10.0.0.3 a10.0.0.3 fresh=false cpu=7.5",
+			"10.0.0.3 z10.0.0.3 fresh=true cpu=7",
+			"10.0.0.20 b10.0.0.20 fresh=true cpu=7",
+			"10.0.0.100 " + id.Hex() + " fresh=false cpu=-",
+			"fd00:0:0:0:0:0:0:1 v6 fresh=true cpu=-",
 		}
-	}
+		must.NoDiff(t, "lines", lines, want)
+		for address, ids := range map[string]string{
+			own: "a10.0.0.3 z10.0.0.3", "10.0.0.2": "", "10.0.0.20": "b10.0.0.20", "fd00::1": "v6", "10.0.0.100": id.Hex(),
+		} {
+			got, err := c.AMSNodesByAddress(t.Context(), address)
+			if err != nil || idsOf(got) != ids {
+				t.Errorf("%s: %q, %v, want %q", address, idsOf(got), err, ids)
+			}
+		}
+	})
 }
 
 // More documents than one batch of the cursor.

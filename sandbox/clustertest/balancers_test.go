@@ -5,7 +5,6 @@ package clustertest
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -13,63 +12,61 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
 // TestBalancers: what load balancers confirm stays over writes of the node, and ends with its boot.
 func TestBalancers(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	for _, id := range []string{"i-1", "i-2", "i-3"} {
-		n := node()
-		n.ID = id
-		register(t, c, n)
-	}
-	uses := func(id string) map[string]bool {
-		t.Helper()
-		n, err := c.Node(t.Context(), id)
-		must.OK(t, err)
-		now, err := c.ServerTime(t.Context())
-		must.OK(t, err)
-		found := map[string]bool{}
-		for name, b := range n.BalancersAt(now) {
-			found[name] = b.Uses
+	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
+		for _, id := range []string{"i-1", "i-2", "i-3"} {
+			n := node()
+			n.ID = id
+			register(t, c, n)
 		}
-		if late := n.BalancersAt(now.Add(time.Hour)); len(late) > 0 {
-			t.Errorf("an hour later: %v", late)
+		uses := func(id string) map[string]bool {
+			t.Helper()
+			n, err := c.Node(t.Context(), id)
+			must.OK(t, err)
+			now, err := c.ServerTime(t.Context())
+			must.OK(t, err)
+			found := map[string]bool{}
+			for name, b := range n.BalancersAt(now) {
+				found[name] = b.Uses
+			}
+			if late := n.BalancersAt(now.Add(time.Hour)); len(late) > 0 {
+				t.Errorf("an hour later: %v", late)
+			}
+			return found
 		}
-		return found
-	}
-	is := func(what string, got, want map[string]bool) {
-		t.Helper()
-		must.NoDiff(t, what, got, want)
-	}
-	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-1", "i-2"}))
-	must.OK(t, c.SetBalancer(t.Context(), "lb-2", []string{"i-1"}))
-	must.OK(t, c.SetBalancer(t.Context(), "lb-2", nil))
-	first := node()
-	first.ID = "i-1"
-	must.OK(t, c.SetOwnState(t.Context(), first, cluster.StateActive, "verified", cluster.Details{}))
-	for id, want := range map[string]map[string]bool{"i-1": {"lb-1": true, "lb-2": false}, "i-2": {"lb-1": true}, "i-3": {}} {
-		is(id, uses(id), want)
-	}
-	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-2"}))
-	is("i-1 is taken out", uses("i-1"), map[string]bool{"lb-1": false, "lb-2": false})
+		is := func(what string, got, want map[string]bool) {
+			t.Helper()
+			must.NoDiff(t, what, got, want)
+		}
+		must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-1", "i-2"}))
+		must.OK(t, c.SetBalancer(t.Context(), "lb-2", []string{"i-1"}))
+		must.OK(t, c.SetBalancer(t.Context(), "lb-2", nil))
+		first := node()
+		first.ID = "i-1"
+		must.OK(t, c.SetOwnState(t.Context(), first, cluster.StateActive, "verified", cluster.Details{}))
+		for id, want := range map[string]map[string]bool{"i-1": {"lb-1": true, "lb-2": false}, "i-2": {"lb-1": true}, "i-3": {}} {
+			is(id, uses(id), want)
+		}
+		must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-2"}))
+		is("i-1 is taken out", uses("i-1"), map[string]bool{"lb-1": false, "lb-2": false})
 
-	// Old confirmations are removed.
-	_, err := b.nodes().UpdateMany(t.Context(), bson.M{"balancers.lb-2": bson.M{"$exists": true}},
-		bson.M{"$set": bson.M{"balancers.lb-2.at": time.Now().Add(-time.Hour)}})
-	must.OK(t, err)
-	must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-2"}))
-	if n, err := c.Node(t.Context(), "i-1"); err != nil || len(n.Balancers) != 1 {
-		t.Errorf("after an hour: %v, %v", n.Balancers, err)
-	}
+		// Old confirmations are removed.
+		_, err := b.nodes().UpdateMany(t.Context(), bson.M{"balancers.lb-2": bson.M{"$exists": true}},
+			bson.M{"$set": bson.M{"balancers.lb-2.at": time.Now().Add(-time.Hour)}})
+		must.OK(t, err)
+		must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-2"}))
+		if n, err := c.Node(t.Context(), "i-1"); err != nil || len(n.Balancers) != 1 {
+			t.Errorf("after an hour: %v, %v", n.Balancers, err)
+		}
 
-	again := node()
-	again.ID, again.BootID = "i-1", "another boot"
-	register(t, c, again)
-	is("i-1 after a boot", uses("i-1"), map[string]bool{})
+		again := node()
+		again.ID, again.BootID = "i-1", "another boot"
+		register(t, c, again)
+		is("i-1 after a boot", uses("i-1"), map[string]bool{})
+	})
 }
 
 func TestBalancerName(t *testing.T) {
@@ -78,25 +75,4 @@ func TestBalancerName(t *testing.T) {
 	} {
 		must.Equal(t, fmt.Sprintf("name of %q", host), cluster.BalancerName(host), want)
 	}
-}
-
-// TestDaemonWaitsForABalancer: a drain waits until the load balancer that confirms what it does has taken the node out.
-func TestDaemonWaitsForABalancer(t *testing.T) {
-	t.Parallel()
-	a := newAgent(t)
-	a.start()
-	a.serves()
-	n, err := a.client.Node(t.Context(), nodeID)
-	must.OK(t, err)
-	must.OK(t, a.client.SetBalancer(t.Context(), "lb-1", []string{nodeID}))
-	_, err = a.client.AskDrain(t.Context(), n, cluster.DrainRequest{})
-	must.OK(t, err)
-	must.Until(t, "the drain waits", func() bool { return strings.Contains(a.status(), "waiting for load balancers: lb-1") })
-	must.Until(t, "the record has the deadline and its source", func() bool {
-		n, err := a.client.Node(t.Context(), nodeID)
-		must.OK(t, err)
-		return n.Drain != nil && n.Drain.By != "" && n.Drain.Until.After(n.UpdatedAt)
-	})
-	must.OK(t, a.client.SetBalancer(t.Context(), "lb-1", nil))
-	must.Until(t, "the node has left", func() bool { return a.state() == cluster.StateLeft })
 }

@@ -16,6 +16,7 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
 	"github.com/amsagent/amsagent/sandbox/mongod"
@@ -36,6 +37,25 @@ func startServer(t *testing.T, o mongod.Options) *mongod.Server {
 		o.ReplicaSet = realmongo.SetName
 	}
 	return servers.Start(t, o)
+}
+
+// onBoth runs do on a real mongod, and on the registry in memory of package fakemongo, which must do the same.
+func onBoth(t *testing.T, do func(t *testing.T, b backdoor, c *cluster.Client)) {
+	t.Helper()
+	t.Parallel()
+	t.Run("mongod", func(t *testing.T) {
+		t.Parallel()
+		s := startServer(t, mongod.Options{})
+		do(t, open(t, s), connect(t, s.URI(), cluster.Options{MaxPool: 8}))
+	})
+	t.Run("memory", func(t *testing.T) {
+		t.Parallel()
+		m := fakemongo.NewMemory()
+		t.Cleanup(m.Close)
+		const uri = "mongodb://memory/"
+		door := openWith(t, options.Client().ApplyURI(uri).SetDialer(m))
+		do(t, door, connect(t, uri, cluster.Options{Dialer: m, MaxPool: 8}))
+	})
 }
 
 func connect(t *testing.T, uri string, o cluster.Options) *cluster.Client {
@@ -62,7 +82,12 @@ func open(t *testing.T, s *mongod.Server) backdoor {
 
 func openURI(t *testing.T, uri string) backdoor {
 	t.Helper()
-	m, err := mongo.Connect(options.Client().ApplyURI(uri).SetTimeout(20 * time.Second))
+	return openWith(t, options.Client().ApplyURI(uri))
+}
+
+func openWith(t *testing.T, o *options.ClientOptions) backdoor {
+	t.Helper()
+	m, err := mongo.Connect(o.SetTimeout(20 * time.Second))
 	must.OK(t, err)
 	t.Cleanup(func() { _ = m.Disconnect(context.Background()) })
 	return backdoor{t, m}

@@ -31,47 +31,46 @@ func memberOf(id, ip string) cluster.Node { return cluster.Node{ID: id, IP: ip, 
 
 // A heartbeat replaces all values of the previous one.
 func TestHeartbeat(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	self := memberOf("i-1", own)
-	if err := c.Heartbeat(t.Context(), self, cluster.Heartbeat{Seq: 1}); !errors.Is(err, cluster.ErrNoNode) {
-		t.Errorf("a heartbeat without a record: %v", err)
-	}
-	must.Equal(t, "records", b.count(b.nodes(), bson.M{}), 0)
-	member(t, c, "i-1", own)
-	before, err := c.Node(t.Context(), "i-1")
-	must.OK(t, err)
-	pass(t, c)
-	first := cluster.Heartbeat{
-		Seq: 1, Clock: (*seconds.Duration)(num(-1500 * time.Millisecond)), Serving: &cluster.Serving{Up: true},
-		Load: &cluster.Load{
-			CPU: num(83), Mem: num(61), NetRx: num(int64(1) << 40), NetTx: num(int64(7)), Disk: num(3), Score: num(97),
-			GPUs: []cluster.GPULoad{{Name: "A10G", Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
-		},
-		Sessions: &cluster.Sessions{Publishers: num(3), Viewers: num(431), By: cluster.CountedByConnections},
-		Drain:    &cluster.DrainLimit{Until: time.UnixMilli(1_900_000_000_123).UTC(), By: "hook drain"},
-	}
-	second := cluster.Heartbeat{
-		Seq: 2, Load: &cluster.Load{CPU: num(0)}, Sessions: &cluster.Sessions{Publishers: num(0)}, Serving: &cluster.Serving{Why: "LiveApp fails"},
-	}
-	for _, want := range []cluster.Heartbeat{first, second, first} {
-		must.OK(t, c.Heartbeat(t.Context(), self, want))
-		n, err := c.Node(t.Context(), "i-1")
+	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
+		self := memberOf("i-1", own)
+		if err := c.Heartbeat(t.Context(), self, cluster.Heartbeat{Seq: 1}); !errors.Is(err, cluster.ErrNoNode) {
+			t.Errorf("a heartbeat without a record: %v", err)
+		}
+		must.Equal(t, "records", b.count(b.nodes(), bson.M{}), 0)
+		member(t, c, "i-1", own)
+		before, err := c.Node(t.Context(), "i-1")
 		must.OK(t, err)
-		must.NoDiff(t, "heartbeat", n.Heartbeat, want)
-		n.Heartbeat, n.UpdatedAt = before.Heartbeat, before.UpdatedAt
-		must.NoDiff(t, "the heartbeat changed more than itself", n, before)
-	}
-	if n, err := c.Node(t.Context(), "i-1"); err != nil || !n.UpdatedAt.After(before.UpdatedAt) {
-		t.Errorf("updated_at %s, before %s, %v", n.UpdatedAt, before.UpdatedAt, err)
-	}
+		pass(t, c)
+		first := cluster.Heartbeat{
+			Seq: 1, Clock: (*seconds.Duration)(num(-1500 * time.Millisecond)), Serving: &cluster.Serving{Up: true},
+			Load: &cluster.Load{
+				CPU: num(83), Mem: num(61), NetRx: num(int64(1) << 40), NetTx: num(int64(7)), Disk: num(3), Score: num(97),
+				GPUs: []cluster.GPULoad{{Name: "A10G", Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
+			},
+			Sessions: &cluster.Sessions{Publishers: num(3), Viewers: num(431), By: cluster.CountedByConnections},
+			Drain:    &cluster.DrainLimit{Until: time.UnixMilli(1_900_000_000_123).UTC(), By: "hook drain"},
+		}
+		second := cluster.Heartbeat{
+			Seq: 2, Load: &cluster.Load{CPU: num(0)}, Sessions: &cluster.Sessions{Publishers: num(0)}, Serving: &cluster.Serving{Why: "LiveApp fails"},
+		}
+		for _, want := range []cluster.Heartbeat{first, second, first} {
+			must.OK(t, c.Heartbeat(t.Context(), self, want))
+			n, err := c.Node(t.Context(), "i-1")
+			must.OK(t, err)
+			must.NoDiff(t, "heartbeat", n.Heartbeat, want)
+			n.Heartbeat, n.UpdatedAt = before.Heartbeat, before.UpdatedAt
+			must.NoDiff(t, "the heartbeat changed more than itself", n, before)
+		}
+		if n, err := c.Node(t.Context(), "i-1"); err != nil || !n.UpdatedAt.After(before.UpdatedAt) {
+			t.Errorf("updated_at %s, before %s, %v", n.UpdatedAt, before.UpdatedAt, err)
+		}
 
-	// Another instance drops the heartbeat of this one.
-	r, err := c.Register(t.Context(), cluster.Node{ID: "i-1", IP: own, State: cluster.StateJoining, BootID: "c"}, cluster.RegisterOptions{})
-	if err != nil || r.Load != nil || r.Sessions != nil || r.Clock != nil || r.Serving != nil || r.Heartbeats() {
-		t.Errorf("%+v, %v", r, err)
-	}
+		// Another instance drops the heartbeat of this one.
+		r, err := c.Register(t.Context(), cluster.Node{ID: "i-1", IP: own, State: cluster.StateJoining, BootID: "c"}, cluster.RegisterOptions{})
+		if err != nil || r.Load != nil || r.Sessions != nil || r.Clock != nil || r.Serving != nil || r.Heartbeats() {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
 }
 
 // A cut connection costs one heartbeat; the next one is written.

@@ -46,279 +46,224 @@ func register(t *testing.T, c *cluster.Client, n cluster.Node) cluster.Node {
 }
 
 func TestRegister(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-
-	if _, err := c.Node(t.Context(), "i-0abc"); !errors.Is(err, cluster.ErrNoNode) {
-		t.Fatalf("reading a node that is not there: %v", err)
-	}
-	before, err := c.ServerTime(t.Context())
-	must.OK(t, err)
-	first := register(t, c, node())
-	after, err := c.ServerTime(t.Context())
-	must.OK(t, err)
-	must.NoDiff(t, "stored", first, node(), byServer)
-	for name, at := range map[string]time.Time{"updated_at": first.UpdatedAt, "state_since": first.StateSince} {
-		if at.Before(before) || at.After(after) {
-			t.Errorf("%s = %v, the server's clock was between %v and %v", name, at, before, after)
+	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
+		if _, err := c.Node(t.Context(), "i-0abc"); !errors.Is(err, cluster.ErrNoNode) {
+			t.Fatalf("reading a node that is not there: %v", err)
 		}
-	}
-	if age, known := first.Age(after); !known || age > after.Sub(before) {
-		t.Errorf("Age = %v, %v", age, known)
-	}
-
-	// Again: only the time changes.
-	pass(t, c)
-	again := register(t, c, node())
-	must.NoDiff(t, "registering twice", again, first, cmpopts.IgnoreFields(cluster.Node{}, "UpdatedAt"))
-	if !again.UpdatedAt.After(first.UpdatedAt) {
-		t.Error("updated_at did not move")
-	}
-
-	// Empty values are removed, except the interval, which only the daemon may know.
-	less := cluster.Node{ID: "i-0abc", IP: own, BootID: "boot-1", State: cluster.StateActive}
-	stored := register(t, c, less)
-	less.Interval = first.Interval
-	must.NoDiff(t, "stored", stored, less, byServer)
-	record := b.record("i-0abc")
-	var keys []string
-	for k := range record {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	must.NoDiff(t, "fields of the record", keys, []string{"_id", "boot_id", "interval_ns", "ip", "rev", "state", "state_since", "updated_at"})
-	must.Equal(t, "records", b.count(b.nodes(), bson.M{}), 1)
-
-	for _, bad := range []cluster.Node{{State: cluster.StateJoining}, {ID: "i-1"}, {ID: "i-1", State: "dancing"}} {
-		if _, err := c.Register(t.Context(), bad, cluster.RegisterOptions{}); err == nil {
-			t.Errorf("Register(%+v) succeeded", bad)
+		before, err := c.ServerTime(t.Context())
+		must.OK(t, err)
+		first := register(t, c, node())
+		after, err := c.ServerTime(t.Context())
+		must.OK(t, err)
+		must.NoDiff(t, "stored", first, node(), byServer)
+		for name, at := range map[string]time.Time{"updated_at": first.UpdatedAt, "state_since": first.StateSince} {
+			if at.Before(before) || at.After(after) {
+				t.Errorf("%s = %v, the server's clock was between %v and %v", name, at, before, after)
+			}
 		}
-	}
+		if age, known := first.Age(after); !known || age > after.Sub(before) {
+			t.Errorf("Age = %v, %v", age, known)
+		}
+
+		// Again: only the time changes.
+		pass(t, c)
+		again := register(t, c, node())
+		must.NoDiff(t, "registering twice", again, first, cmpopts.IgnoreFields(cluster.Node{}, "UpdatedAt"))
+		if !again.UpdatedAt.After(first.UpdatedAt) {
+			t.Error("updated_at did not move")
+		}
+
+		// Empty values are removed, except the interval, which only the daemon may know.
+		less := cluster.Node{ID: "i-0abc", IP: own, BootID: "boot-1", State: cluster.StateActive}
+		stored := register(t, c, less)
+		less.Interval = first.Interval
+		must.NoDiff(t, "stored", stored, less, byServer)
+		record := b.record("i-0abc")
+		var keys []string
+		for k := range record {
+			keys = append(keys, k)
+		}
+		slices.Sort(keys)
+		must.NoDiff(t, "fields of the record", keys, []string{"_id", "boot_id", "interval_ns", "ip", "rev", "state", "state_since", "updated_at"})
+		must.Equal(t, "records", b.count(b.nodes(), bson.M{}), 1)
+
+		for _, bad := range []cluster.Node{{State: cluster.StateJoining}, {ID: "i-1"}, {ID: "i-1", State: "dancing"}} {
+			if _, err := c.Register(t.Context(), bad, cluster.RegisterOptions{}); err == nil {
+				t.Errorf("Register(%+v) succeeded", bad)
+			}
+		}
+	})
 }
 
 // Without a boot id and an address, the same rules hold.
 func TestRegisterWithoutBootID(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	c := connect(t, s.URI(), cluster.Options{})
-	n := cluster.Node{ID: "m-1", State: cluster.StateActive}
-	first := register(t, c, n)
-	pass(t, c)
-	again := register(t, c, n)
-	if !again.StateSince.Equal(first.StateSince) {
-		t.Errorf("state_since %v, then %v", first.StateSince, again.StateSince)
+	onBoth(t, func(t *testing.T, _ backdoor, c *cluster.Client) {
+		n := cluster.Node{ID: "m-1", State: cluster.StateActive}
+		first := register(t, c, n)
+		pass(t, c)
+		again := register(t, c, n)
+		if !again.StateSince.Equal(first.StateSince) {
+			t.Errorf("state_since %v, then %v", first.StateSince, again.StateSince)
+		}
+	})
+}
+
+// old is a row as another program or an earlier release wrote it.
+func old(id string, state cluster.State) bson.M {
+	return bson.M{
+		"_id": id, "ip": own, "boot_id": "boot-1", "role": "edge", "hostname": "old", "state": string(state), "reason": "old",
+		"heartbeat": bson.M{"seq": int64(99), "load": bson.M{"cpu": 3}}, "left_at": time.Unix(1, 0), "state_since": time.Unix(1, 0), "updated_at": time.Unix(1, 0),
 	}
 }
 
+// kept are the fields of old that a row still has, and "since" if its state is as old.
+func (b backdoor) kept(id string) (kept string) {
+	b.t.Helper()
+	row := b.record(id)
+	for _, key := range []string{"hostname", "heartbeat", "left_at"} {
+		if row[key] != nil {
+			kept += key + " "
+		}
+	}
+	if row["state_since"] == bson.NewDateTimeFromTime(time.Unix(1, 0)) {
+		kept += "since"
+	}
+	return kept
+}
+
+// The tables of states are in package cluster. These are one write of each kind.
 func TestRejoinReplacesTheRow(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	for name, change := range map[string]func(*cluster.Node){
-		"another boot":    func(n *cluster.Node) { n.BootID = "boot-2" },
-		"another address": func(n *cluster.Node) { n.IP = "10.0.0.99" },
-	} {
-		for _, old := range append(cluster.States(), "from-the-future", "") {
-			id := fmt.Sprintf("%s, was %s", name, old)
-			b.insert(b.nodes(), bson.M{
-				"_id": id, "ip": own, "boot_id": "boot-1", "role": "edge", "hostname": "old", "state": string(old),
-				"reason": "old", "left_at": time.Now(), "heartbeat": bson.M{"seq": int64(99), "sessions": bson.M{"viewers": 3}},
-				"state_since": time.Unix(1, 0), "updated_at": time.Unix(1, 0),
-			})
+	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
+		for id, change := range map[string]func(*cluster.Node){
+			"another boot":    func(n *cluster.Node) { n.BootID = "boot-2" },
+			"another address": func(n *cluster.Node) { n.IP = "10.0.0.99" },
+		} {
+			b.insert(b.nodes(), old(id, cluster.StateActive))
 			n := node()
 			n.ID, n.Hostname = id, ""
 			change(&n)
-			r := register(t, c, n)
-			must.NoDiff(t, id, r, n, byServer)
-			if r.StateSince.Year() < 2000 {
-				t.Errorf("%s: state_since is of the earlier instance", id)
-			}
-			record := b.record(id)
-			for _, key := range []string{"heartbeat", "left_at", "hostname"} {
-				if _, there := record[key]; there {
-					t.Errorf("%s: %s of the earlier instance is still there", id, key)
-				}
-			}
+			must.NoDiff(t, id, register(t, c, n), n, byServer)
+			must.Equal(t, id+" keeps", b.kept(id), "")
 			must.Equal(t, id+": records", b.count(b.nodes(), bson.M{"_id": id}), 1)
 		}
-	}
+	})
 }
 
 // Registering the same instance again keeps its state.
 func TestRegisterAgainKeepsTheState(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	J, A, D, L, F := cluster.StateJoining, cluster.StateActive, cluster.StateDraining, cluster.StateLeft, cluster.StateFailed
-	for _, tt := range []struct{ was, as, is cluster.State }{
-		{J, J, J},
-		{A, J, A},
-		{D, J, D},
-		{L, J, J},
-		{F, J, J},
-		{J, A, A},
-		{A, A, A},
-		{D, A, D},
-		{L, A, A},
-		{F, A, A},
-		{J, F, F},
-		{A, F, A},
-		{D, F, D},
-		{L, F, L},
-		{F, F, F},
-		{J, L, L},
-		{A, L, L},
-		{D, L, L},
-		{L, L, L},
-		{F, L, L},
-		{A, D, D},
-		{J, D, J},
-	} {
-		id := fmt.Sprintf("%s as %s", tt.was, tt.as)
-		b.insert(b.nodes(), bson.M{
-			"_id": id, "ip": own, "boot_id": "boot-1", "state": string(tt.was), "reason": "old",
-			"heartbeat": bson.M{"seq": int64(99), "load": bson.M{"cpu": 3}}, "state_since": time.Unix(1, 0), "updated_at": time.Unix(1, 0),
-		})
-		n := node()
-		n.ID, n.State, n.Reason = id, tt.as, "new"
-		got := register(t, c, n)
-		must.Equal(t, id+": became", got.State, tt.is)
-		must.Equal(t, id+": state_since moved", got.StateSince.Year() > 2000, tt.is != tt.was)
-		wantReason := "new"
-		if tt.is != tt.as {
-			wantReason = "old"
+	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
+		for _, tt := range []struct {
+			was, as, is cluster.State
+			kept        string
+		}{
+			{cluster.StateActive, cluster.StateJoining, cluster.StateActive, "hostname heartbeat since"},
+			{cluster.StateJoining, cluster.StateActive, cluster.StateActive, "hostname heartbeat "},
+			{cluster.StateLeft, cluster.StateJoining, cluster.StateJoining, "hostname "},
+			{cluster.StateLeft, cluster.StateLeft, cluster.StateLeft, "hostname heartbeat left_at since"},
+		} {
+			id := fmt.Sprintf("%s as %s", tt.was, tt.as)
+			b.insert(b.nodes(), old(id, tt.was))
+			n := node()
+			n.ID, n.State = id, tt.as
+			got := register(t, c, n)
+			must.Equal(t, id+": became", got.State, tt.is)
+			must.Equal(t, id+": role", got.Role, "origin")
+			must.Equal(t, id+" keeps", b.kept(id), tt.kept)
 		}
-		// A node that has left loses its heartbeat.
-		wantSeq, keeps := int64(99), true
-		if tt.was == L && tt.is != L {
-			wantSeq, keeps = 0, false
-		}
-		if got.Reason != wantReason || got.Role != "origin" || got.Seq != wantSeq || got.UpdatedAt.Year() < 2000 {
-			t.Errorf("%s: %+v", id, got)
-		}
-		record := b.record(id)
-		if _, there := record["heartbeat"]; there != keeps {
-			t.Errorf("%s: the heartbeat of the same instance is there: %v", id, there)
-		}
-		if _, there := record["left_at"]; there != (tt.is == L && tt.was != L) {
-			t.Errorf("%s: left_at there: %v", id, there)
-		}
-	}
+	})
 }
 
 func TestSetState(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
-	for _, from := range cluster.States() {
-		for _, to := range cluster.States() {
-			id := fmt.Sprintf("%s to %s", from, to)
-			doc := bson.M{
-				"_id": id, "ip": own, "state": string(from), "reason": "old", "heartbeat": bson.M{"seq": int64(3)},
-				"state_since": time.Unix(1, 0).UTC(), "updated_at": time.Unix(1, 0).UTC(),
-			}
-			if from == cluster.StateLeft {
-				doc["left_at"] = time.Unix(1, 0).UTC()
-			}
-			b.insert(b.nodes(), doc)
-			was := b.record(id)
-			err := c.SetOwnState(t.Context(), cluster.Node{ID: id, IP: own}, to, "because", cluster.Details{})
-			record := b.record(id)
-			if !from.CanTransition(to) {
-				te, ok := errors.AsType[*cluster.TransitionError](err)
-				if !ok || te.From != from || te.To != to || te.ID != id {
-					t.Errorf("%s: %v", id, err)
-				}
-				must.NoDiff(t, id+" was refused and changed the record", record, was)
-				continue
-			}
-			if err != nil {
-				t.Errorf("%s: %v", id, err)
-				continue
-			}
+	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
+		set := func(id string, to cluster.State) error {
+			return c.SetOwnState(t.Context(), cluster.Node{ID: id, IP: own, BootID: "boot-1"}, to, "because", cluster.Details{})
+		}
+		for _, tt := range []struct {
+			from, to cluster.State
+			kept     string
+		}{
+			{cluster.StateActive, cluster.StateActive, "hostname heartbeat since"},
+			{cluster.StateActive, cluster.StateDraining, "hostname heartbeat "},
+			{cluster.StateActive, cluster.StateLeft, "hostname left_at "},
+			{cluster.StateLeft, cluster.StateJoining, "hostname heartbeat "},
+		} {
+			id := fmt.Sprintf("%s to %s", tt.from, tt.to)
+			b.insert(b.nodes(), old(id, tt.from))
+			must.OK(t, set(id, tt.to))
 			got, err := c.Node(t.Context(), id)
 			must.OK(t, err)
-			if got.State != to || got.Reason != "because" || (got.Seq == 3) != (to != cluster.StateLeft) || got.UpdatedAt.Year() < 2000 {
-				t.Errorf("%s: %+v", id, got)
-			}
-			must.Equal(t, id+": state_since moved", got.StateSince.Year() > 2000, from != to)
-			if _, there := record["left_at"]; there != (to == cluster.StateLeft) {
-				t.Errorf("%s: left_at there: %v", id, there)
-			}
+			must.Equal(t, id, string(got.State)+got.Reason, string(tt.to)+"because")
+			must.Equal(t, id+" keeps", b.kept(id), tt.kept)
 		}
-	}
-
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "missing"}, cluster.StateLeft, "", cluster.Details{}); !errors.Is(err, cluster.ErrNoNode) {
-		t.Errorf("setting the state of a missing node: %v", err)
-	}
-	must.Equal(t, "records of a missing node after its state was set", b.count(b.nodes(), bson.M{"_id": "missing"}), 0)
-	if err := c.SetOwnState(t.Context(), cluster.Node{ID: "missing"}, "dancing", "", cluster.Details{}); err == nil {
-		t.Error("there is no state dancing")
-	}
-	b.insert(b.nodes(), bson.M{"_id": "odd", "state": int32(3)})
-	if _, ok := errors.AsType[*cluster.BadRecordError](c.SetOwnState(t.Context(), cluster.Node{ID: "odd"}, cluster.StateActive, "", cluster.Details{})); !ok {
-		t.Error("a record with an unreadable state took another")
-	}
+		b.insert(b.nodes(), old("refused", cluster.StateFailed), bson.M{"_id": "odd", "state": int32(3)})
+		was := b.record("refused")
+		refused, _ := errors.AsType[*cluster.TransitionError](set("refused", cluster.StateActive))
+		must.Equal(t, "failed to active", *refused, cluster.TransitionError{ID: "refused", From: cluster.StateFailed, To: cluster.StateActive})
+		must.NoDiff(t, "it changed the record", b.record("refused"), was)
+		if _, bad := errors.AsType[*cluster.BadRecordError](set("odd", cluster.StateActive)); !bad {
+			t.Error("a record with an unreadable state took another")
+		}
+		if err := set("missing", cluster.StateLeft); !errors.Is(err, cluster.ErrNoNode) {
+			t.Errorf("setting the state of a missing node: %v", err)
+		}
+		must.Equal(t, "records of a missing node after its state was set", b.count(b.nodes(), bson.M{"_id": "missing"}), 0)
+	})
 }
 
 func TestManyAtOnce(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b := open(t, s)
-	const clients, each = 8, 6
-	var all sync.WaitGroup
-	for i := range clients {
-		c := connect(t, s.URI(), cluster.Options{Timeout: 60 * time.Second})
-		for j := range each {
+	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
+		const callers, each = 8, 6
+		var all sync.WaitGroup
+		for i := range callers {
+			for j := range each {
+				all.Go(func() {
+					// The same record from all callers, with two states.
+					n := node()
+					n.State = []cluster.State{cluster.StateJoining, cluster.StateActive}[j%2]
+					if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
+						t.Errorf("registering: %v", err)
+					}
+					// And a record of each caller.
+					n.ID = fmt.Sprintf("i-%d", i)
+					if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
+						t.Errorf("registering: %v", err)
+					}
+					err := c.SetOwnState(t.Context(), n, cluster.StateActive, "", cluster.Details{})
+					must.Equal(t, "setting the state", err, nil)
+				})
+			}
+		}
+		all.Wait()
+		nodes, err := c.Nodes(t.Context())
+		must.OK(t, err)
+		if len(nodes) != callers+1 || b.count(b.nodes(), bson.M{}) != callers+1 {
+			t.Errorf("%d records, want %d", len(nodes), callers+1)
+		}
+		for _, n := range nodes {
+			if n.State != cluster.StateActive || n.Role != "origin" || n.StateSince.After(n.UpdatedAt) {
+				t.Errorf("%+v", n)
+			}
+		}
+		if !slices.IsSortedFunc(nodes, func(a, b cluster.Node) int { return cmpText(a.ID, b.ID) }) {
+			t.Error("the nodes are not in order")
+		}
+
+		// state_since changes only with the state.
+		since := nodes[0].StateSince
+		pass(t, c)
+		for range 10 {
 			all.Go(func() {
-				// The same record from all clients, with two states.
-				n := node()
-				n.State = []cluster.State{cluster.StateJoining, cluster.StateActive}[j%2]
-				if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
-					t.Errorf("registering: %v", err)
+				must.Equal(t, "setting the state again", c.SetOwnState(t.Context(), nodes[0], cluster.StateActive, "again", cluster.Details{}), nil)
+				if _, err := c.Register(t.Context(), nodes[0], cluster.RegisterOptions{}); err != nil {
+					t.Error(err)
 				}
-				// And a record of each client.
-				n.ID = fmt.Sprintf("i-%d", i)
-				if _, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil {
-					t.Errorf("registering: %v", err)
-				}
-				err := c.SetOwnState(t.Context(), n, cluster.StateActive, "", cluster.Details{})
-				must.Equal(t, "setting the state", err, nil)
 			})
 		}
-	}
-	all.Wait()
-	c := connect(t, s.URI(), cluster.Options{})
-	nodes, err := c.Nodes(t.Context())
-	must.OK(t, err)
-	if len(nodes) != clients+1 || b.count(b.nodes(), bson.M{}) != clients+1 {
-		t.Errorf("%d records, want %d", len(nodes), clients+1)
-	}
-	for _, n := range nodes {
-		if n.State != cluster.StateActive || n.Role != "origin" || n.StateSince.After(n.UpdatedAt) {
-			t.Errorf("%+v", n)
+		all.Wait()
+		if n, err := c.Node(t.Context(), nodes[0].ID); err != nil || !n.StateSince.Equal(since) {
+			t.Errorf("state_since moved from %v to %v (%v)", since, n.StateSince, err)
 		}
-	}
-	if !slices.IsSortedFunc(nodes, func(a, b cluster.Node) int { return cmpText(a.ID, b.ID) }) {
-		t.Error("the nodes are not in order")
-	}
-
-	// state_since changes only with the state.
-	since := nodes[0].StateSince
-	pass(t, c)
-	for range 10 {
-		all.Go(func() {
-			must.Equal(t, "setting the state again", c.SetOwnState(t.Context(), nodes[0], cluster.StateActive, "again", cluster.Details{}), nil)
-			if _, err := c.Register(t.Context(), nodes[0], cluster.RegisterOptions{}); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	all.Wait()
-	if n, err := c.Node(t.Context(), nodes[0].ID); err != nil || !n.StateSince.Equal(since) {
-		t.Errorf("state_since moved from %v to %v (%v)", since, n.StateSince, err)
-	}
+	})
 }
 
 func cmpText(a, b string) int {

@@ -45,14 +45,18 @@ type fakeMachine struct {
 	join      func(context.Context) error
 	restarts  bool // what a join does to the server
 	entered   string
+	asked     bootstrap.ConvergeRequest // the last one
+	proved    bool
+	node      cluster.Node
 }
 
-func (p *fakeMachine) Converge(ctx context.Context, _ bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
+func (p *fakeMachine) Converge(ctx context.Context, req bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
 	p.mu.Lock()
 	p.converged++
+	p.asked = req
 	f, c := p.converge, &bootstrap.Convergence{}
 	if p.state != nil {
-		c.Phase = p.state.Phase
+		c.Phase, c.Node = p.state.Phase, p.node
 	}
 	p.mu.Unlock()
 	if f != nil {
@@ -69,6 +73,9 @@ func (p *fakeMachine) Join(ctx context.Context, _ bootstrap.JoinRequest) (*boots
 }
 
 func (p *fakeMachine) Prove(ctx context.Context, _ *cluster.Client, _ string) (*bootstrap.Evidence, error) {
+	if p.proved {
+		return &bootstrap.Evidence{}, nil
+	}
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
@@ -89,8 +96,8 @@ func (p *fakeMachine) Entered(instance string) error {
 func (p *fakeMachine) StopServer(context.Context) (time.Time, error) { return time.Now(), nil }
 func (p *fakeMachine) StartServer(context.Context) error             { return nil }
 
-func (p *fakeMachine) Depart(context.Context, *cluster.Client, bootstrap.Departure) (bootstrap.Departed, error) {
-	return bootstrap.Departed{}, nil
+func (p *fakeMachine) Depart(ctx context.Context, client *cluster.Client, d bootstrap.Departure) (bootstrap.Departed, error) {
+	return bootstrap.Departed{}, client.SetOwnState(ctx, p.node, cluster.StateLeft, d.Reason, cluster.Details{LeftBy: d.LeftBy, Cut: d.Cut})
 }
 
 func (p *fakeMachine) set(s *bootstrap.State) {
@@ -187,8 +194,8 @@ func (l *notified) longest(since time.Time) time.Duration {
 	return most
 }
 
-func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
-	o := Options{
+func testOptions(p *fakeMachine, l *notified) Options {
+	return Options{
 		Machine: p, Notify: l.notify, Log: slog.New(slog.NewTextHandler(l, nil)), Version: "test",
 		Settings: func() Settings {
 			return Settings{Interval: 5 * time.Second, AutoJoin: true, JoinTimeout: 5 * time.Minute}
@@ -205,6 +212,10 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 
 		Lifecycle: drains(noFiles{}),
 	}
+}
+
+func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
+	o := testOptions(p, l)
 	if change != nil {
 		change(&o)
 	}

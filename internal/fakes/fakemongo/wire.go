@@ -14,6 +14,8 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -28,6 +30,8 @@ type Server struct {
 	Answer func(name string, cmd bson.Raw) (bson.D, error)
 	// Now, if not nil, is the server's clock.
 	Now func() time.Time
+	// Away ends all connections at their next command, and refuses new ones.
+	Away atomic.Bool
 
 	listener net.Listener // nil in memory
 
@@ -96,6 +100,9 @@ func (s *Server) Addr() string { return s.listener.Addr().String() }
 
 // DialContext connects in memory.
 func (s *Server) DialContext(context.Context, string, string) (net.Conn, error) {
+	if s.Away.Load() {
+		return nil, syscall.ECONNREFUSED
+	}
 	here, there := net.Pipe()
 	s.conns.Go(func() { s.serve(there) })
 	return here, nil
@@ -238,7 +245,7 @@ func counter(hello bson.D) int64 {
 
 func (s *Server) reply(cmd bson.Raw) (reply bson.D, hang bool) {
 	first, err := cmd.IndexErr(0)
-	if err != nil {
+	if err != nil || s.Away.Load() {
 		return nil, false
 	}
 	name := first.Key()
