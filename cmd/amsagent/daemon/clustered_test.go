@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -28,6 +29,7 @@ import (
 type clustered struct {
 	watched
 	registry *fakemongo.Memory
+	link     *fakemongo.Link // the daemon's, to MongoDB
 	client   *cluster.Client // of another machine
 	machine  *fakeMachine
 	o        Options
@@ -35,6 +37,7 @@ type clustered struct {
 
 	mu       sync.Mutex
 	sessions cluster.Sessions
+	load     cluster.Load
 }
 
 const (
@@ -62,7 +65,7 @@ func newClustered(t *testing.T, registry *fakemongo.Memory, n cluster.Node) *clu
 	t.Helper()
 	c := &clustered{
 		watched:  watched{t: t, said: &notified{}, f: &fakeServer{apps: []string{"LiveApp"}, served: true}},
-		registry: registry, stop: func() {},
+		registry: registry, link: &fakemongo.Link{Server: registry.Server}, stop: func() {},
 		machine: &fakeMachine{proved: true, node: n, entered: n.Instance(), state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Now()}},
 	}
 	c.client = c.connect(registry)
@@ -76,7 +79,7 @@ func newClustered(t *testing.T, registry *fakemongo.Memory, n cluster.Node) *clu
 	c.o.Lock = filepath.Join(root, "lock")
 	c.o.Control = filepath.Join(root, strings.Repeat("x", 108)) // too long: a socket keeps the time of a bubble from passing
 	c.o.Mongo = func(context.Context) (Named, error) { return Named{Target: c.client.Target()}, nil }
-	c.o.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) { return c.connect(registry), nil }
+	c.o.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) { return c.connect(c.link), nil }
 	c.o.Sampler = func(func() *cluster.Client, func() cluster.Node) Sampler { return c }
 	n.State, n.Reason = cluster.StateActive, cluster.ReasonJoin
 	_, err := c.client.Register(t.Context(), n, cluster.RegisterOptions{})
@@ -92,10 +95,13 @@ func (c *clustered) close() {
 	}
 }
 
-func (c *clustered) connect(registry *fakemongo.Memory) *cluster.Client {
+func (c *clustered) connect(dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+},
+) *cluster.Client {
 	target, err := cluster.ParseTarget("mongodb://memory")
 	must.OK(c.t, err)
-	client, err := cluster.Connect(c.t.Context(), target, cluster.Options{Dialer: registry, Timeout: 2 * time.Second})
+	client, err := cluster.Connect(c.t.Context(), target, cluster.Options{Dialer: dialer, Timeout: 5 * time.Second})
 	must.OK(c.t, err)
 	return client
 }
@@ -103,9 +109,10 @@ func (c *clustered) connect(registry *fakemongo.Memory) *cluster.Client {
 // Run, Sample and Sessions implement Sampler.
 func (c *clustered) Run(ctx context.Context) { <-ctx.Done() }
 
-func (c *clustered) Sample(ctx context.Context) heartbeat.Sample {
-	sessions, _ := c.Sessions(ctx)
-	return heartbeat.Sample{At: time.Now(), Session: sessions}
+func (c *clustered) Sample(context.Context) heartbeat.Sample {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return heartbeat.Sample{At: time.Now(), Load: c.load, Session: c.sessions}
 }
 
 func (c *clustered) Sessions(context.Context) (cluster.Sessions, error) {

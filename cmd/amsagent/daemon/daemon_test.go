@@ -48,6 +48,7 @@ type fakeMachine struct {
 	asked     bootstrap.ConvergeRequest // the last one
 	proved    bool
 	node      cluster.Node
+	stops     func() // the server, if not nil
 }
 
 func (p *fakeMachine) Converge(ctx context.Context, req bootstrap.ConvergeRequest) (*bootstrap.Convergence, error) {
@@ -93,8 +94,14 @@ func (p *fakeMachine) Entered(instance string) error {
 	return nil
 }
 
-func (p *fakeMachine) StopServer(context.Context) (time.Time, error) { return time.Now(), nil }
-func (p *fakeMachine) StartServer(context.Context) error             { return nil }
+func (p *fakeMachine) StopServer(context.Context) (time.Time, error) {
+	if p.stops != nil {
+		p.stops()
+	}
+	return time.Now(), nil
+}
+
+func (p *fakeMachine) StartServer(context.Context) error { return nil }
 
 func (p *fakeMachine) Depart(ctx context.Context, client *cluster.Client, d bootstrap.Departure) (bootstrap.Departed, error) {
 	return bootstrap.Departed{}, client.SetOwnState(ctx, p.node, cluster.StateLeft, d.Reason, cluster.Details{LeftBy: d.LeftBy, Cut: d.Cut})

@@ -25,7 +25,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/heartbeat"
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -46,13 +46,16 @@ var eventDrivers = map[string]func(*eventCluster, *eventNode){
 		c.away(time.Minute, n)
 	},
 	"MongoDB slow, 1 s for each answer": func(c *eventCluster, _ *eventNode) {
-		c.set(func() { c.slow = time.Second })
+		c.registry.SetFault(func(string, string) fakemongo.Fate {
+			sleep.For(c.t.Context(), time.Second)
+			return fakemongo.Done
+		})
 		for _, n := range c.nodes {
 			n.f.slow(time.Second)
 			defer n.f.slow(answerTime)
 		}
 		c.watch(2 * time.Minute)
-		c.set(func() { c.slow = 0 })
+		c.registry.SetFault(nil)
 	},
 	"an election of 12 s": func(c *eventCluster, _ *eventNode) {
 		c.away(12*time.Second, c.nodes...)
@@ -70,12 +73,12 @@ var eventDrivers = map[string]func(*eventCluster, *eventNode){
 	"agent dead": func(c *eventCluster, n *eventNode) {
 		n.kill()
 		c.watch(2 * time.Minute)
-		n.start(true)
+		n.start()
 	},
 	"agent upgraded": func(c *eventCluster, n *eventNode) {
 		n.kill()
 		c.watch(2 * time.Second)
-		n.start(true)
+		n.start()
 		c.watch(time.Minute)
 	},
 	"machine dead": func(c *eventCluster, n *eventNode) {
@@ -83,7 +86,7 @@ var eventDrivers = map[string]func(*eventCluster, *eventNode){
 		n.kill()
 		c.watch(2 * time.Minute)
 		n.begin()
-		n.start(true)
+		n.start()
 	},
 	"one node full": func(c *eventCluster, n *eventNode) {
 		c.full(n)
@@ -102,11 +105,11 @@ var eventDrivers = map[string]func(*eventCluster, *eventNode){
 		release := n.d.hold("leave")
 		c.watch(5 * time.Second)
 		for n.asksForSessions() > 0 {
-			c.set(func() { n.viewers = 0 })
+			n.sees(0)
 		}
-		must.OK(c.t, eventLife{n.d.life, n}.StopServer(c.t.Context()))
+		n.stopped()
 		c.watch(5 * time.Second)
-		n.write(func(r *cluster.Node) { r.State = cluster.StateLeft })
+		must.OK(c.t, n.client.SetOwnState(c.t.Context(), n.machine.node, cluster.StateLeft, "leave", cluster.Details{LeftBy: cluster.LeftByLeave}))
 		n.machine.set(nil)
 		release()
 		c.watch(time.Minute)
@@ -170,97 +173,59 @@ func TestEventTable(t *testing.T) {
 
 // eventCluster is MongoDB, three edges, and what a balance reads of them.
 type eventCluster struct {
-	t     *testing.T
-	ctx   context.Context
-	stop  func()
-	nodes []*eventNode
-	feed  *lb.Feed
-	seen  [][]string // the cells of each look at the first node
-
-	mu       sync.Mutex
-	isAway   bool // for balance
-	slow     time.Duration
-	records  map[string]cluster.Node
-	docs     map[string]time.Time
+	t        *testing.T
+	ctx      context.Context
+	stop     func()
+	registry *fakemongo.Memory
+	link     *fakemongo.Link // balance's
+	client   *cluster.Client // with that
+	nodes    []*eventNode
+	feed     *lb.Feed
+	seen     [][]string // the cells of each look at the first node
 	observer cluster.Observer
 }
 
 func newEventCluster(t *testing.T) *eventCluster {
-	c := &eventCluster{t: t, records: map[string]cluster.Node{}, docs: map[string]time.Time{}}
+	c := &eventCluster{t: t, registry: fakemongo.NewMemory()}
 	ctx, cancel := context.WithCancel(t.Context())
-	c.ctx = ctx
+	c.ctx, c.link = ctx, &fakemongo.Link{Server: c.registry.Server}
 	var work sync.WaitGroup
+	for i := range 3 {
+		id := fmt.Sprint("i-", i+1)
+		n := &eventNode{c: c, clustered: newClustered(t, c.registry, cluster.Node{
+			ID: id, IP: fmt.Sprint("10.0.0.", i+1), BootID: "b", Role: "edge", Port: 5080, Interval: seconds.Duration(5 * time.Second),
+		})}
+		n.machine.stops = n.stopped
+		n.f.slow(answerTime)
+		n.sees(3)
+		n.o.Lifecycle = drains(noFiles{})
+		n.o.Lifecycle.Deadline = func() (time.Duration, bool) { return drainDeadline, true }
+		n.o.AgentCheckKept = &n.kept
+		c.nodes = append(c.nodes, n)
+		n.start()
+		work.Go(func() { n.writeDocuments(ctx) })
+	}
+	c.client = c.nodes[0].connect(c.link)
+	c.feed = lb.NewFeed(lb.Options{Looker: c.client, Store: &eventStore{}, Log: slog.New(slog.DiscardHandler), Now: time.Now, Dial: c.dial})
+	work.Go(func() { c.feed.Run(ctx) })
 	c.stop = func() {
 		for _, n := range c.nodes {
 			n.kill()
+			n.close()
 		}
 		cancel()
 		work.Wait()
+		_ = c.client.Close(t.Context())
+		c.registry.Close()
 	}
-	for i := range 3 {
-		n := &eventNode{c: c, id: fmt.Sprint("i-", i+1), ip: fmt.Sprint("10.0.0.", i+1), f: &fakeServer{apps: []string{"LiveApp"}, takes: answerTime}, viewers: 3}
-		n.machine = &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Now()}, entered: n.self().Instance()}
-		n.machine.converge = func(context.Context) (*bootstrap.Convergence, error) {
-			return &bootstrap.Convergence{Phase: bootstrap.PhaseJoined, Node: n.self()}, nil
-		}
-		c.nodes = append(c.nodes, n)
-		n.write(func(r *cluster.Node) { *r = n.self() })
-		n.start(false)
-		work.Go(func() { n.writeDocuments(ctx) })
-	}
-	c.feed = lb.NewFeed(lb.Options{Looker: c, Store: &eventStore{}, Log: slog.New(slog.DiscardHandler), Now: time.Now, Dial: c.dial})
-	work.Go(func() { c.feed.Run(ctx) })
 	return c
 }
 
-func (c *eventCluster) set(change func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	change()
-}
-
-// answer waits for MongoDB: a client that finds no server gives up.
-func (c *eventCluster) answer(ctx context.Context, away bool) error {
-	c.mu.Lock()
-	slow := c.slow
-	c.mu.Unlock()
-	if away {
-		sleep.For(ctx, 2*time.Second)
-		return &cluster.Error{Kind: cluster.KindUnreachable}
-	}
-	sleep.For(ctx, slow)
-	return ctx.Err()
-}
-
-func (c *eventCluster) look() cluster.Look {
-	l := cluster.Look{ServerTime: time.Now(), At: time.Now()}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, n := range c.nodes {
-		l.Nodes = append(l.Nodes, c.records[n.id])
-		if at, ok := c.docs[n.ip]; ok {
-			l.AMS = append(l.AMS, cluster.AMSNode{ID: n.ip, IP: n.ip, LastUpdate: at})
-		}
-	}
-	return l
-}
-
-// Look is balance's.
-func (c *eventCluster) Look(ctx context.Context) (cluster.Look, error) {
-	c.mu.Lock()
-	away := c.isAway
-	c.mu.Unlock()
-	if err := c.answer(ctx, away); err != nil {
-		return cluster.Look{}, err
-	}
-	return c.look(), nil
-}
-
 func (c *eventCluster) dial(_ context.Context, to netip.AddrPort) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	for _, n := range c.nodes {
-		if n.ip == to.Addr().String() {
+		if n.machine.node.IP == to.Addr().String() {
+			n.mu.Lock()
+			defer n.mu.Unlock()
 			return n.closed
 		}
 	}
@@ -269,43 +234,36 @@ func (c *eventCluster) dial(_ context.Context, to netip.AddrPort) error {
 
 // away cuts nodes from MongoDB, and balance if it is all of them. A server without MongoDB does not answer.
 func (c *eventCluster) away(during time.Duration, nodes ...*eventNode) {
-	all := len(nodes) == len(c.nodes)
-	for _, n := range nodes {
-		n.f.set(ams.AppSilent, "LiveApp")
-	}
-	c.set(func() {
-		c.isAway = all
+	cut := func(is bool, answers ...string) {
+		c.link.Cut.Store(is && len(nodes) == len(c.nodes))
 		for _, n := range nodes {
-			n.cut = true
+			n.f.set(ams.AppSilent, answers...)
+			n.link.Cut.Store(is)
 		}
-	})
+	}
+	cut(true, "LiveApp")
 	c.watch(during)
-	for _, n := range nodes {
-		n.f.set("")
-	}
-	c.set(func() {
-		c.isAway = false
-		for _, n := range nodes {
-			n.cut = false
-		}
-	})
+	cut(false)
 }
 
 func (c *eventCluster) full(nodes ...*eventNode) {
 	for _, score := range []int{100, 0} {
-		c.set(func() {
-			for _, n := range nodes {
-				n.score = score
-			}
-		})
+		for _, n := range nodes {
+			n.mu.Lock()
+			n.load.Score = &score
+			n.mu.Unlock()
+		}
 		if score > 0 {
 			c.watch(time.Minute)
 		}
 	}
 }
 
-// settle is longer than a server that returns needs to have its whole weight.
-func (c *eventCluster) settle() { c.watch(3 * time.Minute) }
+// settle is longer than a server that returns needs to have its whole weight. The first agent checks after that say ready.
+func (c *eventCluster) settle() {
+	sleep.For(c.ctx, 3*time.Minute)
+	c.watch(5 * time.Second)
+}
 
 // watch looks at the first node four times a second.
 func (c *eventCluster) watch(during time.Duration) {
@@ -343,15 +301,16 @@ func (c *eventCluster) cells() []string {
 
 // record is the node's, as another machine reads it.
 func (c *eventCluster) record(n *eventNode) string {
-	c.mu.Lock()
-	away := c.isAway
-	c.mu.Unlock()
-	if away {
+	look, err := cluster.Look{}, error(nil)
+	if !c.link.Cut.Load() { // it would wait
+		look, err = c.client.Look(c.ctx)
+	}
+	if c.link.Cut.Load() || err != nil {
 		c.observer.Failed()
 		return "not readable"
 	}
-	members := c.observer.Observe(c.look())
-	m := members[slices.IndexFunc(members, func(m cluster.Member) bool { return m.ID() == n.id })]
+	members := c.observer.Observe(look)
+	m := members[slices.IndexFunc(members, func(m cluster.Member) bool { return m.ID() == n.machine.node.ID })]
 	if m.State() == cluster.StateActive && !m.Agent.Fresh {
 		return "silent"
 	}
@@ -361,15 +320,15 @@ func (c *eventCluster) record(n *eventNode) string {
 // list is the node's place in balance's list.
 func (c *eventCluster) list(n *eventNode) string {
 	list, _ := c.feed.List()
-	isNode := func(s lb.Server) bool { return s.ID == n.id }
+	isNode := func(s lb.Server) bool { return s.ID == n.machine.node.ID }
 	i := slices.IndexFunc(list.Servers, isNode)
-	if slices.ContainsFunc(list.Gone, func(a netip.Addr) bool { return a.String() == n.ip }) {
-		c.set(func() { n.endedBy = "all, by balance" })
+	if slices.ContainsFunc(list.Gone, func(a netip.Addr) bool { return a.String() == n.machine.node.IP }) {
+		n.endedBy = "all, by balance"
 	}
 	switch {
 	case i < 0:
 		return "out"
-	case list.Failed != "", slices.ContainsFunc(list.Held, func(h lb.Held) bool { return slices.Contains(h.IDs, n.id) }):
+	case list.Failed != "", slices.ContainsFunc(list.Held, func(h lb.Held) bool { return slices.Contains(h.IDs, n.machine.node.ID) }):
 		return "held"
 	case list.Servers[i].Full:
 		return fmt.Sprint("in, weight ", list.Servers[i].Weight)
@@ -379,76 +338,33 @@ func (c *eventCluster) list(n *eventNode) string {
 
 // eventNode is an edge: a machine with a server and a daemon.
 type eventNode struct {
+	*clustered
 	c       *eventCluster
-	id, ip  string
-	machine *fakeMachine
-	f       *fakeServer
 	kept    eventStore // of the agent check, over a restart of the daemon
-	d       *Daemon
 	kill    func()
 	asks    chan net.Conn // agent checks
-
-	// The cluster's lock guards these.
-	cut     bool  // from MongoDB
-	down    bool  // the server does not write its document
-	closed  error // what an attempt to connect to the server ends with
-	dead    bool  // the daemon does not run
-	score   int
-	viewers int
+	dead    bool          // the daemon does not run
 	endedBy string
+
+	// The lock of clustered guards these.
+	down   bool  // the server does not write its document
+	closed error // what an attempt to connect to the server ends with
 }
 
-func (n *eventNode) self() cluster.Node {
-	return cluster.Node{ID: n.id, IP: n.ip, BootID: "b", Role: "edge", State: cluster.StateActive, Port: 5080}
-}
-
-func (n *eventNode) write(change func(*cluster.Node)) {
-	n.c.mu.Lock()
-	defer n.c.mu.Unlock()
-	r := n.c.records[n.id]
-	change(&r)
-	n.c.records[n.id] = r
-}
-
-// start runs a daemon. One that starts again knows of the node by its session, which reads the state file.
-func (n *eventNode) start(again bool) {
-	n.d = newTestDaemon(n.machine, &notified{}, func(o *Options) {
-		o.Server, o.AgentCheckKept = n.f, &n.kept
-		o.Sampler = func(func() *cluster.Client, func() cluster.Node) Sampler { return eventSampler{n: n} }
-	})
-	n.d.life.manager = lifecycle.NewRunner(lifecycle.Options{
-		Node: eventLife{n.d.life, n}, Files: noFiles{}, Log: n.d.log, Uptime: n.d.o.Lifecycle.Uptime, Filter: n.d.o.Lifecycle.Filter,
-		Deadline: func() (time.Duration, bool) { return drainDeadline, true }, StopTime: n.d.o.Lifecycle.StopTime,
-		Balancers: n.d.life.balancers, Prove: n.d.life.prove, Role: func() string { return "edge" },
-		Before: func() (s cluster.Sessions, at time.Time) { return s, at },
-		Event:  func(context.Context, cluster.Event) error { return nil },
-	})
-	n.d.view.setLife(n.d.life.manager.View, n.d.life.isDrainOver)
-	n.d.follows(bootstrap.PhaseJoined)
+// start runs a daemon, and what answers its agent checks.
+func (n *eventNode) start() {
+	n.clustered.begin()
 	ctx, cancel := context.WithCancel(n.c.ctx)
-	if again {
-		if err := n.d.session(ctx); err == nil {
-			n.c.t.Error("a session without a client")
-		}
-	}
-	n.d.view.change(func(v *View) { v.ID, v.Address, v.Role = n.id, n.ip, "edge" })
-	if !again {
-		n.d.view.change(func(v *View) { v.State, v.Proved = cluster.StateActive, true })
-	}
 	n.asks = make(chan net.Conn)
-	var work sync.WaitGroup
-	loop := n.d.loop(nil)
-	loop.Sender = n
 	listener := &eventListener{asks: n.asks, ended: make(chan struct{})}
-	work.Go(func() { n.d.followServer(ctx) })
-	work.Go(func() { loop.Run(ctx) })
-	work.Go(func() { n.d.life.run(ctx) })
+	var work sync.WaitGroup
 	work.Go(func() { n.d.check.Serve(ctx, listener) })
-	n.c.set(func() { n.dead = false })
+	n.dead = false
 	n.kill = func() {
 		cancel()
 		work.Wait()
-		n.c.set(func() { n.dead = true })
+		n.stop()
+		n.dead = true
 	}
 }
 
@@ -456,58 +372,55 @@ func (n *eventNode) start(again bool) {
 func (n *eventNode) rejoin() {
 	n.kill()
 	n.begin()
-	n.c.set(func() { n.viewers = 3 })
+	n.sees(3)
 	n.machine.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Now()})
-	n.write(func(r *cluster.Node) { r.State = cluster.StateActive })
-	n.start(false)
+	joined := n.machine.node
+	joined.State, joined.Reason = cluster.StateActive, cluster.ReasonJoin
+	_, err := n.client.Register(n.t.Context(), joined, cluster.RegisterOptions{})
+	must.OK(n.t, err)
+	n.start()
 }
 
 // end ends or stops the server's process, begin is its next start.
 func (n *eventNode) end(answers ams.AppServing, connects error) {
 	n.f.set(answers, "LiveApp")
-	n.c.set(func() { n.down, n.closed = true, connects })
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.down, n.closed = true, connects
 }
 
 func (n *eventNode) begin() {
 	n.f.set("")
-	n.c.set(func() { n.down, n.closed = false, nil })
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.down, n.closed = false, nil
+}
+
+// stopped ends the sessions that are left.
+func (n *eventNode) stopped() {
+	n.end(ams.AppRefused, syscall.ECONNREFUSED)
+	sessions, _ := n.Sessions(n.c.ctx)
+	switch v := n.d.life.manager.View(); {
+	case *sessions.Viewers == 0:
+	case v.Deadline.IsZero() || time.Now().Before(v.Deadline):
+		n.endedBy = "all, by the agent"
+	default:
+		n.endedBy = "all, by the agent at the deadline"
+	}
 }
 
 // writeDocuments is what the server does while it runs and reaches MongoDB.
 func (n *eventNode) writeDocuments(ctx context.Context) {
-	for {
-		n.c.set(func() {
-			if !n.down && !n.cut {
-				n.c.docs[n.ip] = time.Now()
-			}
-		})
-		if !sleep.For(ctx, 5*time.Second) {
-			return
+	const documents = "clusterdb.clusternode"
+	ip := n.machine.node.IP
+	n.registry.Put(documents, map[string]any{"_id": ip, "ip": ip})
+	for ok := true; ok; ok = sleep.For(ctx, 5*time.Second) {
+		n.mu.Lock()
+		if !n.down && !n.link.Cut.Load() {
+			n.registry.Edit(documents, ip, func(doc map[string]any) { doc["lastUpdateTime"] = time.Now().UnixMilli() })
 		}
+		n.mu.Unlock()
 	}
-}
-
-// Heartbeat writes as a member does.
-func (n *eventNode) Heartbeat(ctx context.Context, h cluster.Heartbeat) error {
-	if n.d.life.isGone() {
-		return heartbeat.ErrLeft
-	}
-	v := n.d.view.get()
-	h.Serving = v.serving()
-	n.c.mu.Lock()
-	cut := n.cut
-	n.c.mu.Unlock()
-	if err := n.c.answer(ctx, cut); err != nil {
-		return err
-	}
-	n.write(func(r *cluster.Node) {
-		r.Seq, r.UpdatedAt, r.Interval, r.Load, r.Serving = r.Seq+1, time.Now(), seconds.Duration(5*time.Second), h.Load, h.Serving
-	})
-	return nil
-}
-
-func (n *eventNode) ClockSkew(context.Context) (skew, accuracy time.Duration, err error) {
-	return 0, time.Millisecond, nil
 }
 
 func (n *eventNode) readyz() string {
@@ -553,60 +466,6 @@ func (n *eventNode) asksForSessions() int {
 		n.c.t.Fatalf("no count: %s", rec.Body)
 	}
 	return *v.Sessions.Viewers
-}
-
-// eventLife is the daemon's drain, with writes into the cluster of the test.
-type eventLife struct {
-	*life
-	n *eventNode
-}
-
-func (l eventLife) SetState(_ context.Context, s cluster.State, _ string, _ bool) error {
-	l.n.write(func(r *cluster.Node) { r.State = s })
-	l.d.view.setState(s, time.Now())
-	return nil
-}
-
-// StopServer ends the sessions that are left.
-func (l eventLife) StopServer(ctx context.Context) error {
-	if err := l.life.StopServer(ctx); err != nil {
-		return err
-	}
-	l.n.end(ams.AppRefused, syscall.ECONNREFUSED)
-	v := l.manager.View()
-	l.n.c.set(func() {
-		switch {
-		case l.n.viewers == 0:
-		case v.Deadline.IsZero() || time.Now().Before(v.Deadline):
-			l.n.endedBy = "all, by the agent"
-		default:
-			l.n.endedBy = "all, by the agent at the deadline"
-		}
-	})
-	return nil
-}
-
-func (l eventLife) Deregister(ctx context.Context, _ lifecycle.Departure) error {
-	return l.SetState(ctx, cluster.StateLeft, "", false)
-}
-
-// eventSampler sees a node's load and sessions.
-type eventSampler struct {
-	still
-	n *eventNode
-}
-
-func (s eventSampler) Sample(ctx context.Context) heartbeat.Sample {
-	sessions, _ := s.Sessions(ctx)
-	s.n.c.mu.Lock()
-	defer s.n.c.mu.Unlock()
-	return heartbeat.Sample{At: time.Now(), Load: cluster.Load{Score: new(s.n.score)}, Session: sessions}
-}
-
-func (s eventSampler) Sessions(context.Context) (cluster.Sessions, error) {
-	s.n.c.mu.Lock()
-	defer s.n.c.mu.Unlock()
-	return cluster.Sessions{Publishers: new(0), Viewers: new(s.n.viewers)}, nil
 }
 
 // eventStore keeps in memory.

@@ -75,7 +75,12 @@ func TestMongoDBAwayForAllNodes(t *testing.T) {
 				t.Fatalf("%s: the row says %+v", n.machine.node.ID, s)
 			}
 		}
-		registry.Away.Store(true)
+		away := func(is bool) {
+			for _, n := range all {
+				n.link.Cut.Store(is)
+			}
+		}
+		away(true)
 		late.f.set(ams.AppSilent, apps...)
 		late.begin()
 		changed := make([]time.Time, len(nodes)) // when the server's answer changed
@@ -100,7 +105,7 @@ func TestMongoDBAwayForAllNodes(t *testing.T) {
 			sleep.For(t.Context(), time.Second)
 		}
 
-		registry.Away.Store(false)
+		away(false)
 		back := time.Now()
 		late.f.set("")
 		for at := time.Duration(0); at < 5*time.Minute; at = time.Since(back) {
@@ -133,11 +138,11 @@ func TestServerBrokenAfterOutage(t *testing.T) {
 	inCluster(t, func(t *testing.T, c *clustered) {
 		c.start()
 		sleep.For(t.Context(), time.Minute)
-		c.registry.Away.Store(true)
+		c.link.Cut.Store(true)
 		c.f.set(ams.AppRefused, "LiveApp")
 		sleep.For(t.Context(), 10*time.Minute)
 		c.healthy(true)
-		c.registry.Away.Store(false)
+		c.link.Cut.Store(false)
 		sleep.For(t.Context(), 4*time.Minute)
 		c.healthy(true)
 		sleep.For(t.Context(), 90*time.Second)

@@ -106,7 +106,7 @@ func TestDaemonMongoElsewhere(t *testing.T) {
 			if to.Equal(elsewhere) {
 				return c.connect(second), nil
 			}
-			return c.connect(c.registry), nil
+			return c.connect(c.link), nil
 		}
 		c.start()
 		moved.Store(true)
@@ -114,7 +114,7 @@ func TestDaemonMongoElsewhere(t *testing.T) {
 		if second.Get(rows, nodeID) != nil {
 			t.Error("the node left a MongoDB that answers")
 		}
-		c.registry.Away.Store(true)
+		c.link.Cut.Store(true)
 		must.Until(t, "the node is in the other MongoDB", func() bool { return second.Get(rows, nodeID) != nil })
 	})
 }
@@ -236,7 +236,7 @@ func TestUndrainOfTheRecord(t *testing.T) {
 // A record that an operator removed during a drain is registered again in the state draining, even if the answer to the
 // registration comes too late.
 func TestRecordRemovedDuringADrain(t *testing.T) {
-	for name, late := range map[string]time.Duration{"well": 0, "late": 3 * time.Second} {
+	for name, late := range map[string]time.Duration{"well": 0, "late": 6 * time.Second} {
 		t.Run(name, func(t *testing.T) {
 			inCluster(t, func(t *testing.T, c *clustered) {
 				source := make(notices)
@@ -595,9 +595,9 @@ func TestDaemonHistory(t *testing.T) {
 		c.start()
 		c.happens("boot serving back")
 		sleep.For(t.Context(), time.Minute)
-		c.registry.Away.Store(true)
+		c.link.Cut.Store(true)
 		sleep.For(t.Context(), 5*time.Minute)
-		c.registry.Away.Store(false)
+		c.link.Cut.Store(false)
 		c.happens("boot serving back back")
 		c.stop()
 		c.machine.node.Role = "origin"

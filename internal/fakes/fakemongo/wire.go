@@ -30,8 +30,6 @@ type Server struct {
 	Answer func(name string, cmd bson.Raw) (bson.D, error)
 	// Now, if not nil, is the server's clock.
 	Now func() time.Time
-	// Away ends all connections at their next command, and refuses new ones.
-	Away atomic.Bool
 
 	listener net.Listener // nil in memory
 
@@ -100,12 +98,37 @@ func (s *Server) Addr() string { return s.listener.Addr().String() }
 
 // DialContext connects in memory.
 func (s *Server) DialContext(context.Context, string, string) (net.Conn, error) {
-	if s.Away.Load() {
-		return nil, syscall.ECONNREFUSED
-	}
 	here, there := net.Pipe()
 	s.conns.Go(func() { s.serve(there) })
 	return here, nil
+}
+
+// Link is the network between one client and a server.
+type Link struct {
+	*Server
+
+	Cut atomic.Bool
+}
+
+// DialContext connects in memory, unless the link is cut.
+func (l *Link) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	if l.Cut.Load() {
+		return nil, syscall.ECONNREFUSED
+	}
+	conn, err := l.Server.DialContext(ctx, network, address)
+	return &linked{conn, l}, err
+}
+
+type linked struct {
+	net.Conn
+	l *Link
+}
+
+func (c *linked) Write(b []byte) (int, error) {
+	if c.l.Cut.Load() {
+		return 0, syscall.ECONNRESET
+	}
+	return c.Conn.Write(b)
 }
 
 // Close ends all connections.
@@ -245,7 +268,7 @@ func counter(hello bson.D) int64 {
 
 func (s *Server) reply(cmd bson.Raw) (reply bson.D, hang bool) {
 	first, err := cmd.IndexErr(0)
-	if err != nil || s.Away.Load() {
+	if err != nil {
 		return nil, false
 	}
 	name := first.Key()
