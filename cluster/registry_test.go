@@ -75,6 +75,8 @@ func TestRegisterRecord(t *testing.T) {
 		"another boot":             {stored(nil), self(rebooted), RegisterOptions{Waits: true}, "10.0.0.3 2s"},
 		"another boot, silent":     {stored(ago(11 * time.Second)), self(rebooted), RegisterOptions{Waits: true}, "origin joining join new"},
 		"another boot, left":       {stored(func(r *record) { r.State = StateLeft }), self(rebooted), RegisterOptions{Waits: true}, "origin joining join new"},
+		"another machine, left":    {stored(func(r *record) { r.State = StateLeft }), self(copied), RegisterOptions{}, "origin joining join new"},
+		"another machine, failed":  {stored(func(r *record) { r.State = StateFailed }), self(copied), RegisterOptions{}, "origin joining join new"},
 		"another boot, a command":  {stored(nil), self(rebooted), RegisterOptions{}, "origin joining join new"},
 		"without a boot":           {stored(nil), self(func(n *Node) { n.BootID = "" }), RegisterOptions{Waits: true}, "10.0.0.3 2s"},
 		"no heartbeat ever":        {stored(func(r *record) { r.Seq, r.Interval = 0, 0 }), self(copied), RegisterOptions{}, "origin joining join new"},
@@ -109,6 +111,11 @@ func TestRegisterRecord(t *testing.T) {
 	// Values that only the daemon knows are kept.
 	if is, _ := register(stored(nil), self(nil), RegisterOptions{}, noon); is.Interval != seconds.Duration(5*time.Second) || is.Port != 5080 {
 		t.Errorf("interval %d, port %d", is.Interval, is.Port)
+	}
+	// A node that has left and joins again has no heartbeat yet: readers wait for its first one.
+	left := stored(func(r *record) { r.State, r.LeftBy, r.Cut = StateLeft, LeftByDrain, new(int) })
+	if is, _ := register(left, self(nil), RegisterOptions{}, noon); is.Interval != 0 || is.LeftBy != "" || is.Cut != nil {
+		t.Errorf("after a leave: %+v", is)
 	}
 	asked := stored(func(r *record) { r.DrainRequest, r.Cut = &DrainRequest{ID: "d"}, new(int) })
 	if is, _ := register(asked, self(nil), RegisterOptions{}, noon); is.DrainRequest == nil || is.Cut == nil {

@@ -67,33 +67,3 @@ func TestRepairStreams(t *testing.T) {
 		}
 	})
 }
-
-// A record keeps why its node left and how many sessions were cut, until the node joins again.
-func TestSetLeft(t *testing.T) {
-	onBoth(t, func(t *testing.T, _ backdoor, c *cluster.Client) {
-		n := node()
-		n.State = cluster.StateActive
-		_, err := c.Register(t.Context(), n, cluster.RegisterOptions{})
-		must.OK(t, err)
-		cut, viewers := 3, 3
-		must.OK(t, c.Heartbeat(t.Context(), n, cluster.Heartbeat{Seq: 1, Sessions: &cluster.Sessions{Viewers: &viewers}, Serving: &cluster.Serving{Up: true}}))
-		must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateDraining, "scale-in", cluster.Details{StopFailed: true}))
-		if got, err := c.Node(t.Context(), n.ID); err != nil || !got.StopFailed || got.LeftBy != "" || got.Cut != nil {
-			t.Fatalf("%+v, %v", got, err)
-		}
-		for range 2 {
-			must.OK(t, c.SetOwnState(t.Context(), n, cluster.StateLeft, "scale-in", cluster.Details{LeftBy: cluster.LeftByDrain, Cut: &cut}))
-			got, err := c.Node(t.Context(), n.ID)
-			if err != nil || got.State != cluster.StateLeft || got.Cut == nil || *got.Cut != 3 || got.Reason != "scale-in" || got.LeftBy != cluster.LeftByDrain || got.StopFailed {
-				t.Fatalf("%+v, %v", got, err)
-			}
-			if got.Sessions != nil || got.Load != nil || got.Serving != nil {
-				t.Errorf("a node that has left has sessions %+v, load %+v and service %+v", got.Sessions, got.Load, got.Serving)
-			}
-		}
-		n.State = cluster.StateJoining
-		if r, err := c.Register(t.Context(), n, cluster.RegisterOptions{}); err != nil || r.Cut != nil || r.LeftBy != "" || r.State != cluster.StateJoining {
-			t.Errorf("after it came back: %+v, %v", r, err)
-		}
-	})
-}
