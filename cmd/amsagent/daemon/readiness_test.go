@@ -954,39 +954,21 @@ func TestServingAfterJoin(t *testing.T) {
 // An agent that is started again while MongoDB is away, or its password is wrong, goes by what was
 // known of this boot and address.
 func TestReadyWithoutMongo(t *testing.T) {
-	node := cluster.Node{ID: "i-1", IP: "10.0.1.7", BootID: "b"}
-	booted := node
-	booted.BootID = "c"
-	for name, tt := range map[string]struct {
-		before cluster.Node // as what it was seen in the cluster
-		ready  bool
-	}{"the same life": {node, true}, "before a boot": {booted, false}, "never": {cluster.Node{}, false}} {
+	for name, entered := range map[string]string{"the same life": "boot-1 " + own, "before a boot": "boot-0 " + own, "never": ""} {
 		t.Run(name, func(t *testing.T) {
-			watchServer(t, func(w *watched) {
-				w.becomes(true, time.Second)
-				p := &fakeMachine{entered: tt.before.Instance()}
-				p.converge = func(context.Context) (*bootstrap.Convergence, error) {
-					return &bootstrap.Convergence{Phase: bootstrap.PhaseJoined, Node: node}, nil
-				}
-				w.d.o.Machine = p
-				w.d.view.change(func(v *View) { v.State, v.Proved = "", false }) // as of a new daemon
-				if err := w.d.session(w.t.Context()); err == nil {
-					t.Error("MongoDB is not away")
-				}
-				w.becomes(tt.ready, 0)
-				if !tt.ready {
+			inCluster(t, func(t *testing.T, c *clustered) {
+				ready := name == "the same life"
+				c.machine.entered = entered
+				c.link.Cut.Store(true)
+				c.begin()
+				sleep.For(t.Context(), time.Minute)
+				if c.becomes(ready, 0); !ready {
 					return
 				}
-				w.f.set(ams.AppRefused, "LiveApp", "live")
-				w.becomes(false, 2*time.Second)
-				w.f.set("")
-				w.becomes(true, 2*time.Second)
-				w.d.view.setState(cluster.StateDraining, time.Now())
-				w.becomes(false, 0)
-				w.d.view.setState(cluster.StateActive, time.Now())
-				w.becomes(true, 0)
-				w.d.follows("")
-				w.becomes(false, 0)
+				c.f.set(ams.AppRefused, "LiveApp")
+				c.becomes(false, 2*time.Second)
+				c.f.set("")
+				c.becomes(true, 2*time.Second)
 			})
 		})
 	}
