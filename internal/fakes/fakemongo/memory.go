@@ -54,7 +54,7 @@ func (m *Memory) SetFault(fault func(command, collection string) Fate) {
 
 // Get returns a document of a collection, or nil.
 func (m *Memory) Get(coll, id string) (doc map[string]any) {
-	m.Edit(coll, id, func(found map[string]any) { doc = maps.Clone(found) })
+	m.Edit(coll, id, func(found map[string]any) { doc = encoded(found) })
 	return doc
 }
 
@@ -164,8 +164,6 @@ func (m *Memory) do(name, coll string, c bson.M) (bson.D, error) {
 			})
 		}
 		return OK(bson.E{Key: "n", Value: n}), nil
-	case "dropDatabase":
-		maps.DeleteFunc(m.docs, func(name string, _ []bson.M) bool { return strings.HasPrefix(name, coll) })
 	case "ping", "createIndexes", "endSessions":
 	default:
 		return Failure(59, "CommandNotFound", "no such command: "+name), nil
@@ -248,12 +246,7 @@ func (m *Memory) change(coll string, filter, update bson.M, upsert, multi bool) 
 
 func (m *Memory) apply(doc, update bson.M) {
 	m.last = max(m.last+1, bson.NewDateTimeFromTime(m.Now()))
-	replaces := true
 	for operator, fields := range update {
-		if !strings.HasPrefix(operator, "$") {
-			continue
-		}
-		replaces = false
 		for path, value := range fields.(bson.M) {
 			parts := strings.Split(path, ".")
 			in := doc
@@ -276,20 +269,14 @@ func (m *Memory) apply(doc, update bson.M) {
 			}
 		}
 	}
-	if replaces {
-		id := doc["_id"]
-		clear(doc)
-		maps.Copy(doc, update)
-		doc["_id"] = id
-	}
 }
 
 func matches(doc, filter bson.M) bool {
 	for key, want := range filter {
 		switch operators, _ := want.(bson.M); {
 		case key == "$or" || key == "$nor":
-			any := slices.ContainsFunc(want.(bson.A), func(f any) bool { return matches(doc, f.(bson.M)) })
-			if any != (key == "$or") {
+			one := slices.ContainsFunc(want.(bson.A), func(f any) bool { return matches(doc, f.(bson.M)) })
+			if one != (key == "$or") {
 				return false
 			}
 		case len(operators) == 0:
