@@ -9,7 +9,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -27,10 +26,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/cli"
-	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
-	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
-	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
 // asSandbox makes this test binary the sandbox binary.
@@ -44,10 +40,8 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asSandbox) != "" {
 		os.Exit(cli.Main(os.Args[1:], cli.OS()))
 	}
-	os.Exit(servers.Main(m))
+	os.Exit(m.Run())
 }
-
-var servers mongotest.Servers
 
 func sandbox(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
@@ -173,31 +167,6 @@ func TestMongo(t *testing.T) {
 	must.Equal(t, "exit after SIGTERM", ended(t, cmd), 0)
 }
 
-func TestAWS(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	userData := filepath.Join(dir, "user-data")
-	instance := filepath.Join(dir, "instance.json")
-	for file, text := range map[string]string{userData: "#!/bin/sh\n", instance: `{"zone": "eu-west-1c", "id": "i-9"}`} {
-		must.OK(t, os.WriteFile(file, []byte(text), 0o644))
-	}
-	said, cmd := serve(t, "aws", "--allow-v1", "--instance", instance, "--ip", "10.0.3.4", "--tag", "amsagent:role=origin",
-		"--tag", "Name=", "--user-data", userData)
-	for path, want := range map[string]string{
-		"meta-data/instance-id": "i-9", "meta-data/placement/availability-zone": "eu-west-1c",
-		"meta-data/local-ipv4": "10.0.3.4", "meta-data/local-hostname": "ip-10-0-3-4.eu-west-1.compute.internal",
-		"meta-data/tags/instance": "amsagent:role\naws:autoscaling:groupName", "user-data": "#!/bin/sh\n",
-	} {
-		resp, err := http.Get(said["endpoint"].(string) + "/latest/" + path)
-		must.OK(t, err)
-		b, _ := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
-		must.Equal(t, path, string(b), want)
-	}
-	_ = cmd.Process.Signal(syscall.SIGINT)
-	must.Equal(t, "exit", ended(t, cmd), 0)
-}
-
 // TestClouds: what the page of the sandbox says about each cloud goes as it stands there.
 func TestClouds(t *testing.T) {
 	t.Parallel()
@@ -287,157 +256,4 @@ func TestServersDieWithTheirParent(t *testing.T) {
 		t.Errorf("the server outlives its parent: pid %s", b)
 	}
 	_ = shell.Wait()
-}
-
-func TestAMS(t *testing.T) {
-	t.Parallel()
-	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
-	must.OK(t, err)
-	for sig, want := range map[syscall.Signal]int{syscall.SIGTERM: 143, syscall.SIGINT: 0} {
-		said, cmd := serve(t, "ams", "--root", tr.Dir, "--http-port", "-1", "--local-address", "10.1.1.1")
-		if said["mode"] != "standalone" || said["address"] != "10.1.1.1" {
-			t.Errorf("ready: %v", said)
-		}
-		resp, err := http.Get("http://" + said["addr"].(string) + "/rest/v2/liveness")
-		must.OK(t, err)
-		_ = resp.Body.Close()
-		must.Equal(t, "liveness", resp.StatusCode, http.StatusOK)
-		_ = cmd.Process.Signal(sig)
-		must.Equal(t, fmt.Sprintf("exit after %v", sig), ended(t, cmd), want)
-	}
-	status, _, stderr := run(t, sandbox(t, "ams", "--root", tr.Dir, "--http-port", "-1", "--fail-start"))
-	if status != 1 || !strings.Contains(stderr, "told to fail") {
-		t.Errorf("exit %d, %s", status, stderr)
-	}
-	// Killed by SIGTERM while it waits for a MongoDB that is not there.
-	joined(t, tr, "127.0.0.1:1")
-	cmd := sandbox(t, "ams", "--root", tr.Dir, "--http-port", "-1")
-	errs, err := cmd.StderrPipe()
-	must.OK(t, err)
-	must.OK(t, cmd.Start())
-	if line, err := bufio.NewReader(errs).ReadString('\n'); err != nil || !strings.Contains(line, "files read") {
-		t.Fatalf("%q, %v", line, err)
-	}
-	_ = cmd.Process.Signal(syscall.SIGTERM)
-	must.Equal(t, "exit after SIGTERM during the start", ended(t, cmd), 143)
-}
-
-// joined switches a tree to cluster mode the crude way.
-func joined(t *testing.T, tr tree.Tree, host string) {
-	t.Helper()
-	for file, pairs := range map[string][]string{
-		tr.Conf("jee-container.xml"): {"<!-- cluster start", "<!-- cluster start -->", "cluster end -->", "<!-- cluster end -->"},
-		tr.Conf("red5.properties"):   {"clusterdb.host=localhost", "clusterdb.host=" + host},
-	} {
-		b, err := os.ReadFile(file)
-		must.OK(t, err)
-		must.OK(t, os.WriteFile(file, []byte(strings.NewReplacer(pairs...).Replace(string(b))), 0o644))
-	}
-}
-
-// service writes a wrapper for a tree and returns a function that calls it.
-func service(t *testing.T, tr tree.Tree, flags ...string) func(action string, env ...string) (int, string, string) {
-	t.Helper()
-	dir := t.TempDir()
-	wrapper := filepath.Join(dir, "ams service") // a blank must do no harm
-	args := []string{
-		"amsctl", "--state", filepath.Join(dir, "state"), "--root", tr.Dir, "--http-port", "-1",
-		"--die-with", strconv.Itoa(os.Getpid()), "--period", "100ms", "--mongo-timeout", "60s", "--request-timeout", "1s",
-	}
-	args = append(args, flags...)
-	if status, out, stderr := run(t, sandbox(t, append(args, "--write-wrapper", wrapper)...)); status != 0 {
-		t.Fatalf("exit %d, %s%s", status, out, stderr)
-	}
-	call := func(action string, env ...string) (int, string, string) {
-		cmd := exec.Command(wrapper, action)
-		cmd.Env = append(append(os.Environ(), environment...), env...)
-		return run(t, cmd)
-	}
-	t.Cleanup(func() { call("stop") })
-	return call
-}
-
-func TestAMSCtl(t *testing.T) {
-	t.Parallel()
-	m := servers.Start(t, mongod.Options{})
-	tr, err := tree.Write(filepath.Join(t.TempDir(), "r"), tree.Options{})
-	must.OK(t, err)
-	call := service(t, tr, "--mongo-timeout", "5s", "--start-wait", "2m")
-	expect := func(action string, wantStatus int, wantOut string, env ...string) {
-		t.Helper()
-		status, out, stderr := call(action, env...)
-		if out = strings.TrimSpace(out); action == "status" && wantStatus == 0 {
-			out, _, _ = strings.Cut(out, " ") // then the process id
-		}
-		if status != wantStatus || out != wantOut {
-			t.Fatalf("%s: exit %d, %q, want %d, %q\n%s", action, status, out, wantStatus, wantOut, stderr)
-		}
-	}
-	info := func() (said struct {
-		Addr, Mode, Address string
-		PID                 int
-	},
-	) {
-		t.Helper()
-		_, out, stderr := call("info")
-		if err := json.Unmarshal([]byte(out), &said); err != nil {
-			t.Fatalf("%v: %s%s", err, out, stderr)
-		}
-		return said
-	}
-
-	expect("status", 3, "inactive")
-	expect("stop", 0, "") // already so
-	expect("start", 0, "", "AMS_HOST_ADDRESS=10.0.0.7")
-	expect("status", 0, "active")
-	first := info()
-	if first.Mode != "standalone" || first.Address != "10.0.0.7" {
-		t.Errorf("info: %+v", first)
-	}
-	expect("start", 0, "") // already so
-	must.Equal(t, "process after a second start", info().PID, first.PID)
-
-	// A restart reads the files again.
-	joined(t, tr, m.Addr())
-	expect("restart", 0, "", "AMS_HOST_ADDRESS=10.0.0.8")
-	second := info()
-	if second.Mode != "cluster" || second.Address != "10.0.0.8" || second.PID == first.PID {
-		t.Errorf("info: %+v", second)
-	}
-
-	// A server that ends by itself has failed.
-	must.OK(t, syscall.Kill(second.PID, syscall.SIGKILL))
-	must.Until(t, "the failure", func() bool { status, out, _ := call("status"); return status == 3 && out == "failed\n" })
-	expect("start", 0, "")
-	expect("status", 0, "active")
-	expect("stop", 0, "")
-	expect("status", 3, "inactive")
-
-	// So has one that does not come up.
-	must.OK(t, m.Faults().Set(mongod.Fault{Mode: mongod.Refuse}))
-	status, _, stderr := call("start")
-	if status != 1 || !strings.Contains(stderr, "server selection") {
-		t.Errorf("start without MongoDB: exit %d, %s", status, stderr)
-	}
-	expect("status", 3, "failed")
-	m.Faults().Clear()
-	expect("restart", 0, "")
-	expect("status", 0, "active")
-}
-
-func TestTree(t *testing.T) {
-	t.Parallel()
-	root := filepath.Join(t.TempDir(), "r")
-	status, out, stderr := run(t, sandbox(t, "tree", "--http-port", "15080", root))
-	if status != 0 {
-		t.Fatalf("exit %d, %s", status, stderr)
-	}
-	var tr tree.Tree
-	must.OK(t, json.Unmarshal([]byte(out), &tr))
-	_, err := os.Stat(tr.Conf("red5.properties"))
-	must.OK(t, err)
-	_, list, _ := run(t, sandbox(t, "tree", "--list", "--skip", "etc", root))
-	want, err := tree.Snapshot(root, "etc")
-	must.OK(t, err)
-	must.NoDiff(t, "list", strings.Split(strings.TrimSpace(list), "\n"), want)
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/demo"
-	"github.com/amsagent/amsagent/sandbox/fakecloud"
 )
 
 // A demo on real servers names what it lacks: root, or what `make real-fetch` fetches.
@@ -29,14 +28,5 @@ func TestDemoWithoutRealServers(t *testing.T) {
 	}
 	if err == nil || !strings.Contains(err.Error(), "make real-fetch") {
 		t.Errorf("without a server: %v", err)
-	}
-}
-
-// make refuses an unknown cloud before it builds the programs that know them.
-func TestMakefileNamesTheClouds(t *testing.T) {
-	b, err := os.ReadFile("../../../Makefile")
-	must.OK(t, err)
-	if line := "\nCLOUDS := " + strings.Join(fakecloud.Names(), " ") + "\n"; !strings.Contains(string(b), line) {
-		t.Errorf("the Makefile has no line %q", strings.TrimSpace(line))
 	}
 }
