@@ -507,7 +507,7 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 		}
 		err := l.Forget(false)
 		l.Settled()
-		for range goneAfter {
+		for range reportsUntilGone {
 			l.report(topicGroup, nil)
 		}
 		if tick(time.Second); err != nil || !l.View().Ready || !w.isIdle() {
@@ -547,7 +547,7 @@ func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 				w.set(func(w *world) { w.cloudErr = nil })
 				l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
 				l.Settled()
-				for range goneAfter {
+				for range reportsUntilGone {
 					l.report(topicGroup, nil) // the overruled notice is withdrawn
 				}
 				if tick(time.Second); len(w.completed) != 1 || w.stops != 1 || !w.isIdle() {

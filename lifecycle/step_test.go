@@ -360,3 +360,7 @@ func TestDrainTable(t *testing.T) {
 		t.Errorf("the table of %s differs; -update rewrites it:\n%s", file, table.String())
 	}
 }
+
+func reported(topic string, current ...cloud.Notice) event {
+	return func(s situation) error { return s.reported(topic, current) }
+}
