@@ -162,8 +162,8 @@ func TestRowFollowsServer(t *testing.T) {
 				t.Errorf("the row says %+v, want %v %q", s, up, why)
 			}
 		}
-		sleep.For(t.Context(), 900*time.Millisecond)
-		says(true, "") // the first beat came with the first answers
+		sleep.For(t.Context(), 2*time.Second)
+		says(true, "") // the first beat came with the first answers, or a second after it
 		for range 5 {
 			sleep.For(t.Context(), 6170*time.Millisecond)
 			c.f.set(ams.AppFailing, "LiveApp")
