@@ -23,6 +23,7 @@ import (
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
+	"github.com/amsagent/amsagent/internal/sleep"
 	"github.com/amsagent/amsagent/lb"
 )
 
@@ -183,7 +184,7 @@ func TestFeedProbesLateServers(t *testing.T) {
 		f := newFeed(t, w, nil)
 		for range 30 { // the heartbeats of e1 end, its server's documents do not
 			must.OK(t, f.Look(t.Context()))
-			time.Sleep(time.Second)
+			sleep.For(t.Context(), time.Second)
 		}
 		w.dialed = slices.Compact(w.dialed)
 		if list, _ := f.List(); !slices.Equal(w.dialed, []netip.Addr{address("e1")}) || len(list.Gone) > 0 || len(list.Servers) != 2 {

@@ -87,7 +87,8 @@ func openURI(t *testing.T, uri string) backdoor {
 
 func openWith(t *testing.T, o *options.ClientOptions) backdoor {
 	t.Helper()
-	m, err := mongo.Connect(o.SetTimeout(20 * time.Second))
+	// The registry in memory keeps no order of fields.
+	m, err := mongo.Connect(o.SetTimeout(20 * time.Second).SetBSONOptions(&options.BSONOptions{DefaultDocumentM: true}))
 	must.OK(t, err)
 	t.Cleanup(func() { _ = m.Disconnect(context.Background()) })
 	return backdoor{t, m}
