@@ -20,6 +20,9 @@ var (
 	// ErrNoSystemd also means that systemd does not respond.
 	ErrNoSystemd = hinted("systemd is not available",
 		"say how Ant Media Server is run here with --service-command, or --service none to leave it alone")
+	// errNoBus means that the boot has not reached sysinit.target, or that D-Bus is not installed.
+	errNoBus = hinted("this machine has no system bus, or not yet",
+		"before sysinit.target a boot starts no service: run amsagent later, from a script or runcmd of user data, not bootcmd; if D-Bus is missing, install it")
 	ErrNoUnit = hinted("no such unit",
 		"install Ant Media Server as a service, or say how it is run with --service-command or --service none")
 	ErrUnitMasked = hinted("the unit is masked", "the unit is masked; unmask it: systemctl unmask "+DefaultUnit)

@@ -24,8 +24,11 @@ import (
 	"github.com/amsagent/amsagent/files"
 )
 
-// systemdRunning exists only if systemd is process 1: sd_booted(3).
-const systemdRunning = "/run/systemd/system"
+const (
+	// systemdRunning exists only if systemd is process 1: sd_booted(3).
+	systemdRunning = "/run/systemd/system"
+	systemBus      = "/run/dbus/system_bus_socket"
+)
 
 // A job may take as long as the unit's own timeouts.
 const (
@@ -55,7 +58,8 @@ func SystemdRuns() bool {
 	return err == nil
 }
 
-// dialSystemd prefers the system bus, which survives an upgrade of systemd during a job.
+// dialSystemd prefers the system bus, which survives an upgrade of systemd during a job. Without a bus root connects to systemd
+// itself, which may not answer if it is busy: it can miss a call that comes at once after the login.
 func dialSystemd(ctx context.Context) (bus, error) {
 	if !SystemdRuns() {
 		return nil, fmt.Errorf("%w: this machine does not run it", ErrNoSystemd)
@@ -75,7 +79,11 @@ func dialSystemd(ctx context.Context) (bus, error) {
 		err = ctx.Err()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
+		err = fmt.Errorf("%w: connecting: %w", ErrNoSystemd, err)
+		if _, missing := os.Stat(systemBus); errors.Is(missing, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", errNoBus, err)
+		}
+		return nil, err
 	}
 	return conn, nil
 }
