@@ -79,12 +79,7 @@ func TestRealMembersSay(t *testing.T) {
 			}
 			members, _ := got.Config["members"].(bson.A)
 			for i, m := range members {
-				doc := bson.M{}
-				for _, e := range m.(bson.D) {
-					doc[e.Key] = e.Value
-				}
-				change(doc, i)
-				members[i] = doc
+				change(m.(bson.M), i)
 			}
 			got.Config["version"] = got.Config["version"].(int32) + 1
 			err := admin(first, bson.D{{Key: "replSetReconfig", Value: got.Config}, {Key: "force", Value: true}})
