@@ -61,8 +61,8 @@ func (m *Machine) change(ctx context.Context, c serverChange) (step string, _ er
 		}
 	}
 	if err := c.write(); err != nil {
-		if u, ok := errors.AsType[*conf.UnfinishedError](err); ok && len(u.New) > 0 && len(u.Old)+len(u.Edited) == 0 {
-			c.former, c.back = c.address, nil // only the end of the commit is missing
+		if onlyEndMissing(err) {
+			c.former, c.back = c.address, nil
 			return stepWrite, errors.Join(err, m.startAgain(ctx, c))
 		}
 		if !isHalfChanged(err) {
@@ -146,6 +146,12 @@ func (m *Machine) setAddress(a netip.Addr) {
 func isHalfChanged(err error) bool {
 	u, ok := errors.AsType[*conf.UnfinishedError](err)
 	return ok && len(u.New)+len(u.Edited) > 0
+}
+
+// onlyEndMissing reports a commit that changed all files and did not end.
+func onlyEndMissing(err error) bool {
+	u, ok := errors.AsType[*conf.UnfinishedError](err)
+	return ok && len(u.New) > 0 && len(u.Old)+len(u.Edited) == 0
 }
 
 // mayOweStart reports whether an interrupted join or leave of this boot may have stopped the server. After a reboot, its

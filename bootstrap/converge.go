@@ -231,6 +231,7 @@ func (k *converger) take(what string, is *string, said string) {
 
 func (k *converger) read() (err error) {
 	f := &k.facts
+	f.own = k.state.Own
 	f.record, err = k.store.Record()
 	if n, ok := recordFinding(err, leaveFirst); ok {
 		err = &PreflightError{Findings: []Finding{n}, State: k.found}
@@ -321,8 +322,8 @@ func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance,
 	if f.inst.ID != k.state.InstanceID {
 		k.repaired(IDCloned, "this is a copy of %s's disk: it is %s now", k.state.InstanceID, f.inst.ID)
 		k.state.InstanceID = f.inst.ID
-		if k.req.AddressKept && k.begin(ctx, k.found) == nil { // mend reports the error
-			k.forgetAddress()
+		if k.req.AddressKept {
+			k.req.Address, k.req.ForceAddress, k.state.Given = "", false, k.state.Given.withoutAddress()
 		}
 	}
 	var err error
@@ -348,17 +349,6 @@ func (k *converger) moves(to ams.Address, known netip.Addr, doubt bool) bool {
 	interfaces, err := k.interfaces()
 	has := err == nil && slices.ContainsFunc(interfaces, func(i ams.Interface) bool { return i.Addr == known })
 	return k.req.Address != "" || !doubt && !has || to.Interface != "" && !(doubt && has)
-}
-
-func (k *converger) forgetAddress() {
-	k.req.Address, k.req.ForceAddress = "", false
-	given, err := loadGiven(k.store)
-	if err == nil {
-		err = saveGiven(k.store, given.withoutAddress())
-	}
-	if err != nil {
-		k.warn(IDRecord, "the address of the machine whose disk this was is still kept: %v", err)
-	}
 }
 
 // isDown reports whether the server's files may be written. By a command, the port decides if nothing controls the
@@ -405,8 +395,11 @@ func (k *converger) mend(ctx context.Context) error {
 	k.limit()
 	k.result.Files = fileResults(f.plan)
 	changed := f.plan != nil && len(f.plan.Changed()) > 0
+	if changed {
+		k.state.Own = f.plan.Own()
+	}
 	k.noteRestart()
-	if changed || k.state != *f.state || len(k.exposed) > 0 {
+	if changed || !k.state.Equal(f.state) || len(k.exposed) > 0 {
 		if err := k.begin(ctx, k.found); err != nil {
 			return err
 		}
@@ -441,7 +434,7 @@ func (k *converger) mend(ctx context.Context) error {
 }
 
 func (k *converger) save(before State) error {
-	if k.state == before {
+	if k.state.Equal(&before) {
 		return nil
 	}
 	if err := saveState(k.store, k.state); err != nil {
@@ -499,7 +492,7 @@ func (k *converger) limit() {
 		}
 		return
 	}
-	left := f.plan.Only(func(path string) bool { return !agentsOwn(path) })
+	left := f.plan.Only(isServers)
 	k.exposed = exposed(left)
 	for _, file := range left.Changed() {
 		if !changesServer(file) {
@@ -528,11 +521,6 @@ func (k *converger) differences(file conf.PlannedFile) []conf.Difference {
 	return []conf.Difference{d}
 }
 
-// agentsOwn reports whether the server never writes a file.
-func agentsOwn(path string) bool {
-	return path == ams.DropInPath || path == MongoPath || path == hostsPath
-}
-
 // noteRestart records whether the running server has another address than its drop-in.
 func (k *converger) noteRestart() {
 	f := &k.facts
@@ -549,7 +537,11 @@ func (k *converger) noteRestart() {
 func (k *converger) write(ctx context.Context) error {
 	f := &k.facts
 	paths := f.plan.ChangedPaths()
-	if err := f.plan.Commit("join"); err != nil {
+	err := f.plan.WriteOwn()
+	if err == nil {
+		err = f.plan.Commit("join")
+	}
+	if err != nil {
 		state, hint := leftBy(err, k.found, "the files are those of a cluster node")
 		return &FailedError{Step: stepWrite, Err: err, State: state, Hint: cmp.Or(deniedHint(err), hint)}
 	}

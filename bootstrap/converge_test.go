@@ -35,8 +35,18 @@ func joinedTree(t *testing.T) *Machine {
 	m.DropIn = true
 	joinOffline(t, m, testMongo, "10.0.1.7")
 	s := State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Role: "edge", Group: "edges", Provider: "aws", Release: "3.0.3"}
-	must.OK(t, saveState(m.store(), s))
+	must.OK(t, remember(m, s))
 	return m
+}
+
+// remember saves a state, with the records of the join before it.
+func remember(m *Machine, s State) error {
+	was, err := readState(m.store())
+	if err != nil {
+		return err
+	}
+	s.Own = was.Own
+	return saveState(m.store(), s)
 }
 
 // change edits the state file.

@@ -130,7 +130,8 @@ func TestLeaveStopsDaemon(t *testing.T) {
 		req    LeaveRequest
 		state  ams.UnitsState
 		look   error
-		svc    error // of the service
+		svc    error // of the service's state
+		stop   error // of a server that runs
 		err    error // of Disable
 		want   DaemonOutcome
 		calls  []string
@@ -144,8 +145,9 @@ func TestLeaveStopsDaemon(t *testing.T) {
 		{name: "offline", joined: true, req: LeaveRequest{Offline: true}, state: daemonOn},
 		{name: "never joined", state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
 		// It serves on, and is to be seen as before.
-		{name: "taken back", joined: true, state: daemonOn, svc: refused, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
-		{name: "taken back, did not run", joined: true, state: daemonOff, svc: refused, want: daemonUnchanged, failed: true},
+		{name: "taken back", joined: true, state: daemonOn, stop: refused, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
+		{name: "taken back, did not run", joined: true, state: daemonOff, stop: refused, want: daemonUnchanged, failed: true},
+		{name: "no answer of the service", joined: true, state: daemonOn, svc: refused, failed: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := ownTree(t, "3.0", "3.0.3")
@@ -154,6 +156,9 @@ func TestLeaveStopsDaemon(t *testing.T) {
 			}
 			d := &fakeDaemon{t: t, m: m, state: tt.state, stateErr: tt.look, err: tt.err}
 			m.Daemon, m.Service = d, brokenService{ams.None{}, tt.svc}
+			if tt.stop != nil {
+				m.Service = &stopping{stopErr: tt.stop}
+			}
 			m.Sessions = func(context.Context) (cluster.Sessions, error) {
 				return cluster.Sessions{Publishers: new(int), Viewers: new(int)}, nil
 			}

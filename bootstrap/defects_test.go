@@ -355,7 +355,7 @@ func TestDefect15NothingToDoRestartsNothing(t *testing.T) {
 	record, err := store.Record()
 	must.OK(t, err)
 	target := mustTarget(t, "10.0.0.5")
-	plan, err := planJoin(store, record, edits{install: in, mongo: target, mongoForm: target.Raw(), address: netip.Addr{}})
+	plan, err := planJoin(store, record, nil, edits{install: in, mongo: target, mongoForm: target.Raw(), address: netip.Addr{}})
 	must.OK(t, err)
 	if n := len(plan.Changed()); n != 0 || needsRestart(plan) {
 		t.Errorf("%d files would change, restart %v", n, needsRestart(plan))

@@ -96,11 +96,11 @@ func appSettings(form string) []setting {
 }
 
 // planJoin joins the errors of all files that cannot be edited.
-func planJoin(store *conf.Store, record *conf.Record, e edits) (*conf.Plan, error) {
-	plan := store.NewPlan(record)
+func planJoin(store *conf.Store, record *conf.Record, own []*conf.FileRecord, e edits) (*conf.Plan, error) {
+	plan := store.NewPlan(record, own...)
 	var errs []error
 	edit := func(path string, kind conf.Kind, mode fs.FileMode, f func([]byte) ([]conf.Span, error)) {
-		t := conf.Target{Path: path, Kind: kind, CreateMode: mode, Private: e.private && kind == conf.KindProperties, Owner: e.owner}
+		t := conf.Target{Path: path, Kind: kind, CreateMode: mode, Private: e.private && kind == conf.KindProperties, Owner: e.owner, Own: agentsOwn(path)}
 		if path == MongoPath {
 			t.Private, t.Owner = e.private, 0
 		}

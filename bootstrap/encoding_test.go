@@ -45,7 +45,7 @@ func TestNameThatIsNotUTF8(t *testing.T) {
 				t.Errorf("db.host is %s after the join", got)
 			}
 
-			must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3", Standalone: scripted}))
+			must.OK(t, remember(m, State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3", Standalone: scripted}))
 			edit(t, m, liveFile, "10.0.2.4", "10.0.9.9")
 			check("converge", converge(t, m, convergeRequest(t, joinedAs(), nil)).Warnings, false) // doctor does
 			if got := property(t, m, liveFile, "db.host"); got != testMongo {

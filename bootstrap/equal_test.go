@@ -54,7 +54,7 @@ func TestSettingsDigest(t *testing.T) {
 		"another node": {func(m *Machine) {
 			must.OK(t, os.RemoveAll(filepath.Join(m.Root, StateDir)))
 			joinOffline(t, m, "mongodb://other:hush@10.9.9.9/?authSource=admin", "10.0.1.8")
-			must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.8", Release: "3.0.3"}))
+			must.OK(t, remember(m, State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.8", Release: "3.0.3"}))
 		}, true},
 		"its name and addresses": {added(ofServer, "server.name=one.example\nhttp.host=10.0.1.8\nhttp.port=6080\nproxy.address=198.51.100.7\n"), true},
 		"the server's notes":     {added(ofApp, "dbId=6b00e730b6628f2a25ba6d1b\nupdateTime=1795221296154\n"), true},

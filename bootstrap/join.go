@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -183,7 +184,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	if req.AddressKept && isCopy(f.state, f.inst.ID) {
 		req.Given = req.Given.withoutAddress()
 	}
-	j.req = req
+	j.req, j.own = req, f.own
 	j.result = &JoinResult{
 		Release: f.install.Release.String(), Instance: f.inst, Address: f.address,
 		Role: req.Role, Group: req.Group, Mongo: req.Mongo.Redacted(), Files: fileResults(f.plan),
@@ -235,7 +236,12 @@ func notRecovered(err error, way, state string) error {
 // mostWhy bounds an event's reason: the output of a command may be long.
 const mostWhy = 1000
 
-const untouched = "nothing was changed on this machine"
+// States of errors.
+const (
+	untouched      = "nothing was changed on this machine"
+	serverAsBefore = "the files of Ant Media Server are as before, the agent's own may be new"
+	ownNotBack     = "the files of Ant Media Server were given back, and those of the agent were not"
+)
 
 type joiner struct {
 	*Machine
@@ -246,7 +252,12 @@ type joiner struct {
 
 	// found is the State of an error before the first change.
 	found string
-	done  []*conf.Plan
+	// own are the records of the agent's own files now. wroteOwn wrote them, and committed the server's; nil after a revert.
+	own                 []*conf.FileRecord
+	wroteOwn, committed *conf.Plan
+	// ownErr is why a rollback could not restore the agent's own files. secretBack is its step after the node record.
+	ownErr     error
+	secretBack func() error
 	// wasRunning reports whether a rollback must start the server.
 	wasRunning bool
 	// seen are all AMS documents before the first change.
@@ -389,9 +400,23 @@ func (j *joiner) offline(ctx context.Context) error {
 	if err := j.begin(ctx, j.found); err != nil {
 		return err
 	}
-	if err := j.commit(f.plan); err != nil {
-		state, hint := leftBy(err, j.found, "the files are those of a cluster node")
-		return &FailedError{Step: stepWrite, Err: err, State: state, Hint: cmp.Or(deniedHint(err), hint)}
+	j.own = f.plan.Own()
+	state := *cmp.Or(f.state, &State{})
+	state.Own = j.own
+	err := saveState(j.store, state)
+	if err == nil {
+		err = j.writeOwn()
+	}
+	if err == nil {
+		err = j.commit(f.plan)
+	}
+	if err != nil {
+		left := serverAsBefore
+		if _, unfinished := errors.AsType[*conf.UnfinishedError](err); !unfinished {
+			left = j.asFound()
+		}
+		left, hint := leftBy(err, left, "the files are those of a cluster node")
+		return &FailedError{Step: stepWrite, Err: err, State: left, Hint: cmp.Or(deniedHint(err), hint)}
 	}
 	j.say("edited %s; nothing else was touched", plural(len(f.plan.Changed()), "file"))
 	return nil
@@ -413,9 +438,7 @@ func (j *joiner) confirm(ctx context.Context) error {
 	}
 	j.result.Evidence = ev
 	j.result.Outcome = OutcomeUnchanged
-	j.dropMongo() // if an earlier join failed to
-	kept, err := j.keepGiven()
-	if err = errors.Join(err, keepConfig(j.store, j.req.Config)); err != nil {
+	if err := keepConfig(j.store, j.req.Config); err != nil {
 		return &FailedError{Step: "writing " + StateDir, Err: err, State: "this machine is a cluster node; run the same command again"}
 	}
 	if err := j.registerActive(ctx, j.drainDone()); err != nil {
@@ -426,10 +449,12 @@ func (j *joiner) confirm(ctx context.Context) error {
 		j.result.Outcome = OutcomeUpdated
 	}
 	stopped := j.drainStopped() // first: forgetDrain then sees a drain that just finished
-	kept = kept || j.facts.state.Hardware != metadata.Hardware(j.Root)
+	now := j.complete(State{Phase: PhaseJoined})
+	was := j.facts.state
+	kept := now.Hardware != was.Hardware || !reflect.DeepEqual(now.Given, was.Given)
 	if j.forgetDrain() || stopped || kept || len(j.result.Changes) > 0 {
 		// A running daemon, and the end of a drain, look at the state file for a join.
-		if err := j.save(State{Phase: PhaseJoined}); err != nil {
+		if err := saveState(j.store, now); err != nil {
 			return &FailedError{Step: "writing " + statePath, Err: err, State: "this machine is a cluster node; run the same command again"}
 		}
 	}
@@ -542,25 +567,20 @@ func (j *joiner) drainStep() string {
 	return drain.Step
 }
 
-// apply writes the state first: a leave after a crash must know of the node record. The agent's own files come before
-// the stop, whose time is in the drop-in.
+// apply writes the state first: a leave after a crash must know of the node record, and of the agent's own files. These come
+// before the stop, whose time is in the drop-in.
 func (j *joiner) apply(ctx context.Context, restart bool) error {
 	f := j.facts
+	j.own = f.plan.Own()
 	err := j.save(State{Phase: PhaseJoining, RestartPending: restart, Start: j.owesStart(f.state, f.service)})
-	if err == nil {
-		_, err = j.keepGiven()
-	}
-	if err == nil {
-		err = keepMongo(j.store, f.plan, j.req.Mongo)
-	}
 	if err != nil {
 		return &FailedError{Step: "writing " + statePath, Err: err, State: j.asFound()}
 	}
+	if err := j.writeOwn(); err != nil {
+		return &FailedError{Step: stepWrite, Err: err, State: j.asFound(), Hint: deniedHint(err)}
+	}
 	if err := j.enter(ctx); err != nil {
 		return &FailedError{Step: "writing the registry", Err: err, State: j.asFound()}
-	}
-	if err := j.commit(f.plan.Only(agentsOwn)); err != nil {
-		return j.failed(ctx, stepWrite, err)
 	}
 	if !f.service.Known() {
 		return nil
@@ -610,7 +630,7 @@ func (j *joiner) change(ctx context.Context, restart bool) error {
 			}
 			j.result.Files = mergeResults(j.result.Files, fileResults(plan))
 			// The own files are written. The service's state is from before the drop-in.
-			f.plan = plan.Only(func(path string) bool { return !agentsOwn(path) })
+			f.plan = plan.Only(isServers)
 			if err = j.commit(f.plan); err == nil || isHalfChanged(err) {
 				j.wrote, j.startedAt = true, time.Now()
 			}
@@ -642,12 +662,30 @@ func mergeResults(was, is []FileResult) []FileResult {
 	return is
 }
 
-// asFound restores the state file and returns an error's State.
+// asFound restores the agent's own files and the state file. It returns an error's State.
 func (j *joiner) asFound() string {
-	if err := j.restoreState(); err != nil {
-		return fmt.Sprintf("%s but the agent's own %s, which could not be put back: %v", j.found, statePath, err)
+	_, err := j.revertOwn(agentsOwn)
+	if err == nil {
+		err = j.restoreState()
+	}
+	if err != nil {
+		return fmt.Sprintf("%s but the agent's own files, which could not be put back: %v", j.found, err)
 	}
 	return j.found
+}
+
+// writeOwn expects that the records are saved.
+func (j *joiner) writeOwn() error {
+	j.wroteOwn = j.facts.plan
+	return j.wroteOwn.WriteOwn()
+}
+
+// revertOwn may be repeated.
+func (j *joiner) revertOwn(which func(path string) bool) ([]conf.Conflict, error) {
+	if j.wroteOwn == nil {
+		return nil, nil
+	}
+	return j.wroteOwn.Only(which).RevertOwn()
 }
 
 func (j *joiner) commit(plan *conf.Plan) error {
@@ -658,24 +696,28 @@ func (j *joiner) commit(plan *conf.Plan) error {
 	if err := plan.Commit("join"); err != nil {
 		return err
 	}
-	j.done = append(j.done, plan)
+	j.committed = plan
 	if !j.req.Offline {
 		j.say("wrote %s", plural(n, "file"))
 	}
 	return nil
 }
 
-// save completes s.
-func (j *joiner) save(s State) error {
+func (j *joiner) save(s State) error { return saveState(j.store, j.complete(s)) }
+
+func (j *joiner) complete(s State) State {
 	f := j.facts
 	s.InstanceID, s.Address, s.Hardware = f.inst.ID, f.address.Addr.String(), metadata.Hardware(j.Root)
 	s.Role, s.Group, s.Provider, s.Release = j.req.Role, j.req.Group, f.provider(), f.install.Release.String()
 	s.WasJoined = s.Phase == PhaseJoining && j.wasJoined()
-	s.Boot, s.Since = j.bootID(), time.Now().UTC().Truncate(time.Microsecond)
+	s.Boot, s.Since, s.Own, s.Given = j.bootID(), time.Now().UTC().Truncate(time.Microsecond), j.own, j.req.Given.orNil()
 	if f.state != nil {
 		s.Standalone = f.state.Standalone
+		if j.req.Given == nil {
+			s.Given = f.state.Given
+		}
 	}
-	return saveState(j.store, s)
+	return s
 }
 
 // wasJoined reports whether a verified node existed before this join and those that it continues.
@@ -696,23 +738,20 @@ func (j *joiner) saveUndoing(start bool) error {
 	f := j.facts
 	s := State{
 		Phase: PhaseLeaving, InstanceID: f.inst.ID, Address: f.address.Addr.String(), Role: j.req.Role, Group: j.req.Group,
-		Standalone: f.state != nil && f.state.Standalone,
+		Standalone: f.state != nil && f.state.Standalone, Given: j.req.Given.orNil(),
 	}
 	if j.wasJoined() {
 		s = *f.state
 		s.Phase, s.WasJoined = PhaseJoining, true
 	}
-	s.Start, s.Boot, s.Since = start, j.bootID(), time.Now().UTC().Truncate(time.Microsecond)
+	s.Start, s.Boot, s.Since, s.Own = start, j.bootID(), time.Now().UTC().Truncate(time.Microsecond), j.own
 	return saveState(j.store, s)
 }
 
 func (j *joiner) restoreState() error {
 	s := j.facts.state
 	if s == nil {
-		return j.forget()
-	}
-	if err := errors.Join(dropMongo(j.store, s), j.restoreGiven()); err != nil {
-		return err
+		return j.forget(j.facts.own)
 	}
 	back := *s
 	back.Start = s.Start && !j.changing // after a change the server runs, or must not
@@ -721,18 +760,11 @@ func (j *joiner) restoreState() error {
 
 const finishTime = electionTime + 15*time.Second
 
-func (j *joiner) dropMongo() {
-	if err := dropMongo(j.store, nil); err != nil {
-		j.log().Warn("a file that is not needed any more could not be removed", "path", LeftMongoPath, "error", err)
-	}
-}
-
 // finish ignores the end of ctx: the node serves, and must not stay in the state joining.
 func (j *joiner) finish(ctx context.Context) error {
 	ctx, cancel := after(ctx, finishTime)
 	defer cancel()
 	f := j.facts
-	j.dropMongo()
 	err := keepConfig(j.store, j.req.Config)
 	if err == nil {
 		err = j.save(State{Phase: PhaseJoined})
@@ -795,7 +827,7 @@ func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 		return nil, err
 	}
 	f := j.facts
-	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, state: f.state, skipApps: f.skipApps}
+	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, own: j.own, state: f.state, skipApps: f.skipApps}
 	j.checkPlan(j.store, req, g)
 	if len(g.failed) > 0 {
 		return nil, &PreflightError{Findings: g.failed}
@@ -811,11 +843,7 @@ func (j *joiner) failed(ctx context.Context, step string, cause error) error {
 	if _, unfinished := errors.AsType[*conf.UnfinishedError](cause); unfinished {
 		// The state stays for the next run.
 		j.failedRow(bound, row)
-		written := "the files are those of a cluster node"
-		if !j.changing {
-			written = "the agent's own files were written, and those of Ant Media Server were not"
-		}
-		e.State, e.Hint = leftBy(cause, "the files of Ant Media Server are as before, the agent's own may be new", written)
+		e.State, e.Hint = leftBy(cause, serverAsBefore, "the files are those of a cluster node")
 		e.State += "; of Ant Media Server: " + j.serverNow(bound)
 		return e
 	}
@@ -875,6 +903,9 @@ func (j *joiner) rollBack(ctx context.Context, reason string) string {
 	if len(conflicts) > 0 {
 		back = "the files were put back, but for " + joinPaths(conflictPaths(conflicts))
 	}
+	if j.ownErr != nil {
+		return fmt.Sprintf("the files were put back, but for the agent's own (%v): run 'amsagent leave'", j.ownErr) // the state stays
+	}
 	switch {
 	case err != nil:
 		return fmt.Sprintf("%s, but Ant Media Server does not start with them either (%v): %s", back, err, j.serverNow(ctx))
@@ -905,50 +936,61 @@ func (j *joiner) revert(ctx context.Context, all bool) (conflicts []conf.Conflic
 			j.reload(ctx)
 		}
 	}()
+	// The next command, after a kill, needs the secret until the node record is removed.
+	later := func(path string) bool { return isSecret(path) && !j.wasJoined() }
+	now := func(path string) bool { return !later(path) }
 	if !all || j.facts.record != nil && !j.unproved() {
-		for len(j.done) > 0 {
-			last := len(j.done) - 1
-			cs, err := j.done[last].Revert(purpose)
-			if err != nil {
+		if j.committed != nil {
+			if conflicts, err = j.committed.Revert(purpose); err != nil {
 				return nil, err
 			}
-			conflicts = append(conflicts, cs...)
-			j.done = j.done[:last]
+			j.committed = nil
 		}
-		return conflicts, nil
+		var own []conf.Conflict
+		own, j.ownErr = j.revertOwn(now)
+		j.secretBack = func() error { _, err := j.revertOwn(later); return err }
+		return append(conflicts, own...), nil
 	}
 	// Remove all changes of the agent, whatever others wrote.
 	record, err := j.store.Record()
 	if err != nil {
 		return nil, err
 	}
-	plan, err := j.store.PlanUndo(record)
+	plan, err := j.store.PlanUndo(record, j.own...)
 	if err != nil {
 		return nil, err
 	}
-	return plan.Conflicts, plan.CommitUndo(purpose)
+	if err := plan.CommitUndo(purpose); err != nil {
+		return nil, err
+	}
+	j.ownErr = plan.Only(now).WriteOwn()
+	j.secretBack = plan.Only(later).WriteOwn
+	return plan.Conflicts, nil
 }
 
 // restoreAfter writes the node record first: without the state, no command finds it.
 func (j *joiner) restoreAfter(ctx context.Context, reason string) error {
 	j.failedRow(ctx, reason)
+	if err := j.secretBack(); err != nil {
+		return err
+	}
 	return j.restoreFound()
 }
 
 // restoreFound keeps the state file if an unfinished leave, or a server that was not started, depends on it.
 func (j *joiner) restoreFound() error {
 	if s := j.facts.state; j.changing && j.unproved() && !s.Standalone {
-		return j.forget()
+		return j.forget(nil)
 	}
 	return j.restoreState()
 }
 
-// forget removes what failed joins left. The state file, which refers to the rest, is last.
-func (j *joiner) forget() error {
-	if err := errors.Join(dropMongo(j.store, nil), saveGiven(j.store, nil), j.store.RemoveFile(GoodConfigPath)); err != nil {
+// forget removes what failed joins left. The state file, which refers to the rest, is last. own are of a join with --offline.
+func (j *joiner) forget(own []*conf.FileRecord) error {
+	if err := j.store.RemoveFile(GoodConfigPath); err != nil {
 		return err
 	}
-	return j.store.RemoveFile(statePath)
+	return forgetState(j.store, own)
 }
 
 func noteOf(err error) string {

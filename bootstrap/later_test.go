@@ -187,7 +187,7 @@ func TestLeaveAfterADamagedRecord(t *testing.T) {
 	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	joinOffline(t, m, testMongo, "10.0.1.7")
-	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}))
+	must.OK(t, remember(m, State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}))
 	put(t, m, StateDir+"/undo.json", "{")
 	container := filepath.Join(m.Root, ams.DefaultDir, "conf/jee-container.xml")
 	must.OK(t, os.Rename(container, container+".away"))
@@ -208,7 +208,7 @@ func TestLeaveWithoutItsRecord(t *testing.T) {
 	m := ownTree(t, "3.0", "3.0.3")
 	m.DropIn = true
 	joinOffline(t, m, testMongo, "10.0.1.7")
-	must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}))
+	must.OK(t, remember(m, State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Release: "3.0.3"}))
 	must.OK(t, os.Remove(filepath.Join(m.Root, undoPath)))
 	for _, path := range []string{MongoPath, ams.DropInPath} {
 		if _, err := os.Lstat(filepath.Join(m.Root, path)); err != nil {

@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -65,14 +64,16 @@ type leaver struct {
 	req     LeaveRequest
 	install *ams.Installation
 	record  *conf.Record
+	own     []*conf.FileRecord
 	state   *State
 	plan    *conf.Plan
+	service ams.State // before the first change
 	client  *cluster.Client
 	result  *LeaveResult
 
 	// found is the State of an error before the first change.
 	found string
-	// bare reports a damaged or lost record: the join's own files are known only by name.
+	// bare reports a damaged record.
 	bare      bool
 	conflicts []Finding
 	// recordAlone reports that the plan restores exactly the record.
@@ -86,6 +87,8 @@ type leaver struct {
 	asked, reached bool
 	// lookedFor is the address of seen.
 	lookedFor string
+	// ownErr is why the agent's own files could not be restored. The server starts without that.
+	ownErr error
 	// daemonBack reports that nothing was changed and the stopped daemon must start again.
 	daemonStopped, daemonBack bool
 	// changing: the checks are over.
@@ -223,23 +226,22 @@ func (l *leaver) run(ctx context.Context) error {
 		return l.refuseSessions(ctx)
 	}
 	if l.req.Offline {
-		if err := l.begins(ctx); err != nil {
+		if err := l.mayBegin(ctx); err != nil {
 			return err
 		}
-		if err := l.plan.CommitUndo("leave"); err != nil {
+		if err := l.commit(); err != nil {
 			return l.notGivenBack(err)
 		}
 		l.result.Outcome = OutcomeLeft
+		if l.ownErr != nil {
+			return l.ownErr
+		}
 		return l.forget()
 	}
 	if err := l.refuseSessions(ctx); err != nil {
 		return err
 	}
-	f := &facts{}
-	if checkWritable(l.store, l.plan.Changed(), f); len(f.failed) > 0 {
-		return l.refused(f.failed...)
-	}
-	if err := l.begins(ctx); err != nil {
+	if err := l.mayBegin(ctx); err != nil {
 		return err
 	}
 	l.changing = true
@@ -251,6 +253,27 @@ func (l *leaver) run(ctx context.Context) error {
 	}
 	l.checkName(ctx)
 	return l.deregister(ctx)
+}
+
+// mayBegin makes the last checks. A server that runs must be startable again.
+func (l *leaver) mayBegin(ctx context.Context) error {
+	f := &facts{}
+	if !l.req.Offline {
+		var err error
+		l.service, err = l.Service.State(ctx)
+		if err == nil && l.up() {
+			if err = l.service.Startable(); err != nil {
+				err = fmt.Errorf("%s: %w", l.Service.Name(), err)
+			}
+		}
+		if err != nil {
+			f.fail(IDService, err, ams.Hint(err))
+		}
+	}
+	if checkWritable(l.store, l.plan.Changed(), f); len(f.failed) > 0 {
+		return l.refused(f.failed...)
+	}
+	return l.begins(ctx)
 }
 
 // checkName warns of a fault that the join had repaired.
@@ -357,10 +380,8 @@ func (l *leaver) read(ctx context.Context) error {
 		}
 		return &FailedError{Step: "reading the state", Err: err, State: l.found}
 	}
-	if l.record == nil && l.state != nil && l.state.Phase != PhaseLeaving {
-		// An earlier leave may have set a damaged file aside and failed.
-		names, _ := l.store.List(StateDir)
-		l.bare = l.bare || slices.ContainsFunc(names, func(name string) bool { return strings.Contains(name, ".damaged-") })
+	if l.own, err = loadOwn(l.store, l.record); err != nil {
+		return &FailedError{Step: "reading the agent's own files", Err: err, State: l.found}
 	}
 	return nil
 }
@@ -369,7 +390,7 @@ func (l *leaver) read(ctx context.Context) error {
 // standalone form.
 func (l *leaver) planFiles() error {
 	var err error
-	if l.plan, err = l.store.PlanUndo(l.record); err != nil {
+	if l.plan, err = l.store.PlanUndo(l.record, l.own...); err != nil {
 		id, hint := l.classifyFile(err)
 		return l.refused(Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
 	}
@@ -406,13 +427,7 @@ func (l *leaver) planFiles() error {
 		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})
 	}
 	if isLost := l.state != nil && l.state.Phase == PhaseJoined && c.Mode() == conf.ModeCluster; isLost && l.record == nil && !l.bare {
-		l.bare = true
 		l.warn(IDRecord, "", "%s is missing: this machine is made standalone without it", undoPath)
-	}
-	if l.bare && l.record == nil {
-		if err := l.planOurs(); err != nil {
-			return err
-		}
 	}
 	// An interrupted leave may have changed only the container, or the server saved over the rest.
 	if noXML || c.Mode() == conf.ModeCluster || l.state != nil && l.state.Standalone {
@@ -529,7 +544,7 @@ func (l *leaver) told() {
 }
 
 func (l *leaver) restored(f conf.PlannedFile) Restored {
-	rec := l.record.File(f.Before.Path)
+	rec := cmp.Or(l.record.File(f.Before.Path), (&conf.Record{Files: l.own}).File(f.Before.Path))
 	switch {
 	case f.After == nil:
 		return restoredRemoved
@@ -543,24 +558,13 @@ func (l *leaver) restored(f conf.PlannedFile) Restored {
 	return RestoredKeys
 }
 
-// planOurs removes the join's files by name, without a record.
-func (l *leaver) planOurs() error {
-	l.recordAlone = false
-	for _, path := range []string{MongoPath, ams.DropInPath} {
-		if err := l.plan.Remove(path); err != nil {
-			return l.refused(Finding{ID: IDFile, Text: err.Error(), Err: err})
-		}
-	}
-	err := l.plan.Then(hostsPath, conf.KindHosts, func(src []byte) ([]conf.Span, error) { return conf.DropHost(src), nil })
-	if err != nil {
-		return l.refused(Finding{ID: IDFile, Text: err.Error(), Err: err})
-	}
-	return nil
-}
-
 func (l *leaver) notGivenBack(err error) error {
 	e := &FailedError{Step: "giving the files back", Err: err}
-	e.State, e.Hint = leftBy(err, "the files are still those of a cluster node", "the files were given back")
+	after := "the files were given back"
+	if l.ownErr != nil {
+		e.Err, after = errors.Join(err, l.ownErr), ownNotBack
+	}
+	e.State, e.Hint = leftBy(err, "the files are still those of a cluster node", after)
 	e.Hint = cmp.Or(deniedHint(err), e.Hint)
 	if l.found != untouched {
 		e.State += " (" + l.found + ")"
@@ -569,7 +573,7 @@ func (l *leaver) notGivenBack(err error) error {
 }
 
 func (l *leaver) nothingToDo() bool {
-	return l.record == nil && l.state == nil && !l.bare && len(l.plan.Changed()) == 0
+	return l.record == nil && l.state == nil && len(l.own) == 0 && !l.bare && len(l.plan.Changed()) == 0
 }
 
 func (l *leaver) identify(ctx context.Context) {
@@ -705,29 +709,24 @@ func (l *leaver) takeBack(ctx context.Context) {
 	var err error
 	switch {
 	case l.state == nil:
-		err = l.store.RemoveFile(statePath)
+		err = forgetState(l.store, l.own)
 	case !l.state.forgotten:
 		err = saveState(l.store, *l.state)
 	}
-	if err = errors.Join(err, dropMongo(l.store, l.state)); err != nil {
+	if err != nil {
 		l.log().Warn("the state file could not be put back", "error", err)
 	}
 }
 
-// giveBack restores the files while the server is down. It starts a server that ran.
+// up also reports a server that starts, possibly again after a crash.
+func (l *leaver) up() bool {
+	return l.service.Running() || l.service.Activity == ams.ActivityActivating
+}
+
+// giveBack restores the files while the server is down. It starts a server that ran. Only a stop or a commit that failed before
+// a file changed is taken back.
 func (l *leaver) giveBack(ctx context.Context) error {
-	st, err := l.Service.State(ctx)
-	up := st.Running() || st.Activity == ams.ActivityActivating // possibly again after a crash
-	if err == nil && up {
-		// The start would fail.
-		if err = st.Startable(); err != nil {
-			err = fmt.Errorf("%s: %w", l.Service.Name(), err)
-		}
-	}
-	if err != nil {
-		l.takeBack(ctx)
-		return l.refused(Finding{ID: IDService, Text: err.Error(), Hint: ams.Hint(err), Err: err})
-	}
+	st, up := l.service, l.up()
 	changed := l.restartPending() || slices.ContainsFunc(l.plan.Changed(), func(f conf.PlannedFile) bool {
 		return changesServer(f) || !agentsOwn(f.Before.Path)
 	})
@@ -751,7 +750,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 				}
 				l.told()
 			}
-			if err := l.plan.CommitUndo("leave"); err != nil {
+			if err := l.commit(); err != nil {
 				return err
 			}
 			if n := CountChanged(l.result.Files); n > 0 {
@@ -782,6 +781,9 @@ func (l *leaver) giveBack(ctx context.Context) error {
 			return l.notGivenBack(err)
 		}
 		return &FailedError{Step: step, Err: err, State: "the files are still those of a cluster node; of Ant Media Server: " + l.serverNow(ctx)}
+	}
+	if l.ownErr != nil {
+		return l.ownErr
 	}
 	if changed && !st.Known() {
 		l.warn(IDService, "restart Ant Media Server now", "Ant Media Server is not managed here: until it is restarted it stays in the cluster")
@@ -886,9 +888,32 @@ func (l *leaver) removeDocuments(ctx context.Context) error {
 	return err
 }
 
+// commit restores the server's files, and then the agent's own. The secret stays until the node is deregistered: a repeated
+// leave needs it.
+func (l *leaver) commit() error {
+	err := l.plan.CommitUndo("leave")
+	if err == nil || onlyEndMissing(err) {
+		l.ownErr = l.writeOwn(func(path string) bool { return l.req.Offline || !isSecret(path) })
+	}
+	return err
+}
+
+func (l *leaver) writeOwn(which func(path string) bool) error {
+	if err := l.plan.Only(which).WriteOwn(); err != nil {
+		return &FailedError{
+			Step: "giving the agent's own files back", Err: err, Hint: cmp.Or(deniedHint(err), "run the same command again"),
+			State: ownNotBack,
+		}
+	}
+	return nil
+}
+
 func (l *leaver) forget() error {
+	if err := l.writeOwn(isSecret); err != nil {
+		return err
+	}
 	// The state is last: it marks an unfinished leave.
-	for _, path := range []string{LeftMongoPath, drainPath, GivenPath, GoodConfigPath, seenPath, statePath} {
+	for _, path := range []string{drainPath, GoodConfigPath, seenPath, statePath} {
 		if err := l.store.RemoveFile(path); err != nil {
 			return &FailedError{Step: "removing " + path, Err: err, State: "this machine left the cluster"}
 		}
@@ -899,13 +924,10 @@ func (l *leaver) forget() error {
 func (l *leaver) save(s State) error {
 	s.InstanceID, s.Address, s.Boot, s.Since = l.id, l.address, l.bootID(), time.Now().UTC().Truncate(time.Microsecond)
 	if l.state != nil {
-		s.Role, s.Group = l.state.Role, l.state.Group
+		s.Role, s.Group, s.Given = l.state.Role, l.state.Group, l.state.Given
 	}
-	// The state is first: it shows a join what to clean up.
-	if err := saveState(l.store, s); err != nil {
-		return err
-	}
-	return keepMongo(l.store, l.plan, l.req.Mongo)
+	s.Own = l.own
+	return saveState(l.store, s)
 }
 
 // CountChanged returns the number of changed files.

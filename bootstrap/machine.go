@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"path"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -141,7 +140,7 @@ func (m *Machine) begin(ctx context.Context, state string) error {
 
 // recover finishes an interrupted run. state applies if nothing else is changed.
 func (m *Machine) recover(ctx context.Context, store *conf.Store) (_ []Finding, state string, _ error) {
-	if err := store.RemoveTemps(path.Dir(lockPath)); err != nil {
+	if err := removeTemps(store); err != nil {
 		return nil, untouched, err
 	}
 	if store.Interrupted() {

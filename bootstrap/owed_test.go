@@ -276,7 +276,7 @@ func TestSecondPlanKeepsTheStopTimeout(t *testing.T) {
 	was := want + time.Minute
 	put(t, m, ams.DropInPath, string(ams.DropIn(netip.MustParseAddr("10.0.1.7"), was, "")))
 	j := joinerOf(t, m, ams.State{Activity: ams.ActivityActive, StopTimeout: was})
-	must.OK(t, j.commit(j.facts.plan.Only(agentsOwn)))
+	must.OK(t, j.facts.plan.WriteOwn())
 	must.OK(t, j.change(t.Context(), true))
 	if v, err := ams.ReadDropIn(m.Root); err != nil || v.StopTimeout != want {
 		t.Errorf("%v: %s, want %s", err, v.StopTimeout, want)

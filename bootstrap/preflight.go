@@ -37,8 +37,8 @@ type facts struct {
 	serviceAt time.Time
 	hostname  ams.Hostname
 	record    *conf.Record
+	own       []*conf.FileRecord
 	state     *State
-	given     *Given // from an earlier join
 	client    *cluster.Client
 	plan      *conf.Plan
 	planned   bool // plan is complete
@@ -88,7 +88,6 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 		}
 		f.failed = append(f.failed, n)
 	}
-	checkGiven(store, f)
 	m.checkInstall(f)
 	asking.Wait()
 	m.checkService(f, serviceErr)
@@ -198,14 +197,11 @@ func checkRecord(store *conf.Store, f *facts) error {
 			return err
 		}
 	}
-	return nil
-}
-
-func checkGiven(store *conf.Store, f *facts) {
-	var err error
-	if f.given, err = loadGiven(store); err != nil {
-		f.warn(IDRecord, "", "%v; it is written anew", err)
+	f.own, err = loadOwn(store, f.record)
+	if _, ok := recordFinding(err, ""); ok {
+		return nil // reported above
 	}
+	return err
 }
 
 func (m *Machine) checkInstall(f *facts) {
@@ -357,10 +353,10 @@ func (m *Machine) checkPlan(store *conf.Store, req JoinRequest, f *facts) {
 	}
 	// While a node's resolver is down, the need is unknown.
 	lineNeeded := !f.hostname.Resolvable() && !(f.hostname.TimedOut && f.state != nil && f.state.Phase == PhaseJoined)
-	if f.address.Addr.IsValid() && f.hostname.Name != "" && (lineNeeded || m.hostsLineIsOurs(f.record)) {
+	if f.address.Addr.IsValid() && f.hostname.Name != "" && (lineNeeded || f.hostsLineIsOurs()) {
 		e.hostName = f.hostname.Name
 	}
-	plan, err := planJoin(store, f.record, e)
+	plan, err := planJoin(store, f.record, f.own, e)
 	failed := false
 	for _, err := range unjoin(err) {
 		id, hint := m.classifyFile(err)
@@ -426,7 +422,9 @@ func (m *Machine) stopTimeout(f *facts) time.Duration {
 }
 
 // hostsLineIsOurs reports whether an earlier join wrote the line, which must follow the address.
-func (m *Machine) hostsLineIsOurs(record *conf.Record) bool { return record.File(hostsPath) != nil }
+func (f *facts) hostsLineIsOurs() bool {
+	return slices.ContainsFunc(f.own, func(own *conf.FileRecord) bool { return own.Path == hostsPath })
+}
 
 func isApp(in *ams.Installation, err error) bool {
 	var fe *FileError
@@ -510,6 +508,7 @@ func checkWritable(store *conf.Store, changed []conf.PlannedFile, f *facts) {
 	var full error
 	for _, name := range slices.Compact(paths) {
 		switch err := writable(store, name); {
+		case errors.Is(err, syscall.EBUSY) && agentsOwn(name): // it is written in place
 		case errors.Is(err, syscall.ENOSPC):
 			full = cmp.Or(full, err)
 		case err != nil:

@@ -41,7 +41,7 @@ func TestServerRewroteItsFiles(t *testing.T) {
 			must.OK(t, os.MkdirAll(filepath.Join(m.Root, "etc/systemd/system"), 0o755))
 			m.DropIn = true
 			joinOffline(t, m, mongo, "10.0.1.7")
-			must.OK(t, saveState(m.store(), State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3"}))
+			must.OK(t, remember(m, State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Provider: "aws", Release: "3.0.3"}))
 			app := filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp/WEB-INF/red5-web.properties")
 			must.OK(t, os.WriteFile(app, saved, 0o644))
 			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: time.Second}}

@@ -184,7 +184,7 @@ func (m *Machine) joined(store *conf.Store, install *ams.Installation) (bool, er
 	if err != nil {
 		return false, err
 	}
-	state, err := loadState(store)
+	state, err := readState(store) // also of a join with --offline, which may have been killed
 	if err != nil || record != nil || state != nil || install == nil {
 		return record != nil || state != nil, err
 	}

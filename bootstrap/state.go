@@ -4,8 +4,10 @@
 package bootstrap
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/amsagent/amsagent/conf"
@@ -32,7 +34,7 @@ const (
 	PhaseLeaving Phase = "leaving"
 )
 
-// State is the agent's state between two runs. It contains no secret.
+// State is the agent's state between two runs.
 type State struct {
 	Version    int    `json:"version"` // of the format: 1
 	Phase      Phase  `json:"phase"`
@@ -53,9 +55,13 @@ type State struct {
 	// Standalone reports that an unfinished leave makes the server standalone.
 	Standalone bool `json:"standalone,omitempty"`
 	// Provider and Release are from the last time when the files were right. A new release means an upgrade.
-	Provider string    `json:"provider,omitempty"`
-	Release  string    `json:"release,omitempty"`
-	Since    time.Time `json:"since"`
+	Provider string `json:"provider,omitempty"`
+	Release  string `json:"release,omitempty"`
+	// Given are the settings that the join was given, or nil.
+	Given *Given `json:"given,omitempty"`
+	// Own are the undo records of the agent's own files. A former content may be a secret.
+	Own   []*conf.FileRecord `json:"own,omitempty"`
+	Since time.Time          `json:"since"`
 
 	// forgotten reports a damaged file.
 	forgotten bool
@@ -67,15 +73,27 @@ func (s *State) Equal(o *State) bool {
 		return s == o
 	}
 	x, y := *s, *o
-	// Zones may differ.
-	x.Since, y.Since = time.Time{}, time.Time{}
-	return x == y && s.Since.Equal(o.Since)
+	x.Since, y.Since = x.Since.UTC(), y.Since.UTC()
+	a, err := x.encode()
+	b, berr := y.encode()
+	return err == nil && berr == nil && bytes.Equal(a, b)
 }
+
+func (s State) encode() ([]byte, error) { return json.MarshalIndent(s, "", "  ") }
 
 const stateVersion = 1
 
-// loadState returns nil without a file, and a [conf.DamagedError] or a [conf.VersionError] if it is unusable.
+// loadState returns nil without a join or a leave, and a [conf.DamagedError] or a [conf.VersionError] if the file is unusable.
 func loadState(store *conf.Store) (*State, error) {
+	s, err := readState(store)
+	if err != nil || s == nil || s.Phase == "" {
+		return nil, err
+	}
+	return s, nil
+}
+
+// readState also returns the state of a join with --offline, which has no phase.
+func readState(store *conf.Store) (*State, error) {
 	f, err := store.Read(statePath)
 	if err != nil || !f.Exists() {
 		return nil, err
@@ -86,6 +104,9 @@ func loadState(store *conf.Store) (*State, error) {
 	}
 	switch s.Version {
 	case stateVersion:
+		if slices.ContainsFunc(s.Own, func(f *conf.FileRecord) bool { return f == nil || !agentsOwn(f.Path) }) {
+			return nil, &conf.DamagedError{Path: statePath, Err: errors.New("it names a file that is not the agent's")}
+		}
 		return s, nil
 	case 0:
 		return nil, &conf.DamagedError{Path: statePath, Err: errors.New("it does not say its format")}
@@ -102,9 +123,17 @@ func KnownProvider(root string) string {
 	return s.Provider
 }
 
+// forgetState removes the state file, or keeps the records of a join with --offline in it.
+func forgetState(store *conf.Store, own []*conf.FileRecord) error {
+	if len(own) > 0 {
+		return saveState(store, State{Own: own})
+	}
+	return store.RemoveFile(statePath)
+}
+
 func saveState(store *conf.Store, s State) error {
 	s.Version = stateVersion
-	data, err := json.MarshalIndent(s, "", "  ")
+	data, err := s.encode()
 	if err != nil {
 		return err
 	}

@@ -186,7 +186,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 	if v.Err != "" || v.Mode != conf.ModeCluster || req.Mongo.IsZero() || state == nil {
 		return in
 	}
-	f := &facts{install: in, record: record, service: service, state: state, address: ams.Address{Addr: previousAddress(state)}}
+	f := &facts{install: in, record: record, service: service, state: state, own: state.Own, address: ams.Address{Addr: previousAddress(state)}}
 	m.checkPlan(store, JoinRequest{Mongo: req.Mongo, Valve: req.Valve, DryRun: true}, f)
 	if f.plan != nil {
 		for _, c := range f.plan.Changed() {

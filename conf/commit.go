@@ -36,9 +36,8 @@ func (e *UnfinishedError) Error() string { return e.Err.Error() }
 func (e *UnfinishedError) Unwrap() error { return e.Err }
 
 // Commit makes all changes or none, unless it returns an [UnfinishedError]. record is the new undo record; nil
-// removes it. removeDirs are removed if empty. purpose is for the journal. After a crash, call [Store.Recover]
-// before the next Commit.
-func (s *Store) Commit(purpose string, changes []Change, record *Record, removeDirs []string) error {
+// removes it. purpose is for the journal. After a crash, call [Store.Recover] before the next Commit.
+func (s *Store) Commit(purpose string, changes []Change, record *Record) error {
 	state, err := s.makeStateDir()
 	if err != nil {
 		return err
@@ -51,7 +50,7 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
-	j, err := t.newJournal(purpose, changes, record, removeDirs)
+	j, err := t.newJournal(purpose, changes, record)
 	if err != nil {
 		return err
 	}
@@ -86,16 +85,13 @@ func (s *Store) Commit(purpose string, changes []Change, record *Record, removeD
 
 // stageAll syncs the files concurrently: a journaling file system commits them together.
 func (t *transaction) stageAll(j *journal, changes []Change) error {
-	if err := t.makeDirs(j.MakeDirs); err != nil {
-		return err
-	}
 	return each(len(changes), func(i int) error { return t.stage(j, j.Files[i], &changes[i].Before) })
 }
 
 // abandon removes the staged files and the journal. All targets are the former files.
 func (t *transaction) abandon(j *journal, cause error) error {
 	err := twice(func() error {
-		if err := errors.Join(t.dropStaged(j), t.removeEmpty(j.MakeDirs)); err != nil {
+		if err := t.dropStaged(j); err != nil {
 			return err
 		}
 		if err := t.syncDirs(j); err != nil {
@@ -143,9 +139,6 @@ func (t *transaction) putBack(j *journal, changes []Change, replaced int) error 
 // finish writes the undo record and removes the journal. Without a new record, the former one stays if files were left as
 // another program wrote them: the next leave needs it.
 func (t *transaction) finish(j *journal, left bool) error {
-	if err := t.removeEmpty(j.RemoveDirs); err != nil {
-		return err
-	}
 	switch {
 	case j.Record != nil:
 		data, err := j.undo().encode(maxRecordSize)
@@ -240,9 +233,6 @@ func (s *Store) Interrupted() bool {
 // redo is a commit from its journal: all files are staged before the first one is replaced.
 func (t *transaction) redo(j *journal) (*Recovery, error) {
 	r := &Recovery{Purpose: j.Purpose}
-	if err := t.makeDirs(j.MakeDirs); err != nil {
-		return nil, err
-	}
 	var staged []journalFile
 	for _, f := range j.Files {
 		st, err := t.look(f)

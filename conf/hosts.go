@@ -33,13 +33,8 @@ func AddHost(src []byte, address netip.Addr, name string) []Span {
 	return []Span{{Anchor: "hosts", Off: len(src), New: added}}
 }
 
-// DropHost removes the marked line, if any.
-func DropHost(src []byte) []Span {
-	if out := replaceMarkedHost(src, nil); len(out) != len(src) {
-		return []Span{{Anchor: "hosts", Old: src, New: out}}
-	}
-	return nil
-}
+// HasMarkedHost reports whether the agent's line is in /etc/hosts.
+func HasMarkedHost(src []byte) bool { return markedHost(src) != nil }
 
 func isMarkedHost(line []byte) bool {
 	return bytes.HasSuffix(bytes.TrimRight(line, "\r\n"), []byte(hostsMark))

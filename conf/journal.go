@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -24,11 +23,7 @@ type journal struct {
 	ID      string        `json:"id"`
 	Purpose string        `json:"purpose"`
 	Files   []journalFile `json:"files,omitempty"`
-	// MakeDirs are made before staging. RemoveDirs are removed last if empty. Both are paths without links,
-	// outermost first.
-	MakeDirs   []string `json:"make_dirs,omitempty"`
-	RemoveDirs []string `json:"remove_dirs,omitempty"`
-	Record     *Record  `json:"record,omitempty"`
+	Record  *Record       `json:"record,omitempty"`
 }
 
 // journalFile is the change of one file.
@@ -128,11 +123,6 @@ func (j *journal) check() error {
 			return fmt.Errorf("the new content of %q has another checksum", f.Target)
 		}
 	}
-	for _, d := range slices.Concat(j.MakeDirs, j.RemoveDirs) {
-		if !isClean(d) {
-			return fmt.Errorf("%q is no path of a folder", d)
-		}
-	}
 	if j.Record == nil {
 		return nil
 	}
@@ -145,7 +135,7 @@ func isClean(path string) bool {
 }
 
 // newJournal also opens the folders of all files.
-func (t *transaction) newJournal(purpose string, changes []Change, record *Record, removeDirs []string) (*journal, error) {
+func (t *transaction) newJournal(purpose string, changes []Change, record *Record) (*journal, error) {
 	var id [idSize]byte
 	if _, err := rand.Read(id[:]); err != nil {
 		return nil, err
@@ -167,30 +157,6 @@ func (t *transaction) newJournal(purpose string, changes []Change, record *Recor
 			return nil, fmt.Errorf("%s: %w", c.Before.Path, ErrChanged)
 		}
 		j.Files = append(j.Files, newJournalFile(target, c))
-		dir := p.Folder.Path()
-		for _, name := range p.Missing {
-			dir = filepath.Join(dir, name)
-			if !slices.Contains(j.MakeDirs, dir) {
-				j.MakeDirs = append(j.MakeDirs, dir)
-			}
-		}
-	}
-	if record != nil {
-		for _, d := range j.MakeDirs {
-			if !slices.Contains(record.Dirs, d) {
-				record.Dirs = append(record.Dirs, d)
-			}
-		}
-	}
-	for _, d := range removeDirs {
-		real, err := t.Follow(d)
-		switch {
-		case files.Refused(err):
-		case err != nil:
-			return nil, err
-		case real != "/":
-			j.RemoveDirs = append(j.RemoveDirs, real)
-		}
 	}
 	return j, nil
 }

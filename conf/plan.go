@@ -24,12 +24,12 @@ import (
 type Plan struct {
 	store  *Store
 	record *Record // as found, or nil
+	own    []*FileRecord
 	files  []PlannedFile
 	// Conflicts are places that were edited since.
 	Conflicts []Conflict
 	// Torn are half-written or empty settings files, which are restored from the record.
 	Torn []string
-	dirs []string
 	// known is the next [Record.Known].
 	known []string
 	size  int // of all read files, in bytes
@@ -47,6 +47,7 @@ type PlannedFile struct {
 	Kind   Kind
 	record *FileRecord // nil if the file is as it originally was
 	like   *File       // for its owner, as in [Change]
+	own    bool        // as in [Target]
 }
 
 // Changed reports whether a commit would change the file.
@@ -70,6 +71,8 @@ type Target struct {
 	// reads.
 	Private bool
 	Owner   int
+	// Own is a file of the agent: it is written by [Plan.WriteOwn], outside the transaction.
+	Own bool
 }
 
 // ErrEmpty reports a settings file that is empty, even after a wait for its writer.
@@ -156,13 +159,20 @@ func (p *Plan) read(path string, kind Kind) (File, error) {
 	return f, nil
 }
 
-// NewPlan returns an empty plan. record, from [Store.Record], may be nil.
-func (s *Store) NewPlan(record *Record) *Plan {
-	p := &Plan{store: s, record: record}
+// NewPlan returns an empty plan. record, from [Store.Record], may be nil. own are the records of the agent's own files.
+func (s *Store) NewPlan(record *Record, own ...*FileRecord) *Plan {
+	p := &Plan{store: s, record: record, own: own}
 	if record != nil {
-		p.dirs, p.known = record.Dirs, record.Known
+		p.known = record.Known
 	}
 	return p
+}
+
+func (p *Plan) recordOf(path string) *FileRecord {
+	if f := p.record.File(path); f != nil {
+		return f
+	}
+	return (&Record{Files: p.own}).File(path)
 }
 
 // Edit plans one file. edit gets the original, with the recorded changes undone, or nil without a file. A file that
@@ -171,7 +181,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	if p.record == nil && t.Kind == KindProperties {
 		p.known = append(p.known, t.Path)
 	}
-	rec, known := p.record.File(t.Path), len(p.Conflicts)
+	rec, known := p.recordOf(t.Path), len(p.Conflicts)
 	now, half, err := p.readWhole(t.Path, t.Kind, rec, maxPlan)
 	if err != nil {
 		return err
@@ -182,7 +192,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	switch {
 	case half:
 		// A half-written file has no edits to keep.
-		if err := p.torn(t.Path, now); err != nil {
+		if err := p.torn(now); err != nil {
 			return err
 		}
 		original = rec.Original
@@ -209,7 +219,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	if err != nil {
 		return fmt.Errorf("%s: %w", t.Path, err)
 	}
-	f := PlannedFile{Before: now, After: after, Mode: mode, Kind: t.Kind}
+	f := PlannedFile{Before: now, After: after, Mode: mode, Kind: t.Kind, own: t.Own}
 	switch {
 	case original == nil && len(spans) == 0:
 		f.After = nil
@@ -232,34 +242,36 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 	if len(spans) > 0 || f.Mode != mode {
 		f.record = newFileRecord(t.Path, t.Kind, original, after, spans, now)
 		f.record.Mode, f.record.WrittenMode = mode, f.Mode
-		if rec != nil && !hasRemoteIPValve(original) {
-			f.record.Valve = rec.Valve
-		}
+		f.record.follow(rec, now)
 	}
 	p.files = append(p.files, f)
 	if keep && f.Changed() {
-		return p.keep(now)
+		return p.keep(now, t.Own)
 	}
 	return nil
 }
 
-// PlanUndo plans to restore all files of the record.
-func (s *Store) PlanUndo(record *Record) (*Plan, error) { return s.planUndo(record, nil) }
+// PlanUndo plans to restore all files of the record, and the agent's own files.
+func (s *Store) PlanUndo(record *Record, own ...*FileRecord) (*Plan, error) {
+	return s.planUndo(record, own, nil)
+}
 
 // planUndo also names paths that are not undone: a file that is theirs by now stays as it is.
-func (s *Store) planUndo(record *Record, paths []string) (*Plan, error) {
-	p := s.NewPlan(record)
-	if record == nil {
-		return p, nil
+func (s *Store) planUndo(record *Record, own []*FileRecord, paths []string) (*Plan, error) {
+	p := s.NewPlan(record, own...)
+	records := own
+	if record != nil {
+		records = slices.Concat(record.Files, own)
 	}
-	for _, rec := range record.Files {
+	for _, rec := range records {
 		paths = append(paths, rec.Path)
 	}
 	names, err := s.names(paths)
 	if err != nil {
 		return nil, err
 	}
-	for _, rec := range record.Files {
+	for i, rec := range records {
+		isOwn := i >= len(records)-len(own)
 		now, half, err := p.readWhole(rec.Path, rec.Kind, rec, maxUndo)
 		switch name, found := names[now.Target]; {
 		case err != nil:
@@ -278,21 +290,21 @@ func (s *Store) planUndo(record *Record, paths []string) (*Plan, error) {
 		}
 		u := Undone{Bytes: rec.Original}
 		if half {
-			err = p.torn(rec.Path, now)
+			err = p.torn(now)
 		} else {
 			u, err = rec.undoToLeave(now.Bytes)
 		}
 		if err != nil {
 			return nil, err
 		}
-		f := PlannedFile{Before: now, After: u.Bytes, Mode: rec.found(now), Kind: rec.Kind}
+		f := PlannedFile{Before: now, After: u.Bytes, Mode: rec.found(now), Kind: rec.Kind, record: rec, own: isOwn}
 		if u.Remove {
 			f.After = nil
 		}
 		p.files = append(p.files, f)
 		p.Conflicts = append(p.Conflicts, u.Conflicts...)
 		if u.Keep && now.Exists() {
-			if err := p.keep(now); err != nil {
+			if err := p.keep(now, isOwn); err != nil {
 				return nil, err
 			}
 		}
@@ -337,7 +349,7 @@ func leftAsItIs(path string, err error) Conflict {
 func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, error)) error {
 	i := slices.IndexFunc(p.files, func(f PlannedFile) bool { return f.Before.Path == path })
 	if i < 0 {
-		now, _, err := p.readWhole(path, kind, p.record.File(path), maxUndo)
+		now, _, err := p.readWhole(path, kind, p.recordOf(path), maxUndo)
 		if err != nil {
 			return err
 		}
@@ -364,18 +376,6 @@ func (p *Plan) Then(path string, kind Kind, edit func(planned []byte) ([]Span, e
 	return nil
 }
 
-// Remove plans to remove a file of the agent, and its folder if empty. A missing or planned file is ignored. The
-// plan must end in [Plan.CommitUndo].
-func (p *Plan) Remove(path string) error {
-	now, err := p.store.Read(path)
-	if err != nil || p.has(path) || !now.Exists() {
-		return err
-	}
-	p.files = append(p.files, PlannedFile{Before: now, Kind: KindWhole})
-	p.dirs = append(p.dirs, filepath.Dir(path))
-	return nil
-}
-
 // Planned returns the planned content of path; nil if it is removed or not planned.
 func (p *Plan) Planned(path string) []byte {
 	for _, f := range p.files {
@@ -399,21 +399,15 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	var others []string
 	back := &Record{}
 	for _, f := range p.files {
-		if !f.Changed() {
+		switch {
+		case f.own:
+		case f.Changed():
+			back.Files = append(back.Files, p.back(f))
+		default:
 			others = append(others, f.Before.Path)
-			continue
 		}
-		rec := f.record
-		if rec == nil || p.record.File(f.Before.Path) != nil {
-			rec = newFileRecord(f.Before.Path, f.Kind, f.Before.Bytes, f.After, nil, f.Before)
-			rec.WrittenMode = f.Mode
-			if f.record != nil && hasRemoteIPValve(f.Before.Bytes) {
-				rec.Valve = f.record.Valve
-			}
-		}
-		back.Files = append(back.Files, rec)
 	}
-	undo, err := p.store.planUndo(back, others)
+	undo, err := p.store.planUndo(back, nil, others)
 	if err != nil {
 		return nil, err
 	}
@@ -422,7 +416,6 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	}
 	record := &Record{Known: committed.Known}
 	if p.record != nil {
-		record.Dirs = p.record.Dirs
 		for _, f := range p.record.Files {
 			if undo.has(f.Path) || back.File(f.Path) == nil {
 				record.Files = append(record.Files, f)
@@ -437,23 +430,31 @@ func (p *Plan) Revert(purpose string) ([]Conflict, error) {
 	if p.record == nil && len(record.Files) == 0 {
 		record = nil
 	}
-	for _, d := range committed.Dirs {
-		if record == nil || !slices.Contains(record.Dirs, d) {
-			undo.dirs = append(undo.dirs, d)
-		}
-	}
 	changes := undo.changes()
 	slices.Reverse(changes)
-	return undo.Conflicts, p.store.Commit(purpose, changes, record, undo.dirs)
+	return undo.Conflicts, p.store.Commit(purpose, changes, record)
 }
 
-// torn keeps the file's content.
-func (p *Plan) torn(path string, now File) error {
-	p.Torn = append(p.Torn, path)
+// back returns the record that undoes the plan's change of one file alone.
+func (p *Plan) back(f PlannedFile) *FileRecord {
+	if f.record != nil && p.recordOf(f.Before.Path) == nil {
+		return f.record
+	}
+	rec := newFileRecord(f.Before.Path, f.Kind, f.Before.Bytes, f.After, nil, f.Before)
+	rec.WrittenMode = f.Mode
+	if f.record != nil && hasRemoteIPValve(f.Before.Bytes) {
+		rec.Valve = f.record.Valve
+	}
+	return rec
+}
+
+// torn keeps the content of a settings file.
+func (p *Plan) torn(now File) error {
+	p.Torn = append(p.Torn, now.Path)
 	if len(now.Bytes) == 0 {
 		return nil
 	}
-	return p.keep(now)
+	return p.keep(now, false)
 }
 
 // keptCopies bounds the copies of one file.
@@ -461,7 +462,7 @@ const keptCopies = 100
 
 // keep plans a copy of a file whose edits would be lost. It has the file's owner, is not executable and never
 // follows a link. Former copies stay: they may be the last of an edit.
-func (p *Plan) keep(f File) error {
+func (p *Plan) keep(f File, own bool) error {
 	at, err := p.store.Files().LocateName(f.Path)
 	var name string
 	var saved File
@@ -484,7 +485,7 @@ func (p *Plan) keep(f File) error {
 			p.Conflicts[j].Msg = strings.ReplaceAll(c.Msg, SavedName(f.Path), saved.Path)
 		}
 	}
-	p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: files.Plain(f.Mode) &^ 0o111, Kind: KindWhole, like: &f})
+	p.files = append(p.files, PlannedFile{Before: saved, After: f.Bytes, Mode: files.Plain(f.Mode) &^ 0o111, Kind: KindWhole, like: &f, own: own})
 	return nil
 }
 
@@ -537,7 +538,7 @@ func (p *Plan) ChangedPaths() []string {
 
 // Only returns the plan for the files that keep accepts.
 func (p *Plan) Only(keep func(path string) bool) *Plan {
-	q := &Plan{store: p.store, record: p.record, dirs: p.dirs, known: p.known}
+	q := &Plan{store: p.store, record: p.record, own: p.own, known: p.known}
 	for _, f := range p.files {
 		if keep(f.Before.Path) {
 			q.files = append(q.files, f)
@@ -549,35 +550,41 @@ func (p *Plan) Only(keep func(path string) bool) *Plan {
 // Commit makes the changes and writes a record that undoes them and the earlier ones. It writes nothing if nothing
 // changes.
 func (p *Plan) Commit(purpose string) error {
-	record := &Record{Known: p.known}
-	if p.record != nil {
-		record.Dirs = p.record.Dirs
-		for _, f := range p.record.Files {
-			if !p.has(f.Path) {
-				record.Files = append(record.Files, f)
-			}
+	changes := p.changes()
+	if len(changes) == 0 {
+		return nil
+	}
+	former := p.record
+	if former == nil {
+		former = &Record{}
+	}
+	return p.store.Commit(purpose, changes, &Record{Known: p.known, Files: p.next(former.Files, false)})
+}
+
+// next returns the records after the plan: the former ones of other files, and those of its files.
+func (p *Plan) next(former []*FileRecord, own bool) (records []*FileRecord) {
+	for _, f := range former {
+		if !p.has(f.Path) {
+			records = append(records, f)
 		}
 	}
 	for _, f := range p.files {
-		if f.record != nil {
-			record.Files = append(record.Files, f.record)
+		if f.record != nil && f.own == own {
+			records = append(records, f.record)
 		}
 	}
-	if len(p.Changed()) == 0 {
-		return nil
-	}
-	return p.store.Commit(purpose, p.changes(), record, nil)
+	return records
 }
 
 // CommitUndo makes the changes and removes the record.
 func (p *Plan) CommitUndo(purpose string) error {
-	if len(p.Changed()) == 0 && p.record == nil {
-		return nil
-	}
 	// In reverse order, so that after a crash the same files are new as in a commit.
 	changes := p.changes()
+	if len(changes) == 0 && p.record == nil {
+		return nil
+	}
 	slices.Reverse(changes)
-	return p.store.Commit(purpose, changes, nil, p.dirs)
+	return p.store.Commit(purpose, changes, nil)
 }
 
 func (p *Plan) has(path string) bool {
@@ -592,7 +599,13 @@ func (p *Plan) has(path string) bool {
 func (p *Plan) changes() []Change {
 	var out []Change
 	for _, f := range p.Changed() {
-		out = append(out, Change{Before: f.Before, After: f.After, Remove: f.After == nil, Mode: f.Mode, Like: f.like})
+		if !f.own {
+			out = append(out, f.change())
+		}
 	}
 	return out
+}
+
+func (f PlannedFile) change() Change {
+	return Change{Before: f.Before, After: f.After, Remove: f.After == nil, Mode: f.Mode, Like: f.like}
 }

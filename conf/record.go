@@ -31,8 +31,6 @@ const (
 // Record contains what an undo of one or more commits needs. It may contain passwords and has mode 0600.
 type Record struct {
 	Files []*FileRecord `json:"files"`
-	// Dirs are the directories that were made, outermost first, below the root.
-	Dirs []string `json:"dirs,omitempty"`
 	// Known are the settings files of the first commit, changed or not. Others were added later.
 	Known []string `json:"known,omitempty"`
 }
@@ -48,6 +46,10 @@ type FileRecord struct {
 	Original []byte `json:"original,omitempty"`
 	// Written is the SHA-256 of the last commit's content; "" means no file.
 	Written string `json:"written_sha256"`
+	// Replaced is that of an own file's former content: a process that was killed may not have replaced it.
+	Replaced string `json:"replaced_sha256,omitempty"`
+	// Folders counts those made for an own file. An undo removes them if empty.
+	Folders int `json:"folders,omitempty"`
 	// Keys are what the commits changed in a settings file, for an undo after another program wrote the file, too.
 	Keys []Key `json:"keys,omitempty"`
 	// Valve has the removed beans of a container.
@@ -123,7 +125,7 @@ func (r *Record) File(path string) *FileRecord {
 func newFileRecord(path string, kind Kind, before, after []byte, spans []Span, now File) *FileRecord {
 	f := &FileRecord{
 		Path: path, Kind: kind, Existed: before != nil, Original: before, Written: sumOf(after),
-		Owner: Owner{now.UID, now.GID}, Mode: now.Mode,
+		Owner: Owner{now.UID, now.GID}, Mode: now.Mode, Folders: now.missing,
 	}
 	if kind == KindProperties {
 		f.Keys = keysBetween(before, after)
@@ -139,6 +141,26 @@ func newFileRecord(path string, kind Kind, before, after []byte, spans []Span, n
 		}
 	}
 	return f
+}
+
+// follow takes over what an earlier record, or nil, knows of the file. now is the present file.
+func (f *FileRecord) follow(rec *FileRecord, now File) {
+	if rec == nil {
+		return
+	}
+	if !hasRemoteIPValve(f.Original) {
+		f.Valve = rec.Valve
+	}
+	f.Folders = max(f.Folders, rec.Folders)
+	if rec.wrote(now.Bytes) && sumOf(now.Bytes) != f.Written {
+		f.Replaced = sumOf(now.Bytes)
+	}
+}
+
+// wrote reports whether the file is as a commit wrote it.
+func (f *FileRecord) wrote(current []byte) bool {
+	now := sumOf(current)
+	return now == f.Written || now != "" && now == f.Replaced
 }
 
 // keysBetween returns the properties of after that differ from before. A file that was cut may have none.
@@ -203,7 +225,7 @@ func hasRemoteIPValve(container []byte) bool {
 
 func (f *FileRecord) undo(current []byte) (Undone, error) {
 	switch {
-	case sumOf(current) == f.Written:
+	case f.wrote(current):
 		return Undone{Bytes: f.Original, Remove: !f.Existed}, nil
 	case current == nil:
 		u := Undone{Remove: true}
@@ -278,11 +300,6 @@ func (r *Record) check() error {
 		}
 		if err := f.check(); err != nil {
 			return err
-		}
-	}
-	for _, d := range r.Dirs {
-		if !isClean(d) {
-			return fmt.Errorf("%q is no path of a folder", d)
 		}
 	}
 	return nil

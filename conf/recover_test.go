@@ -38,16 +38,16 @@ func interrupted(t *testing.T, s *Store, renames int) (before, after map[string]
 	for _, f := range p.files {
 		record.Files = append(record.Files, f.record)
 	}
-	return before, after, interruptedCommit(t, s, "join", p.changes(), record, nil, renames)
+	return before, after, interruptedCommit(t, s, "join", p.changes(), record, renames)
 }
 
-func interruptedCommit(t *testing.T, s *Store, purpose string, changes []Change, record *Record, dirs []string, renames int) *journal {
+func interruptedCommit(t *testing.T, s *Store, purpose string, changes []Change, record *Record, renames int) *journal {
 	t.Helper()
 	state, err := s.makeStateDir()
 	must.OK(t, err)
 	tx := s.begin(state)
 	defer tx.end()
-	j, err := tx.newJournal(purpose, changes, record, dirs)
+	j, err := tx.newJournal(purpose, changes, record)
 	must.OK(t, err)
 	data, err := j.encode(maxJournal)
 	must.OK(t, err)
@@ -144,11 +144,11 @@ func TestRecoverASecondJoin(t *testing.T) {
 		before := snapshot(t, s)
 		must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 		p := planCluster(t, s, "10.0.0.2")
-		record := &Record{Dirs: p.dirs}
+		record := &Record{}
 		for _, f := range p.files {
 			record.Files = append(record.Files, f.record)
 		}
-		j := interruptedCommit(t, s, "join", p.changes(), record, nil, renames)
+		j := interruptedCommit(t, s, "join", p.changes(), record, renames)
 		for _, f := range j.Files {
 			if strings.HasPrefix(f.Target, "/ams/") {
 				must.OK(t, s.RemoveFile(j.stagedPath(f)))
@@ -173,7 +173,7 @@ func TestRecoverOfAnExchangedFile(t *testing.T) {
 	putFile(t, s, original, 0, 0o644)
 	p, err := planServer(t, s)
 	must.OK(t, err)
-	interruptedCommit(t, s, "join", p.changes(), nil, nil, 0)
+	interruptedCommit(t, s, "join", p.changes(), nil, 0)
 	putFile(t, s, original, 4711, 0o644)
 	if r := recovered(t, s); len(r.Conflicts) != 1 || r.Conflicts[0].Path != serverPath {
 		t.Errorf("conflicts: %v", r.Conflicts)
@@ -215,18 +215,6 @@ func TestRecoverOnAFullDisk(t *testing.T) {
 	}
 }
 
-// TestRecoverHalfMadeFolder: a run was killed after it had made a folder, before that had its mode.
-func TestRecoverHalfMadeFolder(t *testing.T) {
-	s := newTree(t)
-	_, after, j := interrupted(t, s, 0)
-	remove(t, s, j.stagedPath(journalFile{Target: dropInPath}))
-	must.OK(t, os.Chmod(s.Root+filepath.Dir(dropInPath), 0o700))
-	recovered(t, s)
-	if d := cmp.Diff(after, snapshot(t, s)); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
-	}
-}
-
 // TestRecoverOfAMode: a second join only takes rights from a file, and is killed before that.
 func TestRecoverOfAMode(t *testing.T) {
 	s := newTree(t)
@@ -234,7 +222,7 @@ func TestRecoverOfAMode(t *testing.T) {
 	want := snapshot(t, s)
 	must.OK(t, os.Chmod(s.Root+serverPath, 0o644))
 	p := planCluster(t, s, "10.0.0.1")
-	j := interruptedCommit(t, s, "join", p.changes(), p.record, nil, 0)
+	j := interruptedCommit(t, s, "join", p.changes(), p.record, 0)
 	if r := recovered(t, s); len(j.Files) != 1 || len(r.Files) != 1 {
 		t.Errorf("%+v", r)
 	}
@@ -339,7 +327,7 @@ func TestRecoverForeignEdits(t *testing.T) {
 			} else {
 				must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 				p := planUndo(t, s)
-				interruptedCommit(t, s, "leave", p.changes(), nil, p.dirs, renames)
+				interruptedCommit(t, s, "leave", p.changes(), nil, renames)
 			}
 			replaceIn(t, s, path, "http.port=5080", "http.port=9090")
 			r := recovered(t, s)
@@ -598,7 +586,7 @@ func TestDamagedLetter(t *testing.T) {
 	undo, err := os.ReadFile(filepath.Join(s.Root, stateDir, undoName))
 	must.OK(t, err)
 	p := planUndo(t, s)
-	leave, err := interruptedCommit(t, s, "leave", p.changes(), nil, nil, 1).encode(maxJournal)
+	leave, err := interruptedCommit(t, s, "leave", p.changes(), nil, 1).encode(maxJournal)
 	must.OK(t, err)
 	for name, data := range map[string][]byte{undoName: undo, journalName: leave} {
 		want, err := decodeJournal(name, data)
@@ -627,7 +615,6 @@ func TestDamagedEntries(t *testing.T) {
 	for _, content := range []string{
 		`{"id":"1","record":{"files":[null]}}`,
 		`{"id":"1","record":{"files":[{"path":"etc/passwd","kind":"whole"}]}}`,
-		`{"id":"1","record":{"dirs":["/a/../etc"]}}`,
 		`{"id":"1","files":[{"target":"a/b"}]}`,
 		`{"id":"1","files":[{"target":"/a/b","after":"00","data":"YQ=="}]}`,
 		`{"id":"1/../c","files":[{"target":"/a/b"}]}`,

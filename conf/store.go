@@ -53,6 +53,7 @@ type File struct {
 	// Target is Path with links resolved, below the root.
 	Target string
 
+	missing int // folders
 	// id and folder identify the file that was read.
 	id, folder files.ID
 }
@@ -99,7 +100,7 @@ func (s *Store) read(path string, limit int64) (File, error) {
 			return File{}, err
 		}
 	}
-	f.Path, f.Target = path, p.Path()
+	f.Path, f.Target, f.missing = path, p.Path(), len(p.Missing)
 	return f, nil
 }
 
@@ -202,7 +203,7 @@ func (s *Store) writeFile(path string, data []byte, mode, dirMode fs.FileMode, l
 	}
 	for range writeAttempts {
 		// A recovering process removes the temporary file as a leftover.
-		if err = replace(d, "."+name+writeSuffix, name, data, mode); !errors.Is(err, fs.ErrNotExist) {
+		if err = replace(d, name, data, d.In(mode)); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
@@ -211,11 +212,12 @@ func (s *Store) writeFile(path string, data []byte, mode, dirMode fs.FileMode, l
 
 const writeAttempts = 5
 
-func replace(d *files.Folder, temp, name string, data []byte, mode fs.FileMode) error {
+func replace(d *files.Folder, name string, data []byte, a files.Attributes) error {
+	temp := "." + name + writeSuffix
 	if err := d.Remove(temp); err != nil {
 		return err
 	}
-	if err := d.Write(temp, data, d.In(mode)); err != nil {
+	if err := d.Write(temp, data, a); err != nil {
 		return errors.Join(err, d.Remove(temp))
 	}
 	if err := d.Rename(temp, name); err != nil {
@@ -253,7 +255,7 @@ func (s *Store) Empty(path string) error {
 	if len(p.Missing) > 0 {
 		return &fs.PathError{Op: "truncate", Path: path, Err: fs.ErrNotExist}
 	}
-	return p.Folder.Truncate(p.Name)
+	return p.Folder.Overwrite(p.Name, nil)
 }
 
 // maxEntries bounds listings. A thousand applications, or logs of years, are possible.

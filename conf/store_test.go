@@ -53,7 +53,7 @@ func newTreeIn(t testing.TB, root string) *Store {
 	write("/data/root.properties", "db.type=mapdb\r\ndb.host=localhost\r\n", 0o600)
 	must.OK(t, os.MkdirAll(filepath.Join(root, "/ams/webapps/root/WEB-INF"), 0o755))
 	must.OK(t, os.Symlink("/data/root.properties", filepath.Join(root, "/ams/webapps/root/WEB-INF/red5-web.properties")))
-	must.OK(t, os.MkdirAll(filepath.Join(root, "/etc/systemd/system"), 0o755))
+	must.OK(t, os.MkdirAll(filepath.Join(root, filepath.Dir(dropInPath)), 0o755))
 	return &Store{Root: root, Dir: stateDir}
 }
 
@@ -115,10 +115,7 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	const bad = "/ams/caf\xe9"
 	for name, j := range map[string]*journal{
 		"a target":             {Files: []journalFile{{Target: bad}}},
-		"a folder to make":     {MakeDirs: []string{bad}},
-		"a folder to remove":   {RemoveDirs: []string{bad}},
 		"a file of the record": {Record: &Record{Files: []*FileRecord{{Path: bad, Kind: KindWhole, Written: sum(nil)}}}},
-		"a folder of it":       {Record: &Record{Dirs: []string{bad}}},
 	} {
 		j.ID = "0123456789ab"
 		if data, err := j.encode(maxJournal); err == nil || !strings.Contains(err.Error(), `"/ams/caf\xe9"`) {
@@ -783,20 +780,21 @@ func TestRevertHosts(t *testing.T) {
 		if tt.before != "" {
 			must.OK(t, os.WriteFile(real, []byte(tt.before), 0o644))
 		}
+		var own []*FileRecord
 		join := func(address string) *Plan {
-			record, err := s.Record()
-			must.OK(t, err)
-			p := s.NewPlan(record)
-			must.OK(t, p.Edit(Target{Path: path, Kind: KindHosts, CreateMode: 0o644}, func(src []byte) ([]Span, error) {
+			p := s.NewPlan(nil, own...)
+			must.OK(t, p.Edit(Target{Path: path, Kind: KindHosts, CreateMode: 0o644, Own: true}, func(src []byte) ([]Span, error) {
 				if address == "" {
 					return nil, nil
 				}
 				return AddHost(src, netip.MustParseAddr(address), "node"), nil
 			}))
-			must.OK(t, p.Commit("join"))
+			own = p.Own()
+			must.OK(t, p.WriteOwn())
 			return p
 		}
 		join("10.0.0.1")
+		former := own
 		joined, err := os.ReadFile(real)
 		must.OK(t, err)
 		p := join(tt.address)
@@ -804,13 +802,15 @@ func TestRevertHosts(t *testing.T) {
 			f, err := s.Read(path)
 			must.OK(t, errors.Join(err, os.WriteFile(real, append(f.Bytes, tt.edit...), 0o644)))
 		}
-		if conflicts, err := p.Revert("rollback"); err != nil || len(conflicts) > 0 {
+		if conflicts, err := p.RevertOwn(); err != nil || len(conflicts) > 0 {
 			t.Errorf("%s: %v, %v", name, conflicts, err)
 		}
 		if f, err := s.Read(path); err != nil || string(f.Bytes) != string(joined)+tt.edit || f.Mode != 0o644 {
 			t.Errorf("%s: %v, %v %q, want %q", name, err, f.Mode, f.Bytes, string(joined)+tt.edit)
 		}
-		undoAll(t, s)
+		undo, err := s.PlanUndo(nil, former...)
+		must.OK(t, err)
+		must.OK(t, undo.WriteOwn())
 		if f, err := s.Read(path); err != nil || string(f.Bytes) != tt.before+tt.edit {
 			t.Errorf("%s: left with %q, %v", name, f.Bytes, err)
 		}
@@ -1184,7 +1184,7 @@ func TestBounds(t *testing.T) {
 		large(SavedName("/one"), tt.saved)
 		p := s.NewPlan(nil)
 		p.Conflicts = []Conflict{{Path: "/one", Msg: "kept as " + SavedName("/one")}}
-		if err := p.keep(File{Path: "/one", Bytes: []byte(tt.text)}); err != nil || len(p.files) != 1 {
+		if err := p.keep(File{Path: "/one", Bytes: []byte(tt.text)}, false); err != nil || len(p.files) != 1 {
 			t.Fatalf("%+v: %d copies, %v", tt, len(p.files), err)
 		}
 		want := SavedName("/one") + tt.want

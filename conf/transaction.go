@@ -140,33 +140,6 @@ func (t *transaction) sweep(j *journal) {
 	}
 }
 
-// makeDirs leaves it to [transaction.stage] to report a folder whose parent was removed or replaced.
-func (t *transaction) makeDirs(dirs []string) error {
-	for _, path := range dirs {
-		if err := ignoreGone(t.makeDir(path)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (t *transaction) makeDir(path string) error {
-	parent, name, err := t.at(path)
-	if err != nil {
-		return err
-	}
-	// A run that was killed may have made it without its owner or its mode.
-	if err := parent.RemoveFolder(name); err != nil {
-		return err
-	}
-	d, err := parent.MakeFolder(name, 0o755)
-	if err != nil {
-		return ignore(err, fs.ErrExist) // it is in use
-	}
-	t.adopt(d)
-	return nil
-}
-
 // stage writes the new file beside its target, with owner, mode, ACL and extended attributes of the file that it
 // replaces. planned is nil in a recovery.
 func (t *transaction) stage(j *journal, f journalFile, planned *File) error {
@@ -285,27 +258,10 @@ func (t *transaction) dropStaged(j *journal) error {
 	return errors.Join(errs...)
 }
 
-// removeEmpty works innermost first. A directory in use stays.
-func (t *transaction) removeEmpty(dirs []string) error {
-	var errs []error
-	for _, dir := range slices.Backward(dirs) {
-		d, name, err := t.at(dir)
-		if err != nil {
-			errs = append(errs, ignoreGone(err))
-			continue
-		}
-		errs = append(errs, d.RemoveFolder(name))
-	}
-	return errors.Join(errs...)
-}
-
 func (t *transaction) syncDirs(j *journal) error {
 	var dirs []string
 	for _, f := range j.Files {
 		dirs = append(dirs, filepath.Dir(f.Target))
-	}
-	for _, d := range j.MakeDirs {
-		dirs = append(dirs, filepath.Dir(d))
 	}
 	slices.Sort(dirs)
 	dirs = slices.Compact(dirs)

@@ -390,8 +390,9 @@ func (d *Folder) chmod(mode fs.FileMode) error {
 	return err
 }
 
-// Truncate empties a regular file in place.
-func (d *Folder) Truncate(name string) error {
+// Overwrite writes a regular file in place: a mount point cannot be replaced. Newlines fill its former length first, so that
+// a process that is killed leaves no part of the former content.
+func (d *Folder) Overwrite(name string, data []byte) error {
 	path, err := d.call("openat", name)
 	if err != nil {
 		return err
@@ -400,7 +401,8 @@ func (d *Folder) Truncate(name string) error {
 	if err != nil {
 		return pathError("open", path, err)
 	}
-	defer func() { _ = unix.Close(fd) }()
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
 	info, err := statFD(fd, path)
 	if err != nil {
 		return err
@@ -408,7 +410,17 @@ func (d *Folder) Truncate(name string) error {
 	if !info.Mode.IsRegular() {
 		return fmt.Errorf("%s is %w", path, ErrNotRegular)
 	}
-	return pathError("truncate", path, unix.Ftruncate(fd, 0))
+	rest := max(0, int(info.Size)-len(data))
+	if err := d.root.hook("write", path); err != nil {
+		return err
+	}
+	if _, err := f.Write(append(bytes.Clone(data), bytes.Repeat([]byte{'\n'}, rest)...)); err != nil {
+		return err
+	}
+	if err := f.Truncate(int64(len(data))); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // LockFile opens or creates a file.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -169,18 +170,18 @@ func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, 
 		return claim, errors.Join(n.oldOrNew(), n.serverFiles(before), n.mode(before))
 	case has("but the journal of the change is left"):
 		return claim, errors.Join(n.differencesBut(before, true), n.mode(before))
-	case has("the agent's own files were written, and those of Ant Media Server were not"):
-		return claim, errors.Join(n.oldOrNew(), n.mode(before))
+	case has("the files of Ant Media Server were given back, and those of the agent were not"):
+		return claim, errors.Join(n.oldOrNew(), n.serverFiles(after), n.mode(after))
 	case has("but what was begun is not finished"):
-		return claim, errors.Join(n.differencesBut(after, true), n.mode(after))
+		return claim, errors.Join(n.differencesBut(n.andSecret(after), true), n.mode(after))
 	case strings.HasPrefix(state, "the files are still those of a cluster node; of Ant Media Server: it runs"):
 		return claim, errors.Join(n.differencesBut(before, false), n.mode(before))
 	case has("of Ant Media Server: it runs"):
-		return claim, n.differencesBut(n.clean, false)
+		return claim, n.differencesBut(n.andSecret(n.clean), false)
 	case has("of Ant Media Server: it does not run"), has("does not start with them either"), has("does not stay up with them either"), has("of Ant Media Server: whether it runs is not known"):
-		return claim, n.differencesBut(n.clean, false)
+		return claim, n.differencesBut(n.andSecret(n.clean), false)
 	case has("nothing was changed on this machine but the agent's own"):
-		return claim, errors.Join(n.differencesBut(before, false), n.mode(before))
+		return claim, errors.Join(n.oldOrNew(), n.serverFiles(before), n.mode(before))
 	case strings.HasPrefix(state, "nothing was changed on this machine"), strings.HasPrefix(state, "the files are still those of a cluster node"):
 		return claim, errors.Join(n.strays(lasting), n.differences(before), n.mode(before), n.rowBefore(cmd))
 	case has("the files were put back"):
@@ -191,11 +192,22 @@ func (n *crashNode) truthful(cmd string, r traced, lasting bool) (claim string, 
 	case has("this machine is a cluster node"):
 		return claim, errors.Join(n.differencesBut(n.joined, false), n.mode(n.joined))
 	case has("this machine is standalone"), has("this machine left the cluster"):
-		return claim, errors.Join(n.differencesBut(n.clean, false), n.mode(n.clean))
+		return claim, errors.Join(n.differencesBut(n.andSecret(n.clean), false), n.mode(n.clean))
 	case has("the interrupted run is still unfinished"):
 		return claim, n.oldOrNew()
 	}
 	return claim, errors.New("no claim that this test knows")
+}
+
+// andSecret adds the secret, if it is there: it stays until a leave has deregistered the node.
+func (n *crashNode) andSecret(want map[string]string) map[string]string {
+	want = maps.Clone(want)
+	for _, path := range []string{"etc/amsagent", "etc/amsagent/mongo"} {
+		if _, err := os.Stat(n.Path(path)); err == nil {
+			want[path] = n.joined[path]
+		}
+	}
+	return want
 }
 
 // serverFiles lists which of the server's files are not as wanted.

@@ -316,9 +316,9 @@ func (n *crashNode) isJoined() error {
 		errs = append(errs, n.differences(n.joined))
 	}
 	names, err := n.kept()
-	want := "config.yaml.good given.json state.json undo.json"
+	want := "config.yaml.good state.json undo.json"
 	if n.Mongo == nil {
-		want = "undo.json"
+		want = "state.json undo.json" // it has the agent's own files
 	}
 	if got := strings.Join(names, " "); got != want {
 		err = errors.Join(err, fmt.Errorf("the state folder holds %q, want %q", got, want))

@@ -23,7 +23,6 @@ import (
 	"go.mongodb.org/mongo-driver/v2/mongo"
 	"go.mongodb.org/mongo-driver/v2/mongo/options"
 
-	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
@@ -419,9 +418,10 @@ func (s *goingDown) serviceCommand(t *testing.T) {
 	s.active(t, nodeID, nodeAddress)
 	s.goDown(t, "poweroff")
 	s.off(t)
-	for _, name := range append(dropIns, command, bootstrap.GivenPath) { // the last keeps what the join was given
+	for _, name := range append(dropIns, command) {
 		s.onDisk(t, `rm "$1`+name+`"`)
 	}
+	s.onDisk(t, `sed -i '/^  "given": {$/,/^  }/d' "$1/var/lib/amsagent/state.json"`) // what the join was given
 }
 
 // untilTheDeadline: who never ends is cut when systemd's time is over.

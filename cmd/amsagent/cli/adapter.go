@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -91,17 +90,10 @@ func (a *daemonAdapter) reread() error {
 	return a.rereadLocked()
 }
 
-// givenNow identifies a version of the file with the values given to join.
+// givenNow are the values given to join, as a text to compare.
 func (a *daemonAdapter) givenNow() string {
-	path, err := settings.UnderRoot(a.g.settings.Root, bootstrap.GivenPath)
-	if err != nil {
-		return ""
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return ""
-	}
-	return fmt.Sprint(info.Size(), info.ModTime())
+	given, err := bootstrap.LoadGiven(a.g.settings.Root)
+	return fmt.Sprint(given, err)
 }
 
 func (a *daemonAdapter) rereadLocked() error {

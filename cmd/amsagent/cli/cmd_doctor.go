@@ -189,7 +189,7 @@ func examine(ctx context.Context, g *globals, o *doctor.Options) error {
 		o.MongoErr = err
 	}
 	o.Connect = cluster.Options{AppName: "amsagent", Timeout: mongoTimeout, Log: g.out.Log()}
-	o.Secrets = []string{bootstrap.MongoPath, bootstrap.LeftMongoPath}
+	o.Secrets = []string{bootstrap.MongoPath}
 	if path, ok := settings.FilePath(g.settings.Mongo); ok && !slices.Contains(o.Secrets, path) {
 		o.Secrets = append(o.Secrets, path)
 	}

@@ -138,7 +138,7 @@ func TestDoctorImage(t *testing.T) {
 // Wrong settings are a result among others; wrong flags are a usage error.
 func TestDoctorSettings(t *testing.T) {
 	root := doctorTree(t)
-	const config, good = "etc/amsagent/config.yaml", "var/lib/amsagent/config.yaml.good"
+	const config, good, state = "etc/amsagent/config.yaml", "var/lib/amsagent/config.yaml.good", "var/lib/amsagent/state.json"
 	for _, tt := range []struct {
 		files    map[string]string
 		vars     map[string]string
@@ -153,8 +153,8 @@ func TestDoctorSettings(t *testing.T) {
 		// A wrong line does not hide the others, and the daemon's settings count.
 		{map[string]string{config: "roel: edge\nams_dir: /opt/ams\nbeat_interval: soon\n"}, nil, "AMS-INSTALL", "/opt/ams"},
 		{map[string]string{config: "beat_interval: soon\n", good: "ams_dir: /opt/former\n"}, nil, "AMS-INSTALL", "/opt/former"},
-		{map[string]string{bootstrap.GivenPath: `{"version":1,"settings":{"ams_dir":"/opt/ams"}}`}, nil, "AMS-INSTALL", "/opt/ams"},
-		{map[string]string{bootstrap.GivenPath: `{"version":1,`}, nil, "AGENT-RECORD", "what was given to join cannot be used"},
+		{map[string]string{state: `{"version":1,"given":{"settings":{"ams_dir":"/opt/ams"}}}`}, nil, "AMS-INSTALL", "/opt/ams"},
+		{map[string]string{state: `{"version":1,`}, nil, "AGENT-RECORD", "what was given to join cannot be used"},
 	} {
 		for name, text := range tt.files {
 			plant(t, root, map[string]string{name + "!": text})

@@ -27,7 +27,7 @@ import (
 
 // A value that was given to join wins over config.yaml, also over a later line. config, status and a join say so in one note.
 func TestGivenWinsOverTheFile(t *testing.T) {
-	root := tree(t, map[string]string{"var/lib/amsagent/given.json": `{"version":1,"settings":{"role":"edge","hooks":"drain","group":"a","service":"none"}}`})
+	root := tree(t, map[string]string{"var/lib/amsagent/state.json": `{"version":1,"given":{"settings":{"role":"edge","hooks":"drain","group":"a","service":"none"}}}`})
 	vars := map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "generic"}
 	for _, tt := range []struct {
 		config string
@@ -66,7 +66,7 @@ func TestGivenWinsOverTheFile(t *testing.T) {
 
 // A damaged file stops no command, and each reports it.
 func TestGivenDamaged(t *testing.T) {
-	root := tree(t, map[string]string{bootstrap.GivenPath: `{"version":1,"settings":`})
+	root := tree(t, map[string]string{bootstrap.StateDir + "/state.json": `{"version":1,"given":`})
 	code, _, stderr := run(t, map[string]string{"AMSAGENT_ROOT": root}, "config", "--offline")
 	if code != exitOK || !strings.Contains(stderr, "what was given to join cannot be used: ") {
 		t.Errorf("exit %d: %s", code, stderr)
@@ -102,13 +102,13 @@ func TestDaemonFollowsTheSettings(t *testing.T) {
 		"": false, "role: origin": false, "unhealthy_after: 9m": false, "hooks: [ours]": false,
 		"serving: LiveApp": true, "beat_interval: 7s": true, "log_level: debug": true, "drain_deadline: 20m": false,
 		"metrics_address: 127.0.0.1:9999": true, "provider: aws": true,
-		`{"version":1,"settings":{"role":"edge","hooks":"drain"}}`: false, `{"version":1,"settings":{"ams_dir":"/opt/ams"}}`: true,
+		`{"version":1,"given":{"settings":{"role":"edge","hooks":"drain"}}}`: false, `{"version":1,"given":{"settings":{"ams_dir":"/opt/ams"}}}`: true,
 	} {
 		root := t.TempDir()
 		a := adapterIn(t, &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root}})
 		path := "etc/amsagent/config.yaml"
 		if strings.HasPrefix(line, "{") {
-			path = bootstrap.GivenPath
+			path = bootstrap.StateDir + "/state.json"
 		}
 		plant(t, root, map[string]string{path: line + "\n"})
 		must.OK(t, a.reread())

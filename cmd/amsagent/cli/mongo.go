@@ -39,7 +39,7 @@ func (g *globals) mongo() (mongoSource, error) {
 		}
 	}
 	if v.Text == "" {
-		src, err := g.mongoIn(settings.FromStored, bootstrap.MongoPath, bootstrap.LeftMongoPath)
+		src, err := g.mongoIn(settings.FromStored, bootstrap.MongoPath)
 		if errors.Is(err, fs.ErrNotExist) {
 			err = errNoMongo
 		}
