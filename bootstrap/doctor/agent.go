@@ -67,8 +67,11 @@ func checkConfig(ctx context.Context, p *patient) []Result {
 	return one(good("%s", p.ConfigSeen))
 }
 
-// undoPath is where a join keeps what a leave needs.
-const undoPath = bootstrap.StateDir + "/undo.json"
+// These contain what a leave gives back.
+const (
+	undoPath  = bootstrap.StateDir + "/undo.json"
+	statePath = bootstrap.StateDir + "/state.json"
+)
 
 // checkSecrets finds passwords that every user of this machine can read.
 func checkSecrets(ctx context.Context, p *patient) []Result {
@@ -103,10 +106,12 @@ func checkSecrets(ctx context.Context, p *patient) []Result {
 			errs = append(errs, look(f.Path, p.store.ReadSettings, holdsPassword))
 		}
 	}
-	// What a leave needs has the former bytes of all files in it, their passwords too.
-	if st, err := p.store.Files().Stat(undoPath); err == nil && st.Mode.Perm()&0o004 != 0 {
-		if at, err := p.store.Follow(undoPath); err == nil && p.reachable(at) {
-			found = append(found, undoPath)
+	// What a leave gives back is the former bytes of files, their passwords too.
+	for _, path := range []string{undoPath, statePath} {
+		if st, err := p.store.Files().Stat(path); err == nil && st.Mode.Perm()&0o004 != 0 {
+			if at, err := p.store.Follow(path); err == nil && p.reachable(at) {
+				found = append(found, path)
+			}
 		}
 	}
 	if err := errors.Join(errs...); err != nil && len(found) == 0 {

@@ -626,6 +626,18 @@ func agentCases() []aCase {
 		}
 	}
 	nodeWithDropIn := func(c *clinic) { c.o.Machine.DropIn = true; c.join("10.0.2.4") }
+	readable := func(name string) func(c *clinic) {
+		return func(c *clinic) {
+			c.join("10.0.2.4")
+			for _, path := range []string{"var", "var/lib", "var/lib/amsagent"} {
+				c.mode(path, 0o755)
+			}
+			for _, file := range []string{"undo.json", "state.json"} {
+				c.mode("var/lib/amsagent/"+file, 0o600)
+			}
+			c.mode("var/lib/amsagent/"+name, 0o644)
+		}
+	}
 	status := func(s bootstrap.Status, err error) func(c *clinic) {
 		return func(c *clinic) { c.status = finished(&s, err) }
 	}
@@ -657,13 +669,8 @@ func agentCases() []aCase {
 		{idSecret, "for everybody, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "not for everybody"},
 		{idSecret, "in the server's files", func(c *clinic) { c.put(server, "clusterdb.host=mongodb://u:secret@10.0.2.4\n") }, Bad, "", "red5.properties"},
 		{idSecret, "in a key of its own", func(c *clinic) { c.put(liveApp, "db.host=10.0.2.4\ndb.password=secret\n") }, Bad, "", "LiveApp"},
-		{idSecret, "in the undo record", func(c *clinic) {
-			c.join("10.0.2.4")
-			for _, dir := range []string{"var", "var/lib", "var/lib/amsagent"} {
-				c.mode(dir, 0o755)
-			}
-			c.mode("var/lib/amsagent/undo.json", 0o644)
-		}, Bad, "", "undo.json"},
+		{idSecret, "in the undo record", readable("undo.json"), Bad, "", "undo.json"},
+		{idSecret, "in the state", readable("state.json"), Bad, "", "state.json"},
 		{idSecret, "no secret", func(c *clinic) { c.secret(0o644); c.put("etc/amsagent/mongo", "10.0.2.4\n") }, Good, "", "no password"},
 		{idSecret, "a folder", func(c *clinic) { c.o.Secrets = []string{"/etc"} }, Unknown, "", "etc"},
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -87,6 +88,30 @@ func TestJoinWhileTheDaemonNotes(t *testing.T) {
 	notes = func() { _ = os.Remove(filepath.Join(a.root, bootstrap.StateDir, "state.json")) }
 	if _, err := join(); err == nil || !strings.Contains(err.Error(), changed) {
 		t.Errorf("a leave: %v", err)
+	}
+}
+
+// What was given to a join stays through one that is given nothing, as the daemon's; an empty one drops it.
+func TestJoinKeepsWhatWasGiven(t *testing.T) {
+	t.Parallel()
+	a := newAgent(t)
+	kept := &bootstrap.Given{Settings: map[string]string{"role": "edge"}}
+	for name, tt := range map[string]struct {
+		phase       bootstrap.Phase
+		given, want *bootstrap.Given
+	}{
+		"of a node":              {bootstrap.PhaseJoined, nil, kept},
+		"after an interrupted":   {bootstrap.PhaseJoining, nil, kept},
+		"that is given none now": {bootstrap.PhaseJoined, &bootstrap.Given{}, nil},
+	} {
+		a.edits(func(s *bootstrap.State) { s.Phase, s.Given, s.Hardware = tt.phase, kept, "another" })
+		_, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify, Given: tt.given})
+		must.OK(t, err)
+		s, err := a.machine.StateFile()
+		must.OK(t, err)
+		if s.Phase != bootstrap.PhaseJoined || s.Hardware == "another" || !reflect.DeepEqual(s.Given, tt.want) {
+			t.Errorf("a join %s: %+v, given %+v", name, s, s.Given)
+		}
 	}
 }
 
