@@ -67,7 +67,7 @@ func checkConfig(ctx context.Context, p *patient) []Result {
 	return one(good("%s", p.ConfigSeen))
 }
 
-// These contain what a leave gives back.
+// These contain what a leave restores.
 const (
 	undoPath  = bootstrap.StateDir + "/undo.json"
 	statePath = bootstrap.StateDir + "/state.json"
@@ -106,7 +106,7 @@ func checkSecrets(ctx context.Context, p *patient) []Result {
 			errs = append(errs, look(f.Path, p.store.ReadSettings, holdsPassword))
 		}
 	}
-	// What a leave gives back is the former bytes of files, their passwords too.
+	// A leave restores former bytes, passwords too.
 	for _, path := range []string{undoPath, statePath} {
 		if st, err := p.store.Files().Stat(path); err == nil && st.Mode.Perm()&0o004 != 0 {
 			if at, err := p.store.Follow(path); err == nil && p.reachable(at) {
