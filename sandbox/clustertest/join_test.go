@@ -91,7 +91,7 @@ func TestJoinWhileTheDaemonNotes(t *testing.T) {
 	}
 }
 
-// What was given to a join stays through one that is given nothing, as the daemon's; an empty one drops it.
+// A join without given settings, as the daemon makes it, keeps those of the former join; an empty set removes them.
 func TestJoinKeepsWhatWasGiven(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
