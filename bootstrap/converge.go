@@ -323,7 +323,7 @@ func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance,
 		k.repaired(IDCloned, "this is a copy of %s's disk: it is %s now", k.state.InstanceID, f.inst.ID)
 		k.state.InstanceID = f.inst.ID
 		if k.req.AddressKept {
-			k.req.Address, k.req.ForceAddress, k.state.Given = "", false, k.state.Given.withoutAddress()
+			k.req.Address, k.req.ForceAddress, k.state.Given = "", false, k.state.Given.withoutAddress().orNil()
 		}
 	}
 	var err error

@@ -70,7 +70,7 @@ func (g *Given) withoutAddress() *Given {
 	}
 	rest := maps.Clone(g.Settings)
 	delete(rest, givenAddress)
-	return (&Given{Settings: rest}).orNil()
+	return &Given{Settings: rest}
 }
 
 // isCopy reports whether the disk was copied.

@@ -939,7 +939,7 @@ func (j *joiner) revert(ctx context.Context, all bool) (conflicts []conf.Conflic
 	// The next command, after a kill, needs the secret until the node record is removed.
 	later := func(path string) bool { return isSecret(path) && !j.wasJoined() }
 	now := func(path string) bool { return !later(path) }
-	if !all || j.facts.record != nil && !j.unproved() {
+	if former := j.facts.record != nil || len(j.facts.own) > 0; !all || former && !j.unproved() {
 		if j.committed != nil {
 			if conflicts, err = j.committed.Revert(purpose); err != nil {
 				return nil, err

@@ -210,6 +210,9 @@ func (l *leaver) run(ctx context.Context) error {
 			l.stopDaemon(ctx)
 		}
 		l.result.Outcome, l.result.Exact = OutcomeUnchanged, true
+		if !l.req.DryRun {
+			return l.store.RemoveFile(statePath) // of a join with --offline that was killed before it wrote a file
+		}
 		return nil
 	}
 	if l.req.DryRun {

@@ -6,7 +6,10 @@ package bootstrap
 import (
 	"errors"
 	"path"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/conf"
@@ -15,10 +18,12 @@ import (
 // The agent's own files, and its line in /etc/hosts, are no part of conf's transaction: no server writes them. A join writes
 // them first, and a leave restores them last. [State.Own] has their undo records, and is saved before each write.
 func agentsOwn(path string) bool {
-	return path == ams.DropInPath || path == MongoPath || path == hostsPath
+	return slices.ContainsFunc([]string{ams.DropInPath, MongoPath, hostsPath}, func(own string) bool {
+		return path == own || strings.HasPrefix(path, conf.SavedName(own)) // a copy of an edited one
+	})
 }
 
-// isSecret also accepts a copy of an edited [MongoPath].
+// isSecret also accepts a copy.
 func isSecret(path string) bool { return strings.HasPrefix(path, MongoPath) }
 
 func isServers(path string) bool { return !agentsOwn(path) }
@@ -60,7 +65,9 @@ func removeTemps(store *conf.Store) error {
 	dirs := []string{path.Dir(lockPath), path.Dir(MongoPath), path.Dir(ams.DropInPath), path.Dir(hostsPath)}
 	var errs []error
 	for _, dir := range dirs {
-		errs = append(errs, store.RemoveTemps(dir))
+		if err := store.RemoveTemps(dir); !errors.Is(err, unix.ENOTDIR) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -508,7 +508,7 @@ func checkWritable(store *conf.Store, changed []conf.PlannedFile, f *facts) {
 	var full error
 	for _, name := range slices.Compact(paths) {
 		switch err := writable(store, name); {
-		case errors.Is(err, syscall.EBUSY) && agentsOwn(name): // it is written in place
+		case errors.Is(err, syscall.EBUSY) && name == hostsPath: // it is written in place
 		case errors.Is(err, syscall.ENOSPC):
 			full = cmp.Or(full, err)
 		case err != nil:

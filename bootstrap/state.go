@@ -123,9 +123,11 @@ func KnownProvider(root string) string {
 	return s.Provider
 }
 
-// forgetState removes the state file, or keeps the records of a join with --offline in it.
+// forgetState removes the state file, unless it has the records of a join with --offline, or that join has no own files: without
+// a state file they are known by name.
 func forgetState(store *conf.Store, own []*conf.FileRecord) error {
-	if len(own) > 0 {
+	record, err := store.Record()
+	if err != nil || record != nil || len(own) > 0 {
 		return saveState(store, State{Own: own})
 	}
 	return store.RemoveFile(statePath)

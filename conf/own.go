@@ -15,18 +15,20 @@ func (p *Plan) Own() []*FileRecord { return p.next(p.own, true) }
 
 // WriteOwn writes the agent's own files one by one, each by rename. No server reads them, and each has its record.
 func (p *Plan) WriteOwn() error {
-	for _, f := range p.files {
-		if !f.own {
-			continue
-		}
-		if f.Changed() {
-			if err := p.store.put(f); err != nil {
-				return err
+	for _, copies := range []bool{true, false} { // copies first: then their originals are replaced
+		for _, f := range p.files {
+			if !f.own || copies != (f.CopyOf() != "") {
+				continue
 			}
-		}
-		if f.After == nil && f.record != nil {
-			if err := p.store.removeFolders(f.Before.Path, f.record.Folders); err != nil {
-				return err
+			if f.Changed() {
+				if err := p.store.put(f); err != nil {
+					return err
+				}
+			}
+			if f.After == nil && f.record != nil {
+				if err := p.store.removeFolders(f.Before.Path, f.record.Folders); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -48,7 +50,7 @@ func (p *Plan) RevertOwn() ([]Conflict, error) {
 	return undo.Conflicts, undo.WriteOwn()
 }
 
-// put replaces or removes a file. One that is a mount point, such as /etc/hosts of a container, is written in place.
+// put replaces or removes a file. /etc/hosts of a container, which is a mount point, is written in place.
 func (s *Store) put(f PlannedFile) error {
 	at, err := s.Files().Locate(f.Before.Path)
 	if err != nil {
@@ -86,10 +88,13 @@ func (s *Store) put(f PlannedFile) error {
 	if f.After == nil {
 		return errors.Join(d.Remove(at.Name), d.Sync())
 	}
-	if err = replace(d, at.Name, f.After, attributes); errors.Is(err, unix.EBUSY) {
-		return d.Overwrite(at.Name, f.After)
+	if err = replace(d, at.Name, f.After, attributes); !errors.Is(err, unix.EBUSY) || f.Kind != KindHosts {
+		return err
 	}
-	return err
+	if err = d.Overwrite(at.Name, f.After); err != nil {
+		return errors.Join(err, d.Overwrite(at.Name, now.Bytes))
+	}
+	return nil
 }
 
 // removeFolders removes empty folders above a file, innermost first.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -28,6 +29,9 @@ func planOwn(t testing.TB, s *Store, text string, own []*FileRecord) *Plan {
 	p := s.NewPlan(nil, own...)
 	must.OK(t, errors.Join(
 		p.Edit(Target{Path: secretPath, Kind: KindWhole, CreateMode: 0o600, Own: true}, func(src []byte) ([]Span, error) {
+			if string(src) == text {
+				return nil, nil
+			}
 			return []Span{{Anchor: "whole", Old: src, New: []byte(text)}}, nil
 		}),
 		p.Edit(Target{Path: ownHosts, Kind: KindHosts, CreateMode: 0o644, Own: true}, func(src []byte) ([]Span, error) {
@@ -37,27 +41,36 @@ func planOwn(t testing.TB, s *Store, text string, own []*FileRecord) *Plan {
 	return p
 }
 
-// TestOwnFiles kills a join, another one with another secret, and a leave at each system call, after the records were saved.
-// The next join finishes the first ones, and a leave restores the files from before, with the folder.
+// TestOwnFiles kills a join, a second one, and a leave at each system call, after the records were saved. The next join
+// finishes the first ones, and a leave restores the files from before, with the folder. An edit since is kept beside.
 func TestOwnFiles(t *testing.T) {
 	t.Parallel()
 	temps := func(s *Store) {
 		t.Helper()
 		must.OK(t, errors.Join(s.RemoveTemps("/etc/amsagent"), s.RemoveTemps("/etc")))
 	}
-	for _, killed := range []string{"join", "second join", "leave"} {
+	for _, killed := range []string{"join", "second join", "join of the former secret", "leave", "leave of an edit"} {
 		for at := 1; ; at++ {
 			s := newTree(t)
 			must.OK(t, os.WriteFile(filepath.Join(s.Root, ownHosts), []byte("127.0.0.1 localhost\n"), 0o644))
+			second := "second\n"
+			if killed == "join of the former secret" {
+				second = "former\n"
+				must.OK(t, errors.Join(os.Mkdir(filepath.Join(s.Root, "/etc/amsagent"), 0o755), os.WriteFile(filepath.Join(s.Root, secretPath), []byte(second), 0o600)))
+			}
 			before := snapshot(t, s)
 			p, f := planOwn(t, s, "first\n", nil), &faults{at: at, err: errKilled}
 			own := p.Own()
 			if killed != "join" {
 				must.OK(t, p.WriteOwn())
-				p = planOwn(t, s, "second\n", own)
+				p = planOwn(t, s, second, own)
 			}
-			if killed == "leave" {
+			leaves := strings.HasPrefix(killed, "leave")
+			if leaves {
 				var err error
+				if killed == "leave of an edit" {
+					must.OK(t, os.WriteFile(filepath.Join(s.Root, secretPath), []byte("edit\n"), 0o600))
+				}
 				p, err = s.PlanUndo(nil, own...)
 				must.OK(t, err)
 			} else {
@@ -71,7 +84,7 @@ func TestOwnFiles(t *testing.T) {
 				break
 			}
 			temps(s)
-			if killed != "leave" && at%2 == 0 {
+			if !leaves && at%2 == 0 {
 				p = planOwn(t, s, "third\n", own)
 				own = p.Own()
 				must.OK(t, p.WriteOwn())
@@ -79,6 +92,14 @@ func TestOwnFiles(t *testing.T) {
 			p, err = s.PlanUndo(nil, own...)
 			must.OK(t, err)
 			must.OK(t, p.WriteOwn())
+			if killed == "leave of an edit" {
+				real := filepath.Join(s.Root, SavedName(secretPath))
+				if b, err := os.ReadFile(real); string(b) != "edit\n" {
+					t.Errorf("killed at %d: the edit is %q, %v", at, b, err)
+				}
+				must.OK(t, os.RemoveAll(filepath.Dir(real)))
+				p.Conflicts = nil
+			}
 			if d := cmp.Diff(before, snapshot(t, s)); d != "" || len(p.Conflicts) > 0 {
 				t.Errorf("%s, killed at %d: %v (-want +got):\n%s", killed, at, p.Conflicts, d)
 			}
@@ -110,6 +131,14 @@ func TestMountedHosts(t *testing.T) {
 	must.OK(t, undo.WriteOwn())
 	if b, err := os.ReadFile(source); err != nil || string(b) != found {
 		t.Errorf("left with %q, %v", b, err)
+	}
+	// An undo that is killed before it shortens the file.
+	must.OK(t, os.WriteFile(source, []byte(found+"\n\n\n"), 0o644))
+	undo, err = s.PlanUndo(nil, own...)
+	must.OK(t, err)
+	must.OK(t, undo.WriteOwn())
+	if b, err := os.ReadFile(source); err != nil || string(b) != found {
+		t.Errorf("left again with %q, %v", b, err)
 	}
 	if entries, err := os.ReadDir(filepath.Dir(real)); err != nil || len(entries) != 2 { // and systemd
 		t.Errorf("%v, %v", entries, err)

@@ -239,7 +239,7 @@ func (p *Plan) Edit(t Target, edit func(original []byte) ([]Span, error)) error 
 			return nil
 		}
 	}
-	if len(spans) > 0 || f.Mode != mode {
+	if len(spans) > 0 || f.Mode != mode || t.Own && f.Changed() {
 		f.record = newFileRecord(t.Path, t.Kind, original, after, spans, now)
 		f.record.Mode, f.record.WrittenMode = mode, f.Mode
 		f.record.follow(rec, now)

@@ -235,6 +235,8 @@ func (f *FileRecord) undo(current []byte) (Undone, error) {
 		return u, nil
 	case f.Existed && bytes.Equal(current, f.Original):
 		return Undone{Bytes: f.Original}, nil
+	case f.Kind == KindHosts && bytes.Equal(bytes.TrimRight(current, "\n"), bytes.TrimRight(f.Original, "\n")):
+		return Undone{Bytes: f.Original}, nil // an undo in place was killed before it shortened the file
 	case f.Kind == KindHosts:
 		rest := replaceMarkedHost(current, markedHost(f.Original))
 		return Undone{Bytes: rest, Remove: !f.Existed && len(rest) == 0}, nil

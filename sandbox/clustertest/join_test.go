@@ -91,21 +91,32 @@ func TestJoinWhileTheDaemonNotes(t *testing.T) {
 	}
 }
 
-// A join without given settings, as the daemon makes it, keeps those of the former join; an empty set removes them.
+// A join without given settings, as the daemon makes it, keeps those of the former join; an empty set removes them. The address of
+// the machine whose disk was copied is not kept.
 func TestJoinKeepsWhatWasGiven(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
 	kept := &bootstrap.Given{Settings: map[string]string{"role": "edge"}}
+	address := &bootstrap.Given{Settings: map[string]string{"address": own}, ForcedAddress: own}
 	for name, tt := range map[string]struct {
 		phase       bootstrap.Phase
+		id          string
 		given, want *bootstrap.Given
 	}{
-		"of a node":              {bootstrap.PhaseJoined, nil, kept},
-		"after an interrupted":   {bootstrap.PhaseJoining, nil, kept},
-		"that is given none now": {bootstrap.PhaseJoined, &bootstrap.Given{}, nil},
+		"of a node":                     {bootstrap.PhaseJoined, nodeID, nil, kept},
+		"after an interrupted":          {bootstrap.PhaseJoining, nodeID, nil, kept},
+		"that is given none now":        {bootstrap.PhaseJoined, nodeID, &bootstrap.Given{}, nil},
+		"of a copy, without an address": {bootstrap.PhaseJoined, "i-old", address, nil},
 	} {
-		a.edits(func(s *bootstrap.State) { s.Phase, s.Given, s.Hardware = tt.phase, kept, "another" })
-		_, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify, Given: tt.given})
+		a.edits(func(s *bootstrap.State) {
+			s.Phase, s.InstanceID, s.Given, s.Hardware = tt.phase, tt.id, kept, "another"
+			if tt.id != nodeID {
+				s.Given = address
+			}
+		})
+		_, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{
+			Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify, Given: tt.given, AddressKept: true,
+		})
 		must.OK(t, err)
 		s, err := a.machine.StateFile()
 		must.OK(t, err)
