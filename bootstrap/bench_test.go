@@ -42,8 +42,8 @@ func BenchmarkNothingToDo(b *testing.B) {
 		store := m.store()
 		f := &facts{}
 		must.OK(b, m.preflight(b.Context(), store, req, f))
-		if len(f.failed) > 0 || len(f.plan.Changed()) > 0 {
-			b.Fatal(f.failed, f.plan.Changed())
+		if len(f.failed()) > 0 || len(f.plan.Changed()) > 0 {
+			b.Fatal(f.failed(), f.plan.Changed())
 		}
 	}
 	b.ReportMetric(float64((cpuTime(b)-start).Microseconds())/1000/float64(b.N), "cpu-ms/op")

@@ -197,7 +197,7 @@ func (m *Machine) startOwed(ctx context.Context, store *conf.Store) (*Finding, e
 	if err := saveState(store, *s); err != nil || !starts {
 		return nil, err
 	}
-	return &Finding{ID: idInterrupted, Text: fmt.Sprintf("Ant Media Server was stopped by an interrupted command, and was started again; the machine is still %s", s.Phase)}, nil
+	return new(warningOf(idInterrupted, "", "Ant Media Server was stopped by an interrupted command, and was started again; the machine is still %s", s.Phase)), nil
 }
 
 // startAfterRefusal is for a command that ends before it changes anything.

@@ -161,7 +161,7 @@ func (m *Machine) Converge(ctx context.Context, req ConvergeRequest) (*Convergen
 		owed, err := m.startOwed(ctx, store)
 		switch {
 		case err != nil:
-			c.Warnings = append(c.Warnings, Finding{ID: IDService, Text: err.Error(), Hint: ams.Hint(err), Err: err})
+			c.Warnings = append(c.Warnings, warningOf(IDService, ams.Hint(err), "%v", err))
 		case owed != nil:
 			c.Repairs = append(c.Repairs, *owed)
 		}
@@ -240,18 +240,18 @@ func (k *converger) read() (err error) {
 	}
 	install, ierr := k.open()
 	if ierr != nil {
-		return cmp.Or[error](err, &PreflightError{Findings: []Finding{{ID: IDInstall, Text: ierr.Error(), Hint: ams.Hint(ierr), Err: ierr}}, State: k.found})
+		return cmp.Or[error](err, &PreflightError{Findings: []Finding{failure(IDInstall, ierr, ams.Hint(ierr))}, State: k.found})
 	}
 	f.install = install
 	return err
 }
 
 func (k *converger) warn(id, format string, args ...any) {
-	k.result.Warnings = append(k.result.Warnings, Finding{ID: id, Text: fmt.Sprintf(format, args...)})
+	k.result.Warnings = append(k.result.Warnings, warningOf(id, "", format, args...))
 }
 
 func (k *converger) repaired(id, format string, args ...any) {
-	k.result.Repairs = append(k.result.Repairs, Finding{ID: id, Text: fmt.Sprintf(format, args...)})
+	k.result.Repairs = append(k.result.Repairs, warningOf(id, "", format, args...))
 }
 
 func (k *converger) identify(ctx context.Context) {
@@ -374,10 +374,11 @@ func (k *converger) mend(ctx context.Context) error {
 	} else {
 		k.writes = k.isDown(ctx)
 		k.checkPlan(k.store, JoinRequest{Mongo: k.req.Mongo, Valve: k.req.Valve, DryRun: !k.writes}, f)
-		if len(f.failed) > 0 {
-			return &PreflightError{Findings: f.failed, State: k.found}
+		failed, warnings := Failed(f.findings)
+		if len(failed) > 0 {
+			return &PreflightError{Findings: failed, State: k.found}
 		}
-		k.result.Warnings = append(k.result.Warnings, f.warnings...)
+		k.result.Warnings = append(k.result.Warnings, warnings...)
 		k.result.Torn = f.plan.Torn
 	}
 	k.state.Provider = cmp.Or(f.provider(), k.state.Provider)
@@ -550,7 +551,7 @@ func (k *converger) write(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, reloadTime)
 		defer cancel()
 		if err := k.Service.Reload(ctx); err != nil {
-			k.warn(IDService, "the service manager could not be told to read its files again: %v", err)
+			k.warn(IDService, "reloading the service manager failed: %v", err)
 		}
 	}
 	return nil

@@ -84,10 +84,8 @@ func (m *Machine) startDaemon(ctx context.Context, res *JoinResult, dry bool) {
 		return
 	}
 	res.Daemon = daemonFailed
-	res.Warnings = append(res.Warnings, Finding{
-		ID: IDDaemon, Text: "this machine joined, but its daemon could not be started: " + err.Error(),
-		Hint: daemonHint(err, "systemctl enable --now amsagent-node amsagent"), Err: err,
-	})
+	res.Warnings = append(res.Warnings, warningOf(IDDaemon, daemonHint(err, "systemctl enable --now amsagent-node amsagent"),
+		"this machine joined, but its daemon could not be started: %v", err))
 }
 
 // warnAlone warns of a node without an agent. A daemon that something else starts answers.
@@ -95,10 +93,8 @@ func (m *Machine) warnAlone(ctx context.Context, res *JoinResult) {
 	if m.Alone == nil || !m.Alone(ctx) {
 		return
 	}
-	res.Warnings = append(res.Warnings, Finding{
-		ID: IDDaemon, Text: "no agent runs on this machine: nothing drains this node or sends its heartbeats",
-		Hint: "install the package of amsagent and join again; without systemd, start `amsagent run`",
-	})
+	res.Warnings = append(res.Warnings, warningOf(IDDaemon, "install the package of amsagent and join again; without systemd, start `amsagent run`",
+		"no agent runs on this machine: nothing drains this node or sends its heartbeats"))
 }
 
 func (m *Machine) enableDaemon(ctx context.Context) error {
@@ -132,7 +128,7 @@ func (l *leaver) stopDaemon(ctx context.Context) {
 
 func daemonHint(err error, again string) string {
 	if errors.Is(err, ams.ErrUnitMasked) {
-		return "somebody masked it; 'systemctl unmask amsagent-node amsagent' gives it back"
+		return "it was masked; allow it again: systemctl unmask amsagent-node amsagent"
 	}
-	return "journalctl -u amsagent -n 50 tells why; then " + again
+	return "see journalctl -u amsagent -n 50; then " + again
 }

@@ -53,7 +53,7 @@ func (m *Machine) Depart(ctx context.Context, client *cluster.Client, d Departur
 	switch err := setLeft(ctx, client, m.self(d.ID, d.Address), d.Reason, cluster.Details{LeftBy: d.LeftBy, Cut: d.Cut}); {
 	case errors.Is(err, cluster.ErrNoNode): // nothing to deregister
 	case errors.As(err, &other):
-		m.log().Warn("the record of this node's id is left alone: another machine registered it", "node", d.ID, "other", other.Node.IP)
+		m.log().Warn("not changing the record of this node's id: another machine registered it", "node", d.ID, "other", other.Node.IP)
 	default:
 		errs = append(errs, err)
 	}

@@ -12,12 +12,51 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-// Finding is a failed check or a warning. Scripts match its ID.
+// Severity is how bad a finding is.
+type Severity string
+
+// The severities, the worst first.
+const (
+	// Bad: a command is refused, or a node does not serve, or not for long.
+	Bad Severity = "bad"
+	// Warning: it works, and is not as it should be.
+	Warning Severity = "warning"
+	// Unknown: the check could not be made.
+	Unknown Severity = "unknown"
+	Good    Severity = "good"
+)
+
+// Finding is the result of a check. Scripts match its ID.
 type Finding struct {
-	ID   string `json:"id"`
-	Text string `json:"text"`
-	Hint string `json:"hint,omitempty"`
-	Err  error  `json:"-"`
+	ID       string   `json:"id"`
+	Severity Severity `json:"severity"`
+	Text     string   `json:"text"`
+	Hint     string   `json:"hint,omitempty"`
+	Err      error    `json:"-"`
+}
+
+func failure(id string, err error, hint string) Finding {
+	return Finding{ID: id, Severity: Bad, Text: err.Error(), Hint: hint, Err: err}
+}
+
+func warningOf(id, hint, format string, args ...any) Finding {
+	return newFinding(Warning, id, hint, format, args...)
+}
+
+func newFinding(s Severity, id, hint, format string, args ...any) Finding {
+	return Finding{ID: id, Severity: s, Text: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+// Failed returns the findings that refuse a command, and the others.
+func Failed(findings []Finding) (failed, others []Finding) {
+	for _, f := range findings {
+		if f.Severity == Bad {
+			failed = append(failed, f)
+		} else {
+			others = append(others, f)
+		}
+	}
+	return failed, others
 }
 
 func (f Finding) String() string { return f.ID + ": " + f.Text }
@@ -171,7 +210,7 @@ func leftBy(err error, before, after string) (state, hint string) {
 	for _, p := range []struct {
 		what  string
 		paths []string
-	}{{"new", u.New}, {"as before", u.Old}, {"edited by somebody else", u.Edited}} {
+	}{{"new", u.New}, {"as before", u.Old}, {"edited by another program", u.Edited}} {
 		if len(p.paths) > 0 {
 			parts = append(parts, p.what+": "+joinPaths(p.paths))
 		}
@@ -179,12 +218,16 @@ func leftBy(err error, before, after string) (state, hint string) {
 	return "the files are half changed (" + strings.Join(parts, "; ") + ")", again + "; do not restart Ant Media Server before that"
 }
 
+func notRoot() Finding {
+	return newFinding(Bad, IDRoot, RootHint, "only root may change this machine's configuration")
+}
+
 // needsRoot returns a finding if only root may read the agent's files.
 func (m *Machine) needsRoot(err error) (Finding, bool) {
 	if m.Euid == 0 || !errors.Is(err, fs.ErrPermission) {
 		return Finding{}, false
 	}
-	return Finding{ID: IDRoot, Text: "only root may read what the agent keeps of this machine: " + err.Error(), Hint: RootHint, Err: err}, true
+	return failure(IDRoot, fmt.Errorf("only root may read what the agent keeps of this machine: %w", err), RootHint), true
 }
 
 // recordFinding returns a finding if a file of the agent is damaged or newer. way is the hint for damage.
@@ -193,12 +236,9 @@ func recordFinding(err error, way string) (Finding, bool) {
 	var version *conf.VersionError
 	switch {
 	case errors.As(err, &damaged):
-		return Finding{ID: IDRecord, Text: err.Error(), Hint: way, Err: err}, true
+		return failure(IDRecord, err, way), true
 	case errors.As(err, &version):
-		return Finding{
-			ID: IDRecord, Text: err.Error(), Err: err,
-			Hint: "run the release of amsagent that wrote it; or move the file away: 'amsagent leave' then makes this machine standalone without it",
-		}, true
+		return failure(IDRecord, err, "run the release of amsagent that wrote it; or move the file away: 'amsagent leave' then makes this machine standalone without it"), true
 	}
 	return Finding{}, false
 }

@@ -46,7 +46,7 @@ type Given struct {
 	ForcedAddress string `json:"forced_address,omitempty"`
 }
 
-// LoadGiven returns nil if there is none below root, and a [conf.DamagedError] or a [conf.VersionError] if the state file is
+// LoadGiven returns nil without given settings below root, and a [conf.DamagedError] or a [conf.VersionError] if the state file is
 // unusable.
 func LoadGiven(root string) (*Given, error) {
 	s, err := readState(&conf.Store{Root: root, Dir: StateDir})

@@ -40,7 +40,7 @@ type Inspection struct {
 	// Writable reports that the folders were checked, which needs root.
 	Writable bool
 
-	Failed, Warnings []Finding
+	Findings []Finding
 }
 
 // A hanging bus or resolver must not hide the files.
@@ -78,7 +78,7 @@ func (m *Machine) Inspect(ctx context.Context, req JoinRequest) (*Inspection, er
 	in.Install, in.Mode, in.Service = f.install, f.mode, f.service
 	in.Instance, in.Address, in.Hostname, in.BootID = f.inst, f.address, f.hostname, m.bootID()
 	in.State, in.Undo = f.state, f.record != nil
-	in.Failed, in.Warnings = f.failed, f.warnings
+	in.Findings = f.findings
 	return in, nil
 }
 
@@ -92,12 +92,12 @@ func (m *Machine) inspectPlan(store *conf.Store, req JoinRequest, f *facts, in *
 		}
 	}
 	req.DryRun = true
-	before := len(f.failed)
+	before := len(f.failed())
 	m.checkPlan(store, req, f)
 	if f.plan == nil {
 		return
 	}
-	in.Planned = len(f.failed) == before
+	in.Planned = len(f.failed()) == before
 	if known && in.Planned {
 		in.Changes = append(in.Changes, f.plan.ChangedPaths()...)
 	}
@@ -109,17 +109,17 @@ func (m *Machine) inspectPlan(store *conf.Store, req JoinRequest, f *facts, in *
 
 // Reach makes the checks of MongoDB. The caller closes the client, which may be nil. Reach waits for a booting
 // server for at most half of ctx's time.
-func (m *Machine) Reach(ctx context.Context, target cluster.Target) (client *cluster.Client, failed, warnings []Finding) {
+func (m *Machine) Reach(ctx context.Context, target cluster.Target) (*cluster.Client, []Finding) {
 	f := &facts{}
 	quiet := *m
 	quiet.Progress = nil
 	if quiet.connect(ctx, target, f) {
 		quiet.checkMongo(ctx, JoinRequest{Mongo: target}, f)
 	}
-	return f.client, f.failed, f.warnings
+	return f.client, f.findings
 }
 
-// StatusIDs lists the ids of all [Disagreement] values.
+// StatusIDs lists the ids of [Status.Disagree].
 func StatusIDs() []string {
 	return []string{
 		"STATUS-ADDRESS", "AMS-DRIFT", "STATUS-FILES", "STATUS-FOREIGN", "AGENT-UNFINISHED", "STATUS-JOINING", "STATUS-LEAVING", "STATUS-LIVENESS",

@@ -37,6 +37,16 @@ func inspect(t *testing.T, m *Machine, req JoinRequest) *Inspection {
 	return in
 }
 
+func failedOf(fs []Finding) []Finding {
+	failed, _ := Failed(fs)
+	return failed
+}
+
+func warningsOf(fs []Finding) []Finding {
+	_, warnings := Failed(fs)
+	return warnings
+}
+
 func findingIDs(fs []Finding) []string {
 	var out []string
 	for _, f := range fs {
@@ -50,7 +60,7 @@ func TestInspect(t *testing.T) {
 	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")
 	in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "10.0.2.4")})
-	if len(in.Failed) > 0 || !in.Planned || !in.Writable || in.Mode != conf.ModeStandalone || in.State != nil || in.Unread != nil {
+	if len(failedOf(in.Findings)) > 0 || !in.Planned || !in.Writable || in.Mode != conf.ModeStandalone || in.State != nil || in.Unread != nil {
 		t.Errorf("%+v", in)
 	}
 	if !slices.Contains(in.Changes, "/usr/local/antmedia/conf/jee-container.xml") || !slices.Contains(in.Changes, MongoPath) {
@@ -61,26 +71,26 @@ func TestInspect(t *testing.T) {
 	}
 
 	// Nobody knows where MongoDB is: that the files can be edited is known all the same.
-	if in := inspect(t, m, JoinRequest{}); !in.Planned || in.Changes != nil || len(in.Failed) > 0 {
+	if in := inspect(t, m, JoinRequest{}); !in.Planned || in.Changes != nil || len(failedOf(in.Findings)) > 0 {
 		t.Errorf("%+v", in)
 	}
 	// A loopback address is told without asking anybody.
-	if in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "127.0.0.1")}); !slices.Contains(findingIDs(in.Warnings), IDMongoLocal) {
-		t.Errorf("%v", in.Warnings)
+	if in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "127.0.0.1")}); !slices.Contains(findingIDs(warningsOf(in.Findings)), IDMongoLocal) {
+		t.Errorf("%v", warningsOf(in.Findings))
 	}
 
 	edit(t, m, "conf/jee-container.xml", "cluster end -->", "cluster end")
 	in = inspect(t, m, JoinRequest{Identify: func(context.Context) (metadata.Instance, error) {
 		return metadata.Instance{}, errors.New("nobody answers")
 	}})
-	if got := findingIDs(in.Failed); !slices.Equal(got, []string{IDIdentity, IDSections}) && !slices.Equal(got, []string{IDIdentity, IDFile}) || in.Planned {
-		t.Errorf("failed: %v", in.Failed)
+	if got := findingIDs(failedOf(in.Findings)); !slices.Equal(got, []string{IDIdentity, IDSections}) && !slices.Equal(got, []string{IDIdentity, IDFile}) || in.Planned {
+		t.Errorf("failed: %v", failedOf(in.Findings))
 	}
 	empty := &Machine{Root: t.TempDir(), Service: m.Service}
 	in, err := empty.Inspect(t.Context(), JoinRequest{Identify: func(context.Context) (metadata.Instance, error) {
 		return metadata.Instance{}, nil
 	}})
-	if err != nil || !slices.Contains(findingIDs(in.Failed), IDInstall) || in.Install != nil {
+	if err != nil || !slices.Contains(findingIDs(failedOf(in.Findings)), IDInstall) || in.Install != nil {
 		t.Errorf("%+v, %v", in, err)
 	}
 }
@@ -94,8 +104,8 @@ func TestInspectRecord(t *testing.T) {
 		t.Errorf("%+v", in)
 	}
 	must.OK(t, os.WriteFile(filepath.Join(m.Root, statePath), []byte("{"), 0o600))
-	if in := inspect(t, m, JoinRequest{}); !slices.Contains(findingIDs(in.Warnings), IDRecord) {
-		t.Errorf("%v", in.Warnings)
+	if in := inspect(t, m, JoinRequest{}); !slices.Contains(findingIDs(warningsOf(in.Findings)), IDRecord) {
+		t.Errorf("%v", warningsOf(in.Findings))
 	}
 }
 
@@ -133,9 +143,9 @@ func TestReach(t *testing.T) {
 	m := &Machine{Connect: func(context.Context, cluster.Target) (*cluster.Client, error) {
 		return nil, &cluster.Error{Kind: cluster.KindAuth, Op: "x", Err: errors.New("y")}
 	}, Progress: func(s string) { t.Errorf("said: %s", s) }}
-	c, failed, warnings := m.Reach(t.Context(), mustTarget(t, "10.0.2.4"))
-	if c != nil || !slices.Equal(findingIDs(failed), []string{IDMongoAuth}) || len(warnings) > 0 {
-		t.Errorf("%v, %v, %v", c, failed, warnings)
+	c, found := m.Reach(t.Context(), mustTarget(t, "10.0.2.4"))
+	if c != nil || !slices.Equal(findingIDs(found), []string{IDMongoAuth}) || found[0].Severity != Bad {
+		t.Errorf("%v, %v", c, found)
 	}
 }
 

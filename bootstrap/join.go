@@ -134,9 +134,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	f := &facts{}
 	found := untouched
 	if !req.DryRun && m.Euid != 0 && m.Root == "" {
-		return nil, &PreflightError{Findings: []Finding{{
-			ID: IDRoot, Text: "only root may change this machine's configuration", Hint: RootHint,
-		}}}
+		return nil, &PreflightError{Findings: []Finding{notRoot()}}
 	}
 	reached := &facts{}
 	if !req.Offline {
@@ -150,7 +148,7 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 			return nil, &FailedError{Step: "waiting for the lock", Err: err, State: untouched, Unknown: isTimeout(err)}
 		}
 		defer func() { _ = lock.Unlock() }()
-		if f.warnings, found, err = m.recover(ctx, store); err != nil {
+		if f.findings, found, err = m.recover(ctx, store); err != nil {
 			return nil, notRecovered(err, leaveFirst, untouched)
 		}
 	}
@@ -164,11 +162,10 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 		return nil, &FailedError{Step: "looking at this machine", Err: err, State: found}
 	}
 	f.client = reached.client
-	f.failed = append(f.failed, reached.failed...)
-	f.warnings = append(f.warnings, reached.warnings...)
-	if len(f.failed) > 0 {
+	f.findings = append(f.findings, reached.findings...)
+	if failed := f.failed(); len(failed) > 0 {
 		if !req.DryRun || !f.planned || !f.address.Addr.IsValid() {
-			return nil, &PreflightError{Findings: f.failed, State: found}
+			return nil, &PreflightError{Findings: failed, State: found}
 		}
 		f.client = nil // the plan does not need it
 	}
@@ -196,15 +193,16 @@ func (m *Machine) join(ctx context.Context, req JoinRequest) (*JoinResult, error
 	if err == nil && m.Root == "" && !req.Offline {
 		st, _ := m.Service.State(ctx) // unknown after an error
 		if n, found := CheckCount(st, f.install); found {
-			f.warnings = append(f.warnings, n)
+			f.findings = append(f.findings, n)
 		}
 	}
-	j.result.Warnings = f.warnings
-	if len(f.failed) > 0 {
+	failed, warnings := Failed(f.findings)
+	j.result.Warnings = warnings
+	if len(failed) > 0 {
 		if pre, ok := errors.AsType[*PreflightError](err); ok {
-			f.failed = append(f.failed, pre.Findings...)
+			failed = append(failed, pre.Findings...)
 		}
-		err = &PreflightError{Findings: f.failed, State: found}
+		err = &PreflightError{Findings: failed, State: found}
 	}
 	return j.result, err
 }
@@ -795,7 +793,7 @@ func (j *joiner) warnDrift() {
 	case err != nil:
 		j.facts.warn(IDDrift, "run the same command again", "whether the files are still as joined is not known: %v", err)
 	case len(plan.Changed()) > 0:
-		j.facts.warn(IDDrift, "run the same command again", "written by somebody else since: %s", joinPaths(plan.ChangedPaths()))
+		j.facts.warn(IDDrift, "run the same command again", "written by another program since: %s", joinPaths(plan.ChangedPaths()))
 	}
 }
 
@@ -829,8 +827,8 @@ func (j *joiner) replan(req JoinRequest) (*conf.Plan, error) {
 	f := j.facts
 	g := &facts{install: f.install, inst: f.inst, address: f.address, hostname: f.hostname, service: f.service, record: record, own: j.own, state: f.state, skipApps: f.skipApps}
 	j.checkPlan(j.store, req, g)
-	if len(g.failed) > 0 {
-		return nil, &PreflightError{Findings: g.failed}
+	if failed := g.failed(); len(failed) > 0 {
+		return nil, &PreflightError{Findings: failed}
 	}
 	return g.plan, nil
 }

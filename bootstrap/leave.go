@@ -121,7 +121,7 @@ func (l *leaver) leave(ctx context.Context) (*LeaveResult, error) {
 	defer func() { closeClient(ctx, l.client) }()
 	if !l.req.DryRun {
 		if l.Euid != 0 && l.Root == "" {
-			return nil, l.refused(Finding{ID: IDRoot, Text: "only root may change this machine's configuration", Hint: RootHint})
+			return nil, l.refused(notRoot())
 		}
 		l.reachFirst(ctx)
 		lock, err := l.lock(ctx)
@@ -190,7 +190,7 @@ func (l *leaver) setAside(damaged *conf.DamagedError) error {
 
 // warn drops duplicates from repeated steps.
 func (l *leaver) warn(id, hint, format string, args ...any) {
-	f := Finding{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint}
+	f := warningOf(id, hint, format, args...)
 	if !slices.Contains(l.result.Warnings, f) {
 		l.result.Warnings = append(l.result.Warnings, f)
 	}
@@ -200,7 +200,7 @@ func (l *leaver) run(ctx context.Context) error {
 	if err := l.prepare(ctx); err != nil {
 		return err
 	}
-	l.told()
+	l.fillResult()
 	if l.nothingToDo() {
 		// A running daemon would join again.
 		if err := l.begins(ctx); err != nil {
@@ -273,8 +273,9 @@ func (l *leaver) mayBegin(ctx context.Context) error {
 			f.fail(IDService, err, ams.Hint(err))
 		}
 	}
-	if checkWritable(l.store, l.plan.Changed(), f); len(f.failed) > 0 {
-		return l.refused(f.failed...)
+	checkWritable(l.store, l.plan.Changed(), f)
+	if failed := f.failed(); len(failed) > 0 {
+		return l.refused(failed...)
 	}
 	return l.begins(ctx)
 }
@@ -292,10 +293,10 @@ func (l *leaver) prepare(ctx context.Context) error {
 	if err = l.read(ctx); err != nil {
 		return err
 	}
-	if l.install, err = l.open(); err != nil && l.hindered() {
+	if l.install, err = l.open(); err != nil && l.isHindered() {
 		l.warn(IDInstall, ams.Hint(err), "%v; what the join wrote is given back without it", err)
 	} else if err != nil {
-		return l.refused(Finding{ID: IDInstall, Text: err.Error(), Hint: ams.Hint(err), Err: err})
+		return l.refused(failure(IDInstall, err, ams.Hint(err)))
 	}
 	if err := l.planFiles(); err != nil {
 		return err
@@ -336,9 +337,9 @@ func (l *leaver) reachFirst(ctx context.Context) {
 	}
 }
 
-// hindered reports whether the files can be restored without a readable installation: its owner must not be able
+// isHindered reports whether the files can be restored without a readable installation: its owner must not be able
 // to block a leave. Without the container file the disk may not be mounted.
-func (l *leaver) hindered() bool {
+func (l *leaver) isHindered() bool {
 	return l.record != nil && slices.ContainsFunc(l.record.Files, func(f *conf.FileRecord) bool {
 		now, err := l.store.ReadSettings(f.Path)
 		return files.Refused(err) || err == nil && now.Exists() && filepath.Base(f.Path) == "jee-container.xml"
@@ -395,14 +396,14 @@ func (l *leaver) planFiles() error {
 	var err error
 	if l.plan, err = l.store.PlanUndo(l.record, l.own...); err != nil {
 		id, hint := l.classifyFile(err)
-		return l.refused(Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
+		return l.refused(failure(id, err, hint))
 	}
 	l.conflicts = nil
 	for _, c := range l.plan.Conflicts {
-		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: c.String()})
+		l.conflicts = append(l.conflicts, warningOf(IDConflict, "", "%s", c))
 	}
 	if len(l.plan.Torn) > 0 {
-		l.conflicts = append(l.conflicts, Finding{ID: IDTorn, Text: fmt.Sprintf(tornText, joinPaths(l.plan.Torn))})
+		l.conflicts = append(l.conflicts, warningOf(IDTorn, "", tornText, joinPaths(l.plan.Torn)))
 	}
 	l.recordAlone = len(l.plan.Conflicts) == 0
 	if l.install == nil {
@@ -413,7 +414,7 @@ func (l *leaver) planFiles() error {
 	if planned == nil {
 		f, err := l.store.Read(container)
 		if err != nil || !f.Exists() {
-			return l.refused(Finding{ID: IDInstall, Text: fmt.Sprintf("%s cannot be read: %v", container, err), Err: err})
+			return l.refused(failure(IDInstall, fmt.Errorf("%s cannot be read: %w", container, err), ""))
 		}
 		planned = f.Bytes
 	}
@@ -422,12 +423,12 @@ func (l *leaver) planFiles() error {
 	switch {
 	case noXML && l.record != nil:
 		// The server cannot start with it. Its owner can do that at any time.
-		l.conflicts = append(l.conflicts, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is left as it is: it is no XML: %v", container, syntax)})
+		l.conflicts = append(l.conflicts, warningOf(IDConflict, "", "%s is left as it is: it is no XML: %v", container, syntax))
 	case err != nil && l.record != nil && conf.IsStandalone(planned):
 		return l.onTop() // the plan reports it
 	case err != nil:
 		id, hint := l.classifyFile(err)
-		return l.refused(Finding{ID: id, Text: container + ": " + err.Error(), Hint: hint, Err: err})
+		return l.refused(failure(id, fmt.Errorf("%s: %w", container, err), hint))
 	}
 	if isLost := l.state != nil && l.state.Phase == PhaseJoined && c.Mode() == conf.ModeCluster; isLost && l.record == nil && !l.bare {
 		l.warn(IDRecord, "", "%s is missing: this machine is made standalone without it", undoPath)
@@ -464,7 +465,7 @@ func (l *leaver) planStandalone(plan *conf.Plan, left *[]Finding) (findings []Fi
 	then(l.install.Server.Path, conf.KindProperties, propertySpans(serverSettings(""), conf.ModeStandalone))
 	for _, w := range l.install.Warnings {
 		if w.ID == ams.WarnAppEncoding {
-			*left = append(*left, Finding{ID: w.ID, Text: w.Text})
+			*left = append(*left, warningOf(w.ID, "", "%s", w.Text))
 		}
 	}
 	for _, app := range distinct(l.install.Apps, l.record) {
@@ -488,11 +489,11 @@ func (l *leaver) then(plan *conf.Plan, left *[]Finding, path string, kind conf.K
 		return nil
 	case files.Refused(err), kind == conf.KindProperties && spoiled(err):
 		// It must not block the leave.
-		*left = append(*left, Finding{ID: IDConflict, Text: fmt.Sprintf("%s is not made standalone: %v", path, err)})
+		*left = append(*left, warningOf(IDConflict, "", "%s is not made standalone: %v", path, err))
 		return nil
 	}
 	id, hint := l.classifyFile(err)
-	return &Finding{ID: id, Text: err.Error(), Hint: hint, Err: err}
+	return new(failure(id, err, hint))
 }
 
 // planLater makes applications standalone that were created on the node and use MongoDB. The record has, at most,
@@ -533,8 +534,8 @@ func (l *leaver) usesMongo(plan *conf.Plan, path string) (bool, error) {
 	return kind == "mongodb", nil
 }
 
-// told fills in the result for each file.
-func (l *leaver) told() {
+// fillResult fills in the result for each file.
+func (l *leaver) fillResult() {
 	l.result.Files = fileResults(l.plan)
 	l.result.Exact = l.recordAlone
 	for i, f := range l.plan.Files() {
@@ -694,7 +695,7 @@ func (l *leaver) announce(ctx context.Context) {
 	default:
 		l.drained = before.State == cluster.StateActive // also if the answer was lost
 		if err != nil {
-			l.warn(IDUnverified, "", "the registry could not be told that this node leaves: %v", err)
+			l.warn(IDUnverified, "", "writing to the registry that this node leaves failed: %v", err)
 		}
 	}
 }
@@ -706,7 +707,7 @@ func (l *leaver) takeBack(ctx context.Context) {
 	defer cancel()
 	if l.drained {
 		if err := l.client.SetOwnState(ctx, l.self(l.id, l.address), cluster.StateActive, "leaving failed", cluster.Details{}); err != nil {
-			l.log().Warn("the registry could not be told", "state", string(cluster.StateActive), "error", err)
+			l.log().Warn("writing the state to the registry failed", "state", string(cluster.StateActive), "error", err)
 		}
 	}
 	var err error
@@ -727,7 +728,7 @@ func (l *leaver) up() bool {
 }
 
 // giveBack restores the files while the server is down. It starts a server that ran. Only a stop or a commit that failed before
-// a file changed is taken back.
+// a file changed is undone.
 func (l *leaver) giveBack(ctx context.Context) error {
 	st, up := l.service, l.up()
 	changed := l.restartPending() || slices.ContainsFunc(l.plan.Changed(), func(f conf.PlannedFile) bool {
@@ -751,7 +752,7 @@ func (l *leaver) giveBack(ctx context.Context) error {
 					l.plan = former
 					return err
 				}
-				l.told()
+				l.fillResult()
 			}
 			if err := l.commit(); err != nil {
 				return err

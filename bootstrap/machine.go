@@ -154,9 +154,9 @@ func (m *Machine) recover(ctx context.Context, store *conf.Store) (_ []Finding, 
 	}
 	text := fmt.Sprintf("an interrupted %s was finished first", r.Purpose)
 	m.say("%s", text)
-	findings := []Finding{{ID: idInterrupted, Text: text}}
+	findings := []Finding{warningOf(idInterrupted, "", "%s", text)}
 	for _, c := range r.Conflicts {
-		findings = append(findings, Finding{ID: IDConflict, Text: c.String()})
+		findings = append(findings, warningOf(IDConflict, "", "%s", c))
 	}
 	return findings, text + "; beyond that nothing was changed on this machine", nil
 }
@@ -214,7 +214,7 @@ func (m *Machine) address(explicit string, force bool, inst metadata.Instance) (
 
 // Bounds of work outside the caller's time.
 const (
-	// rollbackTime: with four applications a stop takes up to 90 s and a start 30 s.
+	// rollbackTime: with four applications a stop can last 90 s and a start 30 s.
 	rollbackTime = 3 * time.Minute
 	// mongoTime bounds one call. Server selection takes less.
 	mongoTime = 10 * time.Second

@@ -38,12 +38,12 @@ func TestOtherTreeIsRefused(t *testing.T) {
 		m.Service = running(tt.runs)
 		in, err := m.Inspect(t.Context(), JoinRequest{Offline: true})
 		must.OK(t, err)
-		i := slices.IndexFunc(in.Failed, func(f Finding) bool { return f.ID == IDInstall })
+		i := slices.IndexFunc(failedOf(in.Findings), func(f Finding) bool { return f.ID == IDInstall })
 		if (i >= 0) != tt.refused {
-			t.Errorf("%s: %v", tt.name, in.Failed)
+			t.Errorf("%s: %v", tt.name, failedOf(in.Findings))
 		}
-		if i >= 0 && (!strings.Contains(in.Failed[i].Text, tt.runs) || in.Failed[i].Hint != "name the server that runs: --ams-dir "+tt.runs) {
-			t.Errorf("%s: %+v", tt.name, in.Failed[i])
+		if i >= 0 && (!strings.Contains(failedOf(in.Findings)[i].Text, tt.runs) || failedOf(in.Findings)[i].Hint != "name the server that runs: --ams-dir "+tt.runs) {
+			t.Errorf("%s: %+v", tt.name, failedOf(in.Findings)[i])
 		}
 	}
 }

@@ -46,8 +46,7 @@ type facts struct {
 	// skipApps skips unusable application files: without an operator, they must not block the others.
 	skipApps bool
 
-	failed   []Finding
-	warnings []Finding
+	findings []Finding
 }
 
 // provider falls back to the cloud at the time of the join.
@@ -59,17 +58,22 @@ func (f *facts) provider() string {
 }
 
 func (f *facts) fail(id string, err error, hint string) {
-	f.failed = append(f.failed, Finding{ID: id, Text: err.Error(), Hint: hint, Err: err})
+	f.findings = append(f.findings, failure(id, err, hint))
 }
 
 func (f *facts) warn(id, hint, format string, args ...any) {
-	f.warnings = append(f.warnings, Finding{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
+	f.findings = append(f.findings, warningOf(id, hint, format, args...))
 }
 
 func (f *facts) warnAll(ws []ams.Warning) {
 	for _, w := range ws {
-		f.warnings = append(f.warnings, Finding{ID: w.ID, Text: w.Text})
+		f.warn(w.ID, "", "%s", w.Text)
 	}
+}
+
+func (f *facts) failed() []Finding {
+	failed, _ := Failed(f.findings)
+	return failed
 }
 
 // leaveFirst is the hint for a damaged record: a join would record a node's files as the original ones.
@@ -86,7 +90,7 @@ func (m *Machine) preflight(ctx context.Context, store *conf.Store, req JoinRequ
 		if !ok {
 			return err
 		}
-		f.failed = append(f.failed, n)
+		f.findings = append(f.findings, n)
 	}
 	m.checkInstall(f)
 	asking.Wait()
@@ -182,7 +186,7 @@ func checkRecord(store *conf.Store, f *facts) error {
 		if !ok {
 			return err
 		}
-		f.failed = append(f.failed, n)
+		f.findings = append(f.findings, n)
 	}
 	if f.state, err = loadState(store); err != nil {
 		var damaged *conf.DamagedError
@@ -190,9 +194,9 @@ func checkRecord(store *conf.Store, f *facts) error {
 		switch {
 		case errors.As(err, &damaged):
 			// All of it can be found again.
-			f.warn(IDRecord, "", "%v; it is written anew", err)
+			f.warn(IDRecord, "", "%v; the join writes it again", err)
 		case ok:
-			f.failed = append(f.failed, n)
+			f.findings = append(f.findings, n)
 		default:
 			return err
 		}
@@ -213,7 +217,7 @@ func (m *Machine) checkInstall(f *facts) {
 	}
 	f.warnAll(f.install.Warnings)
 	if said := m.Release.Version; said != "" && said != f.install.Release.Version {
-		f.warn(IDRelease, "leave --ams-release, or ams_release, away", "the jar of Ant Media Server says that it is %s; that it is %s, as was said, is not used", f.install.Release.Version, said)
+		f.warn(IDRelease, "leave --ams-release, or ams_release, away", "the jar of Ant Media Server is of release %s; the setting %s is ignored", f.install.Release.Version, said)
 	}
 	if !f.install.Release.Known() {
 		f.warn(IDRelease, "say which it is with --ams-release", "the release of Ant Media Server is not known, and is taken for a current one: %s", f.install.Release.Note)
@@ -444,11 +448,11 @@ func (m *Machine) classifyFile(err error) (id, hint string) {
 	case errors.Is(err, fs.ErrPermission) && m.Euid != 0:
 		return IDFile, RootHint
 	case errors.As(err, &layout):
-		return IDSections, "mend that line, or put the file of this release back in its place"
+		return IDSections, "correct that line, or put the file of this release back in its place"
 	case errors.Is(err, conf.ErrUnmarked):
 		return IDSections, "put the jee-container.xml of this release in its place"
 	case errors.As(err, &syntax):
-		return IDFile, "mend that line"
+		return IDFile, "correct that line"
 	case errors.Is(err, conf.ErrEmpty), errors.Is(err, conf.ErrTorn):
 		return IDFile, "put the file back from a backup, or from another node"
 	case errors.Is(err, files.ErrLink):

@@ -35,8 +35,8 @@ func TestUnknownOwner(t *testing.T) {
 	m.checkInstall(f)
 	f.install.Dir = filepath.Join(f.install.Dir, "gone")
 	m.checkPlan(m.store(), JoinRequest{Mongo: mustTarget(t, testMongo)}, f)
-	if got := findingIDs(f.failed); len(got) != 1 || got[0] != IDInstall {
-		t.Errorf("failed: %v", f.failed)
+	if got := findingIDs(f.failed()); len(got) != 1 || got[0] != IDInstall {
+		t.Errorf("%v", f.findings)
 	}
 	if f.plan != nil {
 		t.Error("there is a plan")
@@ -73,8 +73,8 @@ func TestDeadFileSystem(t *testing.T) {
 				}
 				deadMount(t, filepath.Join(m.Root, ams.DefaultDir, tt.folder))
 				m.checkPlan(m.store(), JoinRequest{Mongo: mustTarget(t, testMongo)}, f)
-				if ids(f.failed) != tt.id || !errors.Is(f.failed[0].Err, unix.ENOTCONN) || len(f.warnings) > 0 {
-					t.Errorf("failed: %v, warnings: %v", f.failed, f.warnings)
+				if ids(f.failed()) != tt.id || !errors.Is(f.failed()[0].Err, unix.ENOTCONN) || len(warningsOf(f.findings)) > 0 {
+					t.Errorf("failed: %v, warnings: %v", f.failed(), warningsOf(f.findings))
 				}
 				if (f.plan != nil) != tt.plan {
 					t.Fatalf("a plan: %v", f.plan != nil)
@@ -118,13 +118,13 @@ func TestServerNotEnabled(t *testing.T) {
 		req.Identify = func(context.Context) (metadata.Instance, error) { return joinedAs(), nil }
 		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
 		var got string
-		for _, w := range f.warnings {
+		for _, w := range warningsOf(f.findings) {
 			if strings.Contains(w.Hint, "systemctl enable") {
 				got += w.ID
 			}
 		}
-		if got != want || len(f.failed) > 0 {
-			t.Errorf("%q: warnings %q, want %q: %v", unitFile, got, want, f.failed)
+		if got != want || len(f.failed()) > 0 {
+			t.Errorf("%q: warnings %q, want %q: %v", unitFile, got, want, f.failed())
 		}
 	}
 }
@@ -140,11 +140,11 @@ func TestAddressOfAnEnvironmentFile(t *testing.T) {
 		req.Identify = func(context.Context) (metadata.Instance, error) { return joinedAs(), nil }
 		f := &facts{}
 		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
-		if got := ids(f.failed); got != failed {
-			t.Errorf("%q: failed %q, want %q: %v", address, got, failed, f.failed)
+		if got := ids(f.failed()); got != failed {
+			t.Errorf("%q: failed %q, want %q: %v", address, got, failed, f.failed())
 		}
-		if failed != "" && strings.Contains(f.failed[0].Hint, "--address") != (address == "10.0.1.9") {
-			t.Errorf("%q: hint %q", address, f.failed[0].Hint)
+		if failed != "" && strings.Contains(f.failed()[0].Hint, "--address") != (address == "10.0.1.9") {
+			t.Errorf("%q: hint %q", address, f.failed()[0].Hint)
 		}
 	}
 }
@@ -159,8 +159,8 @@ func TestJoinWarnsOfItsStopTimeout(t *testing.T) {
 		must.OK(t, err)
 		j := &joiner{Machine: m, facts: &facts{install: in}}
 		j.warnStopTimeout(t.Context())
-		if got := ids(j.facts.warnings); got != want {
-			t.Errorf("%s: %v", timeout, j.facts.warnings)
+		if got := ids(warningsOf(j.facts.findings)); got != want {
+			t.Errorf("%s: %v", timeout, warningsOf(j.facts.findings))
 		}
 	}
 }
@@ -183,8 +183,8 @@ func TestJoinEarlyInABoot(t *testing.T) {
 			f := &facts{}
 			req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, Offline: offline, Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil }}
 			must.OK(t, m.preflight(t.Context(), m.store(), req, f))
-			if got := slices.ContainsFunc(f.failed, func(f Finding) bool { return f.ID == IDService }); got != (early && !offline) {
-				t.Errorf("early %v, offline %v: %v", early, offline, f.failed)
+			if got := slices.ContainsFunc(f.failed(), func(f Finding) bool { return f.ID == IDService }); got != (early && !offline) {
+				t.Errorf("early %v, offline %v: %v", early, offline, f.failed())
 			}
 		}
 	}
@@ -212,11 +212,11 @@ func TestIPv6WithoutIPv6(t *testing.T) {
 		}
 		f := &facts{}
 		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
-		if got := findingIDs(f.failed); !slices.Equal(got, tt.want) {
-			t.Errorf("%s: %v", name, f.failed)
+		if got := findingIDs(f.failed()); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v", name, f.failed())
 		}
-		if in := inspect(t, m, req); !slices.Equal(findingIDs(in.Failed), tt.want) {
-			t.Errorf("%s, doctor: %v", name, in.Failed)
+		if in := inspect(t, m, req); !slices.Equal(findingIDs(failedOf(in.Findings)), tt.want) {
+			t.Errorf("%s, doctor: %v", name, failedOf(in.Findings))
 		}
 	}
 }
@@ -241,7 +241,7 @@ func TestMountedFile(t *testing.T) {
 		must.OK(t, unix.Mount("", file, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""))
 		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true}
 		in := inspect(t, m, req)
-		all := [][]Finding{in.Failed}
+		all := [][]Finding{failedOf(in.Findings)}
 		for _, dry := range []bool{true, false} {
 			req.Offline, req.DryRun = true, dry
 			_, err := m.Join(t.Context(), req)

@@ -91,7 +91,7 @@ func (j *joiner) setRow(ctx context.Context, state cluster.State, reason string)
 	var refused *cluster.TransitionError
 	var other *cluster.OtherMachineError
 	if err != nil && !errors.Is(err, cluster.ErrNoNode) && !errors.As(err, &refused) && !errors.As(err, &other) {
-		j.log().Warn("the registry could not be told", "state", string(state), "error", err)
+		j.log().Warn("writing the state to the registry failed", "state", string(state), "error", err)
 	}
 }
 

@@ -79,7 +79,7 @@ func TestStatusRelease(t *testing.T) {
 			if r.Match != tt.want || r.Running != tt.running || r.Files != tt.files || (r.Why == "") != (tt.want != ReleaseUnknown) {
 				t.Errorf("%+v, want %s", r, tt.want)
 			}
-			named := slices.ContainsFunc(s.Disagree, func(d Disagreement) bool { return d.ID == "STATUS-RELEASE" })
+			named := slices.ContainsFunc(s.Disagree, func(d Finding) bool { return d.ID == "STATUS-RELEASE" })
 			if named != (tt.want == ReleaseOlder) {
 				t.Errorf("%+v", s.Disagree)
 			}

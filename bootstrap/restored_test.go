@@ -600,7 +600,7 @@ func TestJoinWarnsOfDrift(t *testing.T) {
 		want string // in the warning; "" for none
 	}{
 		"as joined": {func(string) error { return nil }, ""},
-		"edited":    {appendText("\ndb.host=10.0.2.77\n"), "written by somebody else since"},
+		"edited":    {appendText("\ndb.host=10.0.2.77\n"), "written by another program since"},
 		"refused":   {func(live string) error { return errors.Join(os.Remove(live), syscall.Mkfifo(live, 0o644)) }, "not a regular file"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -614,7 +614,7 @@ func TestJoinWarnsOfDrift(t *testing.T) {
 				facts: &facts{install: in, address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}},
 			}
 			j.warnDrift()
-			got := j.facts.warnings
+			got := warningsOf(j.facts.findings)
 			if tt.want == "" && len(got) == 0 {
 				return
 			}

@@ -78,7 +78,7 @@ func (r SealRequest) removes(i SealItem) bool {
 type Sealed struct {
 	Item SealItem `json:"item"`
 	Path string   `json:"path"`
-	// What is the change, such as "removed".
+	// What describes the change, such as "removed".
 	What string `json:"description"`
 	Kept bool   `json:"kept,omitempty"`  // it stays on the disk
 	Err  string `json:"error,omitempty"` // why it was not removed
@@ -135,11 +135,11 @@ func (m *Machine) Seal(ctx context.Context, req SealRequest) (*SealResult, error
 func (s *sealer) check(ctx context.Context, state string) error {
 	var findings []Finding
 	if s.Euid != 0 && s.Root == "" {
-		findings = append(findings, Finding{ID: IDRoot, Text: "only root sees all that a seal removes, and may remove it", Hint: RootHint})
+		findings = append(findings, newFinding(Bad, IDRoot, RootHint, "only root sees all that a seal removes, and may remove it"))
 	}
 	var err error
 	if s.install, err = s.open(); err != nil {
-		findings = append(findings, Finding{ID: IDInstall, Text: err.Error(), Hint: "--ams-dir says where it is", Err: err})
+		findings = append(findings, failure(IDInstall, err, "name its folder with --ams-dir"))
 		return &PreflightError{Findings: findings, State: state}
 	}
 	st, err := s.Service.State(ctx)
@@ -151,11 +151,8 @@ func (s *sealer) check(ctx context.Context, state string) error {
 		if s.DropIn {
 			how = " (systemctl stop " + s.Service.Name() + ")"
 		}
-		findings = append(findings, Finding{
-			ID:   idSealRunning,
-			Text: "Ant Media Server runs: it would go on serving without its databases, and write again what a seal removes",
-			Hint: "stop it first" + how + ", and make the image before it is started again",
-		})
+		findings = append(findings, newFinding(Bad, idSealRunning, "stop it first"+how+", and make the image before it is started again",
+			"Ant Media Server runs: it would continue to serve without its databases, and write again what a seal removes"))
 	}
 	joined, err := s.joined(s.store, s.install)
 	root, private := s.needsRoot(err)
@@ -164,13 +161,11 @@ func (s *sealer) check(ctx context.Context, state string) error {
 	case private:
 		findings = append(findings, root)
 	case err != nil:
-		findings = append(findings, Finding{ID: IDRecord, Text: err.Error(), Hint: "amsagent leave mends it", Err: err})
+		findings = append(findings, failure(IDRecord, err, "amsagent leave works without it"))
 	case joined:
-		findings = append(findings, Finding{
-			ID:   idSealJoined,
-			Text: "this machine is a node of a cluster: every clone would believe to be it",
-			Hint: "leave first: amsagent leave, or amsagent leave --offline, which does not tell the cluster",
-		})
+		findings = append(findings, newFinding(Bad, idSealJoined,
+			"leave first: amsagent leave, or amsagent leave --offline, which does not reach the cluster",
+			"this machine is a node of a cluster: every clone would believe to be it"))
 	}
 	if len(findings) > 0 {
 		return &PreflightError{Findings: findings, State: state}
@@ -193,7 +188,7 @@ func (m *Machine) joined(store *conf.Store, install *ams.Installation) (bool, er
 }
 
 func (s *sealer) warn(id, hint, format string, args ...any) {
-	s.result.Warnings = append(s.result.Warnings, Finding{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
+	s.result.Warnings = append(s.result.Warnings, warningOf(id, hint, format, args...))
 }
 
 func (s *sealer) found(f Sealed) { s.result.Found = append(s.result.Found, f) }
@@ -272,7 +267,7 @@ func (s *sealer) settings() {
 	}
 	server := s.install.Server.Path
 	edit(SealJWT, server, conf.KindProperties, emptied(nil, "server.jwtServerSecretKey"))
-	edit(SealName, server, conf.KindProperties, emptied(s.ours, "server.name"))
+	edit(SealName, server, conf.KindProperties, emptied(s.isOurs, "server.name"))
 	edit(SealLicence, server, conf.KindProperties, emptied(nil, "server.licence_key"))
 	edit(SealMongo, server, conf.KindProperties, logins("clusterdb"))
 	for _, w := range s.install.Warnings {
@@ -354,7 +349,7 @@ func (s *sealer) appLogins(file string) func([]byte) ([]conf.Span, string, error
 	}
 }
 
-func (s *sealer) ours(name string) bool {
+func (s *sealer) isOurs(name string) bool {
 	if name == s.hostName() {
 		return true
 	}

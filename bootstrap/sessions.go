@@ -69,7 +69,7 @@ func (m *Machine) checkSessions(ctx context.Context, command string, node, count
 		if cerr != nil {
 			text += ": " + cerr.Error()
 		}
-		return nil, Finding{ID: idSessions, Text: text, Hint: "start the daemon, or set the server's statistics token, so that they are counted; " + command + " with --now cuts whatever is live"}, node
+		return nil, newFinding(Bad, idSessions, "start the daemon, or set the server's statistics token, so that they are counted; "+command+" with --now cuts whatever is live", "%s", text), node
 	}
 	f, refuse = sessionsFinding(own, err, command)
 	return own.known(), f, refuse
@@ -142,10 +142,8 @@ func CheckCount(st ams.State, install *ams.Installation) (f Finding, found bool)
 		return f, false
 	}
 	err := ams.CheckNetwork(st.MainPID, install.Ports.HTTP)
-	return Finding{
-		ID: IDCount, Text: fmt.Sprintf("viewers cannot be counted, so a drain waits until its deadline: %v", err),
-		Hint: "server.jwtServerControlEnabled=true and a secret in server.jwtServerSecretKey of red5.properties; then restart the server",
-	}, err != nil
+	return warningOf(IDCount, "server.jwtServerControlEnabled=true and a secret in server.jwtServerSecretKey of red5.properties; then restart the server",
+		"viewers cannot be counted, so a drain waits until its deadline: %v", err), err != nil
 }
 
 func liveStreams(ctx context.Context, install *ams.Installation, client *cluster.Client, address string) ([]string, error) {
@@ -169,7 +167,7 @@ func liveStreams(ctx context.Context, install *ams.Installation, client *cluster
 
 func sessionsFinding(live Live, err error, command string) (Finding, bool) {
 	if err != nil {
-		return Finding{ID: idSessions, Err: err, Text: "the streams of this node cannot be counted: " + err.Error(), Hint: command + " with --now to cut whatever is live"}, true
+		return failure(idSessions, fmt.Errorf("the streams of this node cannot be counted: %w", err), command+" with --now to cut whatever is live"), true
 	}
 	var on []string
 	switch {
@@ -187,7 +185,7 @@ func sessionsFinding(live Live, err error, command string) (Finding, bool) {
 	if len(on) == 0 {
 		return Finding{}, false
 	}
-	return Finding{ID: idSessions, Text: strings.Join(on, "; "), Hint: "wait until they end, or " + command + " with --now to cut them"}, true
+	return newFinding(Bad, idSessions, "wait until they end, or "+command+" with --now to cut them", "%s", strings.Join(on, "; ")), true
 }
 
 func plural(n int, what string) string {

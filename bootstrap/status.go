@@ -34,11 +34,11 @@ type Status struct {
 	// Member reports whether this machine is a node, or joins or leaves.
 	Member bool `json:"member"`
 	// Phase is "" if this machine never joined.
-	Phase    Phase          `json:"phase,omitempty"`
-	Files    FilesView      `json:"files"`
-	Process  ProcessView    `json:"process"`
-	Row      RowView        `json:"registry"`
-	Disagree []Disagreement `json:"disagreements"`
+	Phase    Phase       `json:"phase,omitempty"`
+	Files    FilesView   `json:"files"`
+	Process  ProcessView `json:"process"`
+	Row      RowView     `json:"registry"`
+	Disagree []Finding   `json:"disagreements"`
 }
 
 // FilesView is what the files make of the server at its next start.
@@ -102,16 +102,9 @@ type RowView struct {
 
 func (v *RowView) fail(err error) { v.Err, v.Cause = err.Error(), err }
 
-// Disagreement is one contradiction.
-type Disagreement struct {
-	ID   string `json:"id"`
-	Text string `json:"text"`
-	Hint string `json:"hint,omitempty"`
-}
-
 // AddNotReady adds the daemon's reason, unless another finding explains it.
 func (s *Status) AddNotReady(why string) {
-	if slices.ContainsFunc(s.Disagree, func(d Disagreement) bool {
+	if slices.ContainsFunc(s.Disagree, func(d Finding) bool {
 		return slices.Contains([]string{"AMS-NOT-SERVING", "STATUS-STOPPED", "AMS-NOT-SEEN", "STATUS-FILES", IDDuplicate}, d.ID)
 	}) {
 		return
@@ -127,13 +120,18 @@ const RestartHint = "amsagent drain && amsagent join (without sessions: amsagent
 const notServingHint = "look at " + serverLog + "; while MongoDB is away no application answers"
 
 func (s *Status) add(id, hint, format string, args ...any) {
-	s.Disagree = append(s.Disagree, Disagreement{ID: id, Text: fmt.Sprintf(format, args...), Hint: hint})
+	f := warningOf(id, hint, format, args...)
+	switch id {
+	case "STATUS-STOPPED", "AMS-NOT-SEEN", "AMS-NOT-SERVING", "STATUS-FILES":
+		f.Severity = Bad // such a node serves no viewers, or only those who do not need the others
+	}
+	s.Disagree = append(s.Disagree, f)
 }
 
 // Status changes nothing. A part that cannot be read has its own error; the returned one concerns all parts.
 func (m *Machine) Status(ctx context.Context, req StatusRequest) (*Status, error) {
 	store := m.store()
-	s := &Status{Disagree: []Disagreement{}, Row: RowView{AMS: []cluster.AMSNode{}}}
+	s := &Status{Disagree: []Finding{}, Row: RowView{AMS: []cluster.AMSNode{}}}
 	state, err := loadState(store)
 	if err != nil {
 		return nil, err
@@ -359,7 +357,7 @@ func (s *Status) compare(state *State) {
 		if state != nil && !strings.HasSuffix(proc.Service, ".service") {
 			start = "amsagent join" // it passes the address to the command
 		}
-		add("STATUS-STOPPED", serverLog+" tells why; start it: "+start, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
+		add("STATUS-STOPPED", "see "+serverLog+"; start it: "+start, "the files are a cluster node's, but %s is %s", proc.Service, proc.State)
 	}
 	if dumb := notServing(proc.Applications); len(dumb) > 0 && !left && row.Looked {
 		add("AMS-NOT-SERVING", notServingHint, "the server runs, but viewers are not served: %s", answerList(dumb))

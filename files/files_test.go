@@ -284,7 +284,7 @@ func TestRootsAlone(t *testing.T) {
 	must.OK(t, os.Chmod(r.Path+"/tmp", fs.ModeSticky|0o777))
 	for path, want := range map[string]string{
 		"/etc/run": "", "/etc/link": "", "/tmp/run": "", "/etc/../etc/run": "",
-		"/etc/shared":  "a group, or everybody, may write to /etc/shared",
+		"/etc/shared":  "a group, or every user, may write to /etc/shared",
 		"/tmp/his":     "/tmp/his belongs to uid 4711",
 		tree + "/run":  tree + " belongs to uid 4711",
 		tree + "/link": tree + " belongs to uid 4711",

@@ -147,11 +147,11 @@ func (d *Folder) Open(name string) (*os.File, Info, error) {
 	})
 	switch {
 	case errors.Is(err, unix.ELOOP):
-		return nil, Info{}, fmt.Errorf("%s: %w: there was none before", path, ErrLink)
+		return nil, Info{}, fmt.Errorf("%s: %w: it was no link before", path, ErrLink)
 	case errors.Is(err, unix.ENXIO):
 		return nil, Info{}, fmt.Errorf("%s is %w (a socket or a device)", path, ErrNotRegular)
 	case err != nil:
-		return nil, Info{}, d.hindered(pathError("open", path, err))
+		return nil, Info{}, d.markForeign(pathError("open", path, err))
 	}
 	info, err := statFD(fd, path)
 	switch {
@@ -175,10 +175,10 @@ func (d *Folder) mayHold(path string, info Info) error {
 		return nil
 	}
 	if info.Links > 1 {
-		return fmt.Errorf("%s: %w: it is another name of a file of uid %d, which others than he may have made", path, ErrLink, info.UID)
+		return fmt.Errorf("%s: %w: it is another name of a file of uid %d, and another user may have made it", path, ErrLink, info.UID)
 	}
 	group := info.GID == d.info.GID && info.Mode&0o040 != 0
-	if ruler != anybody && info.Mode&0o004 == 0 && !group {
+	if ruler != anyUser && info.Mode&0o004 == 0 && !group {
 		return fmt.Errorf("%s: %w: it belongs to uid %d, and uid %d, whose folder it is in, may not read it", path, ErrLink, info.UID, ruler)
 	}
 	return nil
@@ -265,7 +265,7 @@ func (d *Folder) Rename(from, to string) error {
 	if err != nil {
 		return err
 	}
-	return d.hindered(pathError("rename", path, unix.Renameat(d.fd, from, d.fd, to)))
+	return d.markForeign(pathError("rename", path, unix.Renameat(d.fd, from, d.fd, to)))
 }
 
 // Remove ignores a missing file and an impossible name.
@@ -290,7 +290,7 @@ func (d *Folder) Remove(name string) error {
 func (d *Folder) Free(name string) error {
 	switch err := d.Remove(name); {
 	case errors.Is(err, unix.EBUSY):
-		return d.hindered(err)
+		return d.markForeign(err)
 	case !errors.Is(err, unix.EISDIR):
 		return err
 	}

@@ -37,9 +37,9 @@ func Refused(err error) bool {
 	return errors.Is(err, ErrLink) || errors.Is(err, ErrNotRegular) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrHindered) || errors.Is(err, ErrEncoding)
 }
 
-// hindered marks what a folder's owner can cause: a replaced folder, a loop of links, a lease, a mount. EIO is not
+// markForeign marks what a folder's owner can cause: a replaced folder, a loop of links, a lease, a mount. EIO is not
 // one: after a disk error the records must stay.
-func (d *Folder) hindered(err error) error {
+func (d *Folder) markForeign(err error) error {
 	if _, foreign := d.info.ruler(); err == nil || !foreign || !slices.ContainsFunc([]unix.Errno{
 		unix.ENOTDIR, unix.ELOOP, unix.EAGAIN, unix.EACCES, unix.EPERM, unix.ENXIO, unix.ENODEV, unix.ENAMETOOLONG, unix.EBUSY,
 	}, func(e unix.Errno) bool { return errors.Is(err, e) }) {
@@ -258,8 +258,8 @@ func (r Root) RootsAlone(path string) error {
 		uid, foreign := i.ruler()
 		switch {
 		case found != nil || !foreign:
-		case uid == anybody:
-			found = fmt.Errorf("%w: a group, or everybody, may write to %s", ErrForeign, at)
+		case uid == anyUser:
+			found = fmt.Errorf("%w: a group, or every user, may write to %s", ErrForeign, at)
 		default:
 			found = fmt.Errorf("%w: %s belongs to uid %d", ErrForeign, at, uid)
 		}
@@ -297,7 +297,7 @@ func (w *walker) walk(how follow) (*Place, error) {
 		case errors.Is(err, unix.ENOENT):
 			return w.missing(s.name)
 		case err != nil:
-			return nil, w.hindered(err)
+			return nil, w.markForeign(err)
 		case info.Mode.Type() == fs.ModeSymlink && !(last && how == followDirs):
 			err := w.link(s.name, fd, info, how)
 			_ = unix.Close(fd)
@@ -309,7 +309,7 @@ func (w *walker) walk(how follow) (*Place, error) {
 			return w.end(s.name, info)
 		case !info.Mode.IsDir():
 			_ = unix.Close(fd)
-			return nil, w.hindered(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, s.name), Err: unix.ENOTDIR})
+			return nil, w.markForeign(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, s.name), Err: unix.ENOTDIR})
 		default:
 			path := filepath.Join(w.top().path, s.name)
 			if err := w.fits(path); err != nil {
@@ -341,7 +341,7 @@ func (w *walker) end(name string, info Info) (*Place, error) {
 				return nil, err
 			}
 		case !info.Mode.IsDir():
-			return nil, w.hindered(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, name), Err: unix.ENOTDIR})
+			return nil, w.markForeign(&fs.PathError{Op: "open", Path: filepath.Join(w.top().path, name), Err: unix.ENOTDIR})
 		}
 	}
 	return &Place{Folder: w.top(), Name: name}, nil
@@ -358,7 +358,7 @@ func (w *walker) missing(name string) (*Place, error) {
 			}
 		case ".":
 		case "..":
-			return nil, w.hindered(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENOENT})
+			return nil, w.markForeign(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENOENT})
 		default:
 			p.Missing = append(p.Missing, p.Name)
 			p.Name = s.name
@@ -372,16 +372,16 @@ func (w *walker) fits(path string) error {
 	if len(path) < unix.PathMax {
 		return nil
 	}
-	return w.hindered(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENAMETOOLONG})
+	return w.markForeign(&fs.PathError{Op: "open", Path: w.asked, Err: unix.ENAMETOOLONG})
 }
 
-// hindered also marks errors behind a link of another user.
-func (w *walker) hindered(err error) error {
+// markForeign also marks errors behind a link of another user.
+func (w *walker) markForeign(err error) error {
 	i := slices.IndexFunc(w.rest, func(s step) bool { return s.name == "" })
 	if i >= 0 && slices.ContainsFunc([]unix.Errno{unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG}, func(e unix.Errno) bool { return errors.Is(err, e) }) {
 		return fmt.Errorf("%s: %w: %w", w.rest[i].link, ErrLink, err)
 	}
-	return w.top().hindered(err)
+	return w.top().markForeign(err)
 }
 
 // look opens a name of any type, without read access.
@@ -404,16 +404,16 @@ func (w *walker) look(name string) (int, Info, error) {
 // trusted users' links are followed. Tests may not run as root.
 func trusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
 
-const anybody = -1
+const anyUser = -1
 
-// ruler returns the user who controls the folder's names, and whether it is untrusted: its owner, or anybody if
+// ruler returns the user who controls the folder's names, and whether it is untrusted: its owner, or any user if
 // others may write to a folder of root without the sticky bit. With an ACL the group bits are its mask.
 func (i Info) ruler() (uid int, foreign bool) {
 	switch {
 	case !trusted(i.UID):
 		return i.UID, true
 	case i.Mode&0o022 != 0 && i.Mode&fs.ModeSticky == 0:
-		return anybody, true
+		return anyUser, true
 	}
 	return i.UID, false
 }
@@ -427,10 +427,10 @@ func (w *walker) link(name string, fd int, info Info, how follow) error {
 	}
 	to := string(buf[:n])
 	if w.links++; w.links > maxLinks {
-		return w.hindered(&fs.PathError{Op: "open", Path: path, Err: unix.ELOOP})
+		return w.markForeign(&fs.PathError{Op: "open", Path: path, Err: unix.ELOOP})
 	}
 	if how == followNone {
-		return fmt.Errorf("%s: %w: there was none before", path, ErrLink)
+		return fmt.Errorf("%s: %w: it was no link before", path, ErrLink)
 	}
 	steps := names(to)
 	ruler, foreign := w.top().info.ruler()
@@ -454,7 +454,7 @@ func (w *walker) owned(s step, info Info) error {
 	if info.UID == s.owner || s.fileOnly && info.Mode.IsDir() {
 		return nil
 	}
-	if s.owner == anybody {
+	if s.owner == anyUser {
 		return fmt.Errorf("%s: %w: not only root may move the link", s.link, ErrLink)
 	}
 	return fmt.Errorf("%s: %w: it leads to what belongs to uid %d, and uid %d made the link or may move it", s.link, ErrLink, info.UID, s.owner)

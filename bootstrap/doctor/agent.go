@@ -25,9 +25,9 @@ func checkRecord(ctx context.Context, p *patient) []Result {
 		if in.Unread != nil {
 			return one(notKnown(in.Unread))
 		}
-		found := findings(in.Failed, in.Warnings, bootstrap.IDRecord)
+		found := findings(in.Findings, bootstrap.IDRecord)
 		if s := in.State; s != nil && in.Instance.ID != "" && s.InstanceID != in.Instance.ID {
-			found = append(found, bad("the daemon mends it when it starts: systemctl restart amsagent; before an image is made: amsagent seal --yes",
+			found = append(found, bad("the daemon repairs it when it starts: systemctl restart amsagent; before an image is made: amsagent seal --yes",
 				"the agent remembers %s, and this machine is %s: its disk is a copy of that one's", s.InstanceID, in.Instance.ID).as(bootstrap.IDCloned))
 		}
 		if in.Interrupted {
@@ -40,9 +40,9 @@ func checkRecord(ctx context.Context, p *patient) []Result {
 		case in.State == nil && !in.Undo:
 			return one(good("this machine never joined, or left completely"))
 		case in.State == nil:
-			return one(good("the files are a node's, and can be given back; no join was proved here"))
+			return one(good("the files are a node's, and can be restored; no join was proved here"))
 		case !in.Undo:
-			return one(warning("a leave makes the files standalone all the same", "this machine is %s, but what is needed to give the former bytes back is not there", in.State.Phase))
+			return one(warning("a leave makes the files standalone all the same", "this machine is %s, but the record of the former bytes is not there", in.State.Phase))
 		}
 		return one(good("%s as %s; the original files can be restored", in.State.Phase, in.State.Address))
 	})(ctx, p)
@@ -56,7 +56,7 @@ func checkConfig(ctx context.Context, p *patient) []Result {
 		}
 	}
 	for _, f := range p.Config {
-		found = append(found, Result{ID: f.ID, Verdict: Bad, Seen: f.Text, Hint: f.Hint, Err: f.Err})
+		found = append(found, Result{Finding: f})
 	}
 	switch {
 	case len(found) > 0:
@@ -123,10 +123,10 @@ func checkSecrets(ctx context.Context, p *patient) []Result {
 	case len(read) == 0:
 		return one(good("no password of MongoDB is in any file"))
 	}
-	return one(good("the password of MongoDB is in %s, and not for everybody", few(read)))
+	return one(good("the password of MongoDB is in %s, and other users cannot read it", few(read)))
 }
 
-// reachable reports whether everybody may enter the folders of a file.
+// reachable reports whether every user may enter the folders of a file.
 func (p *patient) reachable(path string) bool {
 	for dir := filepath.Dir(path); dir != "/"; dir = filepath.Dir(dir) {
 		if info, err := p.store.Files().Stat(dir); err == nil && info.Mode.Perm()&0o001 == 0 {
@@ -161,7 +161,7 @@ func holdsPassword(b []byte) bool {
 
 func seeService(p *patient, in *bootstrap.Inspection) Result {
 	if !in.Service.Known() {
-		return unknown("nobody was asked: the server is left alone here")
+		return unknown("not asked: the server is not controlled here")
 	}
 	return good("%s answers", p.Machine.Service.Name())
 }
@@ -186,7 +186,7 @@ func checkUnit(ctx context.Context, p *patient) []Result {
 		case s.Restarts >= manyRestarts:
 			found = append(found, warning(log, "%s was started again %d times by itself", name, s.Restarts))
 		}
-		found = append(found, findings(in.Failed, in.Warnings, bootstrap.IDNotEnabled)...)
+		found = append(found, findings(in.Findings, bootstrap.IDNotEnabled)...)
 		if s.NeedReload {
 			found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(idReload))
 		}
@@ -239,7 +239,7 @@ func daemonUnits() []string { return []string{"amsagent-node.service", daemonUni
 
 func checkDaemonUnits(ctx context.Context, p *patient) []Result {
 	if p.Unit == nil {
-		return one(unknown("nobody was asked about units here"))
+		return one(unknown("not asked: no service manager is used here"))
 	}
 	joined, known := p.joined(ctx)
 	if !known {
@@ -290,7 +290,7 @@ func judgeUnit(name string, s ams.State, joined bool) []Result {
 		}
 		return append(found, warning(hint, "%s: %v, so that a join cannot start it", name, err))
 	}
-	log := "journalctl -u " + name + " -n 50 tells why"
+	log := "journalctl -u " + name + " -n 50 shows the cause"
 	switch {
 	case s.Activity == ams.ActivityFailed || s.Crashing():
 		return append(found, bad(log, "%s is %s", name, s))
@@ -306,7 +306,7 @@ func judgeUnit(name string, s ams.State, joined bool) []Result {
 
 func checkDaemon(ctx context.Context, p *patient) []Result {
 	if p.Daemon == nil {
-		return one(unknown("nobody was asked"))
+		return one(unknown("not asked"))
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.askTime())
 	defer cancel()
@@ -343,7 +343,7 @@ func checkDaemon(ctx context.Context, p *patient) []Result {
 	return found
 }
 
-// checkViews takes over what `amsagent status` would name.
+// checkViews has the contradictions of `amsagent status`.
 func checkViews(ctx context.Context, p *patient) []Result {
 	s, err := p.status.get(ctx)
 	if err != nil {
@@ -351,14 +351,8 @@ func checkViews(ctx context.Context, p *patient) []Result {
 	}
 	var found []Result
 	for _, d := range s.Disagree {
-		// A run that was killed is told with the agent's own files.
-		switch d.ID {
-		case "AGENT-UNFINISHED":
-		case "STATUS-STOPPED", "AMS-NOT-SEEN", "AMS-NOT-SERVING", "STATUS-FILES":
-			// Such a node serves nobody, or only who does not need the others.
-			found = append(found, bad(d.Hint, "%s", d.Text).as(d.ID))
-		default:
-			found = append(found, warning(d.Hint, "%s", d.Text).as(d.ID))
+		if d.ID != idUnfinished { // reported with the agent's own files
+			found = append(found, Result{Finding: d})
 		}
 	}
 	switch {

@@ -52,7 +52,7 @@ func TestLargeUndoRecord(t *testing.T) {
 	}
 	p.inspection = begin(func() (*bootstrap.Inspection, error) { return &bootstrap.Inspection{}, nil })
 	found := checkSecrets(t.Context(), p)
-	if len(found) != 1 || found[0].Verdict != Bad || !strings.Contains(found[0].Seen, undoPath) {
+	if len(found) != 1 || found[0].Severity != Bad || !strings.Contains(found[0].Text, undoPath) {
 		t.Errorf("%+v", found)
 	}
 }

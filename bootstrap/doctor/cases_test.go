@@ -161,7 +161,7 @@ func serverCases() []aCase {
 			c.join("10.0.2.4")
 			c.edit(liveApp, "db.type=mongodb", "db.type=redisdb")
 		}, Bad, "", `"LiveApp" do not use MongoDB`},
-		{idSettings, "broken", func(c *clinic) { c.put(container, "<beans>") }, Unknown, "", "do not tell a mode"},
+		{idSettings, "broken", func(c *clinic) { c.put(container, "<beans>") }, Unknown, "", "mode of the files is not known"},
 
 		{idAppName, "none lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=LiveApp\n") }, Good, "", "none is lost"},
 		{idAppName, "lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=\n") }, Warning, "", `appName is empty in "LiveApp"`},
@@ -215,14 +215,14 @@ func fail(kind cluster.Kind, id string) func(c *clinic) {
 	return func(c *clinic) {
 		c.target("mongodb://u:p@10.0.2.4")
 		err := &cluster.Error{Kind: kind, Op: "asking MongoDB", Host: "10.0.2.4:27017", Err: errors.New("no")}
-		c.mongo = finished(reached{failed: []bootstrap.Finding{{ID: id, Text: err.Error(), Err: err}}}, nil)
+		c.mongo = finished(reached{failed: []bootstrap.Finding{{ID: id, Severity: Bad, Text: err.Error(), Err: err}}}, nil)
 	}
 }
 
 func skewed(id string) func(c *clinic) {
 	return func(c *clinic) {
 		c.target("10.0.2.4")
-		c.mongo = finished(reached{warnings: []bootstrap.Finding{{ID: id, Text: "this machine's clock is off", Hint: "chrony"}}}, nil)
+		c.mongo = finished(reached{findings: []bootstrap.Finding{{ID: id, Severity: Warning, Text: "this machine's clock is off", Hint: "chrony"}}}, nil)
 	}
 }
 
@@ -260,10 +260,10 @@ func mongoCases() []aCase {
 		{bootstrap.IDClock, "off", skewed(bootstrap.IDClock), Warning, "", "off"},
 		{bootstrap.IDClock, "not compared", skewed(bootstrap.IDUnverified), Unknown, bootstrap.IDUnverified, "off"},
 
-		{idRows, "nobody else", rows(node("i-1", "10.0.0.5", 0)), Good, "", "nobody else has 10.0.0.5"},
+		{idRows, "nobody else", rows(node("i-1", "10.0.0.5", 0)), Good, "", "no other node has 10.0.0.5"},
 		{idRows, "an earlier machine", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", time.Hour)), Warning, "", "its agent is silent"},
 		{idRows, "two machines", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", 0)), Bad, "", "its agent sends heartbeats"},
-		{idRows, "one that has left", rows(node("i-1", "10.0.0.5", 0), left(node("i-0", "10.0.0.5", 0))), Good, "", "nobody else"},
+		{idRows, "one that has left", rows(node("i-1", "10.0.0.5", 0), left(node("i-0", "10.0.0.5", 0))), Good, "", "no other node"},
 		{idRows, "two servers", func(c *clinic) {
 			rows(node("i-1", "10.0.0.5", 0))(c)
 			c.look.value.AMS = []cluster.AMSNode{{ID: "a", IP: "10.0.0.5", LastUpdate: time.Now()}, {ID: "b", IP: "10.0.0.5", LastUpdate: time.Now()}}
@@ -388,7 +388,7 @@ func networkCases(open, closed int) []aCase {
 	return []aCase{
 		{bootstrap.IDIdentity, "known", nil, Good, "", "i-1 on aws"},
 		{bootstrap.IDIdentity, "nobody answers", identity(metadata.Instance{}, errors.New("no answer")), Bad, "", "no answer"},
-		{bootstrap.IDIdentity, "not asked", func(c *clinic) { c.o.Join.Offline = true }, Unknown, "", "nobody was asked"},
+		{bootstrap.IDIdentity, "not asked", func(c *clinic) { c.o.Join.Offline = true }, Unknown, "", "not asked"},
 
 		{bootstrap.IDAddress, "from the cloud", nil, Unknown, ams.WarnAddressUnchecked, "10.0.0.5"},
 		{bootstrap.IDAddress, "public", identity(metadata.Instance{ID: "i-1", Address: netip.MustParseAddr("8.8.8.8")}, nil), Warning, ams.WarnAddressPublic, "8.8.8.8"},
@@ -413,7 +413,7 @@ func networkCases(open, closed int) []aCase {
 			c.remove("etc/hostname")
 		}, Unknown, "", "hostname"},
 
-		{idHosts, "clean", nil, Good, "", "nothing odd"},
+		{idHosts, "clean", nil, Good, "", "no fault found"},
 		{idHosts, "an address without a name", func(c *clinic) { c.put("etc/hosts", "127.0.0.1 localhost\n10.0.0.21\n") }, Warning, "", "line 2"},
 		{idHosts, "no address", func(c *clinic) { c.put("etc/hosts", "node-1 10.0.0.5\n") }, Warning, "", "begins with no address"},
 		{idHosts, "two addresses", func(c *clinic) { c.put("etc/hosts", "10.0.0.5 node-1\n10.0.0.9 node-1 # old\n") }, Warning, "", "10.0.0.5, 10.0.0.9"},
@@ -423,7 +423,7 @@ func networkCases(open, closed int) []aCase {
 		{idPeers, "alone", peersAt(), Good, "", "no other node"},
 		{idPeers, "no address", peersAt(peer{address: "db.example.org", port: open}, peer{address: "fe80::1%lo", port: open}), Good, "", "no other node"},
 		{idPeers, "all answer", peersAt(peer{address: "127.0.0.1", port: open}), Good, "", "1 of 1"},
-		{idPeers, "nobody listens", peersAt(peer{address: "127.0.0.1", port: closed}), Warning, "", "nobody listens at 127.0.0.1"},
+		{idPeers, "nobody listens", peersAt(peer{address: "127.0.0.1", port: closed}), Warning, "", "no server listens at 127.0.0.1"},
 		{idPeers, "no way", func(c *clinic) {
 			peersAt(peer{address: "240.0.0.1", port: open})(c)
 			c.dial = func(context.Context, string) error { return context.DeadlineExceeded }
@@ -531,7 +531,7 @@ func goingCases() []aCase {
 			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("hush") }
 		}, Unknown, "", "without an identity"},
 		{idHook, "no answer", hooked(cloud.Check{}, errors.New("no answer")), Unknown, "", "no answer"},
-		{idHook, "nobody asked", nil, Unknown, "", "nobody was asked"},
+		{idHook, "not asked", nil, Unknown, "", "not asked"},
 
 		{idTimeline, "all fits", func(c *clinic) {
 			good(c)
@@ -650,7 +650,7 @@ func agentCases() []aCase {
 				return metadata.Instance{ID: "i-2", Provider: "aws", Address: netip.MustParseAddr("10.0.0.5")}, nil
 			}
 		}, Bad, bootstrap.IDCloned, "remembers i-1, and this machine is i-2"},
-		{bootstrap.IDRecord, "edited offline", func(c *clinic) { c.join("10.0.2.4"); c.remove("var/lib/amsagent/state.json") }, Good, "", "can be given back"},
+		{bootstrap.IDRecord, "edited offline", func(c *clinic) { c.join("10.0.2.4"); c.remove("var/lib/amsagent/state.json") }, Good, "", "can be restored"},
 		{bootstrap.IDRecord, "the undo record is lost", func(c *clinic) { c.state("joined") }, Warning, "", "is not there"},
 		{bootstrap.IDRecord, "damaged", func(c *clinic) { c.put("var/lib/amsagent/undo.json", "{") }, Bad, "", "undo.json"},
 		{bootstrap.IDRecord, "of a later version", func(c *clinic) { c.put("var/lib/amsagent/state.json", `{"version":99}`) }, Bad, "", "99"},
@@ -659,14 +659,14 @@ func agentCases() []aCase {
 
 		{bootstrap.IDConfig, "read", func(c *clinic) { c.o.ConfigSeen = "/etc/amsagent/config.yaml is read" }, Good, "", "is read"},
 		{bootstrap.IDConfig, "wrong", func(c *clinic) {
-			c.o.Config = []bootstrap.Finding{{ID: "AGENT-CONFIG", Text: "config.yaml:3: unknown key", Hint: "did you mean role?"}}
+			c.o.Config = []bootstrap.Finding{{ID: "AGENT-CONFIG", Severity: Bad, Text: "config.yaml:3: unknown key", Hint: "did you mean role?"}}
 		}, Bad, "", "unknown key"},
 		{bootstrap.IDConfig, "not read", nil, Unknown, "", "not read"},
 
 		{idSecret, "none", nil, Good, "", "no password"},
-		{idSecret, "kept", func(c *clinic) { c.secret(0o600) }, Good, "", "not for everybody"},
+		{idSecret, "kept", func(c *clinic) { c.secret(0o600) }, Good, "", "other users cannot read it"},
 		{idSecret, "for everybody", func(c *clinic) { c.secret(0o644) }, Bad, "", "/etc/amsagent/mongo"},
-		{idSecret, "for everybody, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "not for everybody"},
+		{idSecret, "for everybody, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "other users cannot read it"},
 		{idSecret, "in the server's files", func(c *clinic) { c.put(server, "clusterdb.host=mongodb://u:secret@10.0.2.4\n") }, Bad, "", "red5.properties"},
 		{idSecret, "in a key of its own", func(c *clinic) { c.put(liveApp, "db.host=10.0.2.4\ndb.password=secret\n") }, Bad, "", "LiveApp"},
 		{idSecret, "in the undo record", readable("undo.json"), Bad, "", "undo.json"},
@@ -677,7 +677,7 @@ func agentCases() []aCase {
 		{bootstrap.IDService, "answers", state(active), Good, "", "answers"},
 		{bootstrap.IDService, "masked", state(with(active, func(s *ams.State) { s.Load = "masked" })), Bad, "", "masked"},
 		{bootstrap.IDService, "no systemd", func(c *clinic) { c.service.err = ams.ErrNoSystemd }, Bad, "", "not available"},
-		{bootstrap.IDService, "left alone", nil, Unknown, "", "left alone"},
+		{bootstrap.IDService, "not controlled here", nil, Unknown, "", "not controlled here"},
 
 		{idUnit, "runs", state(active), Good, "", "antmedia.service is active"},
 		{idUnit, "failed", state(ams.State{Activity: ams.ActivityFailed, Result: "exit-code", Exit: "exit status 1"}), Bad, "", "failed (exit-code"},
@@ -726,7 +726,7 @@ func agentCases() []aCase {
 		{bootstrap.IDDaemon, "not read again", units(true, with(active, func(s *ams.State) { s.NeedReload = true })), Warning, idReload, "not read"},
 		{bootstrap.IDDaemon, "not installed", units(false, active, daemonUnit, "amsagent-node.service"), Warning, "", "nothing drains this node"},
 		{bootstrap.IDDaemon, "not installed on a node", units(true, active, daemonUnit), Warning, "", "nothing drains this node"},
-		{bootstrap.IDDaemon, "no systemd", nil, Unknown, "", "nobody was asked"},
+		{bootstrap.IDDaemon, "no systemd", nil, Unknown, "", "no service manager"},
 
 		{idNoDaemon, "well", daemon(true, DaemonView{Version: "test", Activity: "beating"}, nil), Good, "", "beating"},
 		{idNoDaemon, "none, on a node", daemon(true, DaemonView{}, fmt.Errorf("x: %w", ErrNoDaemon)), Bad, "", "nothing drains it"},
@@ -738,9 +738,9 @@ func agentCases() []aCase {
 
 		{idViews, "no node", nil, Good, "", "not a cluster node"},
 		{idViews, "agree", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Looked: true, Address: "10.0.0.5"}}, nil), Good, "", "in the cluster as 10.0.0.5"},
-		{idViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "AMS-DRIFT", Text: "edited", Hint: "join"}}}, nil), Warning, "AMS-DRIFT", "edited"},
-		{idViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "AMS-NOT-SEEN", Text: "old", Hint: "look"}}}, nil), Bad, "AMS-NOT-SEEN", "old"},
-		{idViews, "viewers are not served", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Disagreement{{ID: "AMS-NOT-SERVING", Text: "LiveApp fails", Hint: "look"}}}, nil), Bad, "AMS-NOT-SERVING", "LiveApp fails"},
+		{idViews, "disagree", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Finding{{ID: "AMS-DRIFT", Severity: Warning, Text: "edited", Hint: "join"}}}, nil), Warning, "AMS-DRIFT", "edited"},
+		{idViews, "not seen by the others", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Finding{{ID: "AMS-NOT-SEEN", Severity: Bad, Text: "old", Hint: "look"}}}, nil), Bad, "AMS-NOT-SEEN", "old"},
+		{idViews, "viewers are not served", status(bootstrap.Status{Member: true, Disagree: []bootstrap.Finding{{ID: "AMS-NOT-SERVING", Severity: Bad, Text: "LiveApp fails", Hint: "look"}}}, nil), Bad, "AMS-NOT-SERVING", "LiveApp fails"},
 		{idViews, "the registry was not seen", status(bootstrap.Status{Member: true, Row: bootstrap.RowView{Err: "no answer"}}, nil), Unknown, "", "no answer"},
 		{idViews, "nothing was seen", status(bootstrap.Status{}, fs.ErrPermission), Unknown, "", "permission"},
 	}
@@ -792,7 +792,7 @@ func machineCases() []aCase {
 		{idGPU, "does not answer", gpu("nvidia", GPUView{Trouble: "Driver/library version mismatch"}, nil), Bad, idGPUDriver, "mismatch"},
 		{idGPU, "lost", gpu("nvidia", GPUView{Driver: "535.1"}, nil), Bad, idGPUDriver, "the driver shows 0"},
 		{idGPU, "old", gpu("nvidia", GPUView{Devices: []string{"Tesla K80"}, Driver: "390.157"}, nil), Warning, idGPUDriver, "too old"},
-		{idGPU, "not asked", func(c *clinic) { gpu("nvidia", GPUView{}, nil)(c); c.o.GPUs = nil }, Unknown, "", "nobody was asked"},
+		{idGPU, "not asked", func(c *clinic) { gpu("nvidia", GPUView{}, nil)(c); c.o.GPUs = nil }, Unknown, "", "not asked"},
 		{idGPU, "hangs", gpu("nvidia", GPUView{}, context.DeadlineExceeded), Unknown, "", "in time"},
 		{idGPU, "a tree", nil, Unknown, "", "does not run"},
 	}
@@ -802,11 +802,11 @@ func TestMachine(t *testing.T) { runCases(t, machineCases()) }
 
 // Every check has a case in which it is good, one in which something is wrong, and one in which it is not known.
 func TestEveryCheckHasItsCases(t *testing.T) {
-	have := map[string]map[Verdict]bool{}
+	have := map[string]map[bootstrap.Severity]bool{}
 	for _, cases := range [][]aCase{serverCases(), mongoCases(), networkCases(1, 1), goingCases(), agentCases(), machineCases()} {
 		for _, c := range cases {
 			if have[c.check] == nil {
-				have[c.check] = map[Verdict]bool{}
+				have[c.check] = map[bootstrap.Severity]bool{}
 			}
 			v := c.verdict
 			if v == Warning {
@@ -816,13 +816,13 @@ func TestEveryCheckHasItsCases(t *testing.T) {
 		}
 	}
 	// With a server that answers: sandbox/clustertest. What the kernel says: TestJudge.
-	elsewhere := map[string][]Verdict{
+	elsewhere := map[string][]bootstrap.Severity{
 		bootstrap.IDMongoAuth: {Good}, idNotPrimary: {Good}, idMongoOpen: {Good, Bad}, idMongoSlow: {Good, Bad},
 		bootstrap.IDClock:   {Good},
 		bootstrap.IDAddress: {Good}, bootstrap.IDWritable: {Bad}, bootstrap.IDSpace: {Bad, Unknown}, idTimeSync: {Good, Bad},
 	}
 	for _, c := range checks() {
-		for _, v := range []Verdict{Good, Bad, Unknown} {
+		for _, v := range []bootstrap.Severity{Good, Bad, Unknown} {
 			if !have[c.id][v] && !slices.Contains(elsewhere[c.id], v) {
 				t.Errorf("%s has no case in which it is %s", c.id, v)
 			}

@@ -22,6 +22,13 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
+const (
+	Bad     = bootstrap.Bad
+	Warning = bootstrap.Warning
+	Unknown = bootstrap.Unknown
+	Good    = bootstrap.Good
+)
+
 // treesDir holds the project's own installations, written by hand.
 const treesDir = "../../sandbox/tree/files"
 
@@ -172,7 +179,7 @@ func (c *clinic) check(id string) []Result {
 type aCase struct {
 	check, name string
 	make        func(c *clinic)
-	verdict     Verdict
+	verdict     bootstrap.Severity
 	id          string // "" is the check's
 	seen        string // part of it
 }
@@ -193,7 +200,7 @@ func runCases(t *testing.T, cases []aCase) {
 			if len(results) == 0 {
 				t.Fatal("no result at all")
 			}
-			i := slices.IndexFunc(results, func(r Result) bool { return r.ID == want && r.Verdict == tt.verdict })
+			i := slices.IndexFunc(results, func(r Result) bool { return r.ID == want && r.Severity == tt.verdict })
 			if i < 0 {
 				i = slices.IndexFunc(results, func(r Result) bool { return r.ID == want })
 			}
@@ -201,13 +208,13 @@ func runCases(t *testing.T, cases []aCase) {
 				t.Fatalf("no %s in %+v", want, results)
 			}
 			r := results[i]
-			if r.Verdict != tt.verdict || !strings.Contains(r.Seen, tt.seen) {
-				t.Errorf("%s: %q, want %s: %q", r.Verdict, r.Seen, tt.verdict, tt.seen)
+			if r.Severity != tt.verdict || !strings.Contains(r.Text, tt.seen) {
+				t.Errorf("%s: %q, want %s: %q", r.Severity, r.Text, tt.verdict, tt.seen)
 			}
-			if r.Title == "" || r.Group == "" || r.Seen == "" || r.Page != "amsagent doctor --explain "+want || !slices.Contains(IDs(), r.ID) {
+			if r.Title == "" || r.Group == "" || r.Text == "" || r.Page != "amsagent doctor --explain "+want || !slices.Contains(IDs(), r.ID) {
 				t.Errorf("incomplete: %+v", r)
 			}
-			if (r.Verdict == Bad || r.Verdict == Warning) && r.Hint == "" && r.Err == nil {
+			if (r.Severity == Bad || r.Severity == Warning) && r.Hint == "" && r.Err == nil {
 				t.Errorf("no hint: %+v", r)
 			}
 		})

@@ -48,8 +48,8 @@ func TestCorpus(t *testing.T) {
 				t.Helper()
 				for _, id := range files {
 					for _, r := range c.check(id) {
-						if r.Verdict != Good {
-							t.Errorf("%s: %s is %s: %s", when, r.ID, r.Verdict, r.Seen)
+						if r.Severity != Good {
+							t.Errorf("%s: %s is %s: %s", when, r.ID, r.Severity, r.Text)
 						}
 					}
 				}

@@ -19,21 +19,7 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// Verdict is the outcome of one check.
-type Verdict string
-
-// The verdicts, the worst first.
-const (
-	// Bad: a join fails with it, or a node does not serve, or not for long.
-	Bad Verdict = "bad"
-	// Warning: it works, and is not as it should be.
-	Warning Verdict = "warning"
-	// Unknown: the check could not be made.
-	Unknown Verdict = "unknown"
-	Good    Verdict = "good"
-)
-
-// Group is what checks belong together.
+// Group is a heading over checks.
 type Group string
 
 // The groups, in the order in which they are shown.
@@ -46,63 +32,54 @@ const (
 	GroupMachine  Group = "Machine"
 )
 
-// Result is what one check found. A check that found several things has several.
+// Result is one finding of a check, which may have several. Its ID is stable: that of the fault, else that of the check.
 type Result struct {
-	// ID is stable. Where something particular was found it is the finding's own;
-	// otherwise it is the check's.
-	ID      string  `json:"id"`
-	Check   string  `json:"check"`
-	Group   Group   `json:"group"`
-	Title   string  `json:"title"`
-	Verdict Verdict `json:"verdict"`
+	bootstrap.Finding
+	Check string `json:"check"`
+	Group Group  `json:"group"`
+	Title string `json:"title"`
 	// Ignored: a setting or a flag names this id.
-	Ignored bool   `json:"ignored,omitempty"`
-	Seen    string `json:"observed"`
-	Hint    string `json:"hint,omitempty"`
-	// Lines draw Seen as a picture.
+	Ignored bool `json:"ignored,omitempty"`
+	// Lines draw Text as a picture.
 	Lines []string `json:"lines,omitempty"`
 	// Page is the command that prints the page about the id.
 	Page string `json:"page"`
-	// Err is the error behind it, where there is one.
-	Err error `json:"-"`
 }
 
-// Wrong reports whether it counts as something wrong.
-func (r Result) Wrong() bool { return !r.Ignored && (r.Verdict == Bad || r.Verdict == Warning) }
+// Wrong reports whether it counts as a fault.
+func (r Result) Wrong() bool {
+	return !r.Ignored && (r.Severity == bootstrap.Bad || r.Severity == bootstrap.Warning)
+}
 
-// Options say what is looked at and how. Only Machine is needed: what else is not
-// told is not known.
+// Options are the subjects of the checks and the means. Only Machine is required: a missing one is unknown.
 type Options struct {
 	Machine *bootstrap.Machine
-	// Join is what a join would be asked for. A zero Mongo is not known; MongoErr
-	// says why.
+	// Join is the request of a join. MongoErr is why its Mongo is zero.
 	Join     bootstrap.JoinRequest
 	MongoErr error
-	// MongoFrom says in words where the address was found.
+	// MongoFrom describes the source of the address.
 	MongoFrom string
-	// Connect are the settings of the clients that the doctor makes itself.
+	// Connect are the settings of the doctor's own clients.
 	Connect cluster.Options
 
-	// Config is what is wrong with the settings, ConfigSeen what was read.
+	// Config are faults of the settings, ConfigSeen is what was read.
 	Config     []bootstrap.Finding
 	ConfigSeen string
-	// UnreadTags returns what is wrong with the names of the machine's tags, "" for
-	// nothing; nil is not known.
+	// UnreadTags returns the fault of the names of the machine's tags, "" without one; nil is unknown.
 	UnreadTags func(context.Context) string
 	// Secrets are files that may hold the connection string, below the root.
 	Secrets []string
 
-	// Unit asks the service manager about a unit; nil where there is none to ask.
+	// Unit asks the service manager about a unit; nil without a manager.
 	Unit func(ctx context.Context, name string) (ams.State, error)
-	// Daemon asks the agent's own daemon; an error that is [ErrNoDaemon] says that
-	// none answers.
+	// Daemon asks the agent's daemon. It returns [ErrNoDaemon] if none answers.
 	Daemon func(ctx context.Context) (DaemonView, error)
 	// GPUs asks the driver for its devices.
 	GPUs func(ctx context.Context) (GPUView, error)
 	// Hooks asks the cloud for its hooks for the end of this machine.
 	Hooks func(ctx context.Context) (cloud.Check, error)
-	// Drain returns how long a drain waits for the sessions, as far as the machine's
-	// tags are read. Reserve is what the last steps need of a cloud's time.
+	// Drain returns how long a drain waits for sessions, by the machine's tags, too, once they are read. Reserve is the part of
+	// a cloud's time that the last steps need.
 	Drain   func() time.Duration
 	Reserve time.Duration
 
@@ -114,32 +91,32 @@ type Options struct {
 	Limit time.Duration
 }
 
-// ErrNoDaemon says that no daemon answers.
+// ErrNoDaemon means that no daemon answers.
 var ErrNoDaemon = errors.New("no daemon answers")
 
-// DaemonView is what the daemon says of itself.
+// DaemonView is the daemon's report of itself.
 type DaemonView struct {
 	Version  string
 	Activity string
-	// Trouble is what keeps it from that; "" where nothing does.
+	// Trouble lists what hinders it.
 	Trouble []string
-	// LaunchHooks says that none of several launch hooks is this agent's; "" where one is.
+	// LaunchHooks lists launch hooks of which none is this agent's; "" if one is.
 	LaunchHooks string
 }
 
-// GPUView is what the driver says.
+// GPUView is the driver's report.
 type GPUView struct {
 	// Devices are their names, Driver its version.
 	Devices []string
 	Driver  string
-	// Trouble is why there is nothing to say.
+	// Trouble is why nothing is known.
 	Trouble string
 }
 
 const (
 	defaultLimit = 15 * time.Second
-	// lastWord is kept of the whole time for putting the results together.
-	lastWord = 500 * time.Millisecond
+	// collectTime is kept of the whole time for collecting the results.
+	collectTime = 500 * time.Millisecond
 )
 
 // check is one row of the table.
@@ -150,32 +127,39 @@ type check struct {
 	run   func(ctx context.Context, p *patient) []Result
 }
 
-// good, bad, warning and unknown make the results of a check; the engine adds what
-// the table knows.
-func good(format string, args ...any) Result {
-	return Result{Verdict: Good, Seen: fmt.Sprintf(format, args...)}
-}
+// good, bad, warning and unknown return a result, which the table completes.
+func good(format string, args ...any) Result { return result(bootstrap.Good, "", format, args...) }
 
 func bad(hint, format string, args ...any) Result {
-	return Result{Verdict: Bad, Hint: hint, Seen: fmt.Sprintf(format, args...)}
+	return result(bootstrap.Bad, hint, format, args...)
 }
 
 func warning(hint, format string, args ...any) Result {
-	return Result{Verdict: Warning, Hint: hint, Seen: fmt.Sprintf(format, args...)}
+	return result(bootstrap.Warning, hint, format, args...)
 }
 
 func unknown(format string, args ...any) Result {
-	return Result{Verdict: Unknown, Seen: fmt.Sprintf(format, args...)}
+	return result(bootstrap.Unknown, "", format, args...)
 }
 
-// notKnown is a check that an error kept from being made.
+func result(s bootstrap.Severity, hint, format string, args ...any) Result {
+	return Result{Finding: bootstrap.Finding{Severity: s, Hint: hint, Text: fmt.Sprintf(format, args...)}}
+}
+
+// from adds the error behind the result.
+func (r Result) from(err error) Result {
+	r.Err = err
+	return r
+}
+
+// notKnown is the result if an error prevented the check.
 func notKnown(err error) Result {
-	r := Result{Verdict: Unknown, Seen: err.Error(), Err: err}
+	r := unknown("%v", err).from(err)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		r.Hint = bootstrap.RootHint
 	case errors.Is(err, context.DeadlineExceeded):
-		r.Seen = "no answer in time: " + err.Error()
+		r.Text = "no answer in time: " + err.Error()
 	}
 	return r
 }
@@ -190,7 +174,7 @@ func one(r Result) []Result { return []Result{r} }
 // Run makes all checks in parallel, within Limit, and returns their results in the table's order.
 func Run(ctx context.Context, o Options) []Result {
 	p := newPatient(o)
-	ctx, cancel := context.WithTimeout(ctx, p.Limit-min(lastWord, p.Limit/10))
+	ctx, cancel := context.WithTimeout(ctx, p.Limit-min(collectTime, p.Limit/10))
 	defer cancel()
 	p.start(ctx)
 	defer p.close(ctx)
@@ -219,16 +203,16 @@ func Run(ctx context.Context, o Options) []Result {
 	return all
 }
 
-// complete adds to a result what the table knows.
+// complete adds the table's columns to a result.
 func (c check) complete(r Result, o Options) Result {
 	r.Check, r.Group, r.Title = c.id, c.group, c.title
-	if r.Verdict != Good && errors.Is(r.Err, fs.ErrPermission) && cluster.KindOf(r.Err) == "" && o.Machine.Euid != 0 {
-		r.Verdict, r.Hint = Unknown, bootstrap.RootHint // root may know, and be allowed
+	if r.Severity != bootstrap.Good && errors.Is(r.Err, fs.ErrPermission) && cluster.KindOf(r.Err) == "" && o.Machine.Euid != 0 {
+		r.Severity, r.Hint = bootstrap.Unknown, bootstrap.RootHint // root may know, and be allowed
 	}
-	if r.Err != nil && r.Verdict != Good && o.Explain != nil {
+	if r.Err != nil && r.Severity != bootstrap.Good && o.Explain != nil {
 		id, hint := o.Explain(r.Err)
-		// Only where it tells more: what could not be asked is still this check.
-		if id != "" && r.Verdict != Unknown {
+		// A check that could not be made keeps its id.
+		if id != "" && r.Severity != bootstrap.Unknown {
 			r.ID = id
 		}
 		r.Hint = cmp.Or(r.Hint, hint)
@@ -236,16 +220,15 @@ func (c check) complete(r Result, o Options) Result {
 	if r.ID == "" {
 		r.ID = c.id
 	}
-	if r.Hint == "" && (r.Verdict == Bad || r.Verdict == Warning) {
+	if r.Hint == "" && (r.Severity == bootstrap.Bad || r.Severity == bootstrap.Warning) {
 		r.Hint = advice(r.ID)
 	}
 	r.Page = "amsagent doctor --explain " + r.ID
-	r.Ignored = r.Verdict != Good && (slices.Contains(o.Ignore, r.ID) || slices.Contains(o.Ignore, r.Check))
+	r.Ignored = r.Severity != bootstrap.Good && (slices.Contains(o.Ignore, r.ID) || slices.Contains(o.Ignore, r.Check))
 	return r
 }
 
-// Counts are how many results have which verdict; what is ignored counts as that
-// alone.
+// Counts are the numbers of results by severity. An ignored result counts as ignored only.
 type Counts struct {
 	Bad     int `json:"bad"`
 	Warning int `json:"warning"`
@@ -261,11 +244,11 @@ func Count(results []Result) Counts {
 		switch {
 		case r.Ignored:
 			c.Ignored++
-		case r.Verdict == Bad:
+		case r.Severity == bootstrap.Bad:
 			c.Bad++
-		case r.Verdict == Warning:
+		case r.Severity == bootstrap.Warning:
 			c.Warning++
-		case r.Verdict == Unknown:
+		case r.Severity == bootstrap.Unknown:
 			c.Unknown++
 		default:
 			c.Good++

@@ -93,7 +93,7 @@ func TestRun(t *testing.T) {
 				if len(order) == 0 || order[len(order)-1] != r.Check {
 					order = append(order, r.Check)
 				}
-				if strings.Contains(r.Seen+r.Hint, "secret") {
+				if strings.Contains(r.Text+r.Hint, "secret") {
 					t.Errorf("a secret: %+v", r)
 				}
 			}
@@ -201,12 +201,12 @@ func testBounded(t *testing.T, known bool) {
 		for _, r := range results {
 			if r.Check == idHook {
 				n++
-				if r.Verdict != Unknown || known && !strings.Contains(r.Seen, "15s") && !strings.Contains(r.Seen, "in time") {
+				if r.Severity != Unknown || known && !strings.Contains(r.Text, "15s") && !strings.Contains(r.Text, "in time") {
 					t.Errorf("%+v", r)
 				}
 			}
 			// What is on the disk is known all the same.
-			if r.ID == bootstrap.IDFile && r.Verdict != Good {
+			if r.ID == bootstrap.IDFile && r.Severity != Good {
 				t.Errorf("%+v", r)
 			}
 		}
@@ -226,11 +226,11 @@ func (deadDialer) DialContext(ctx context.Context, _, _ string) (net.Conn, error
 }
 
 func TestJudge(t *testing.T) {
-	if r := judgeSync(unix.TIME_OK, 0); r.Verdict != Good {
+	if r := judgeSync(unix.TIME_OK, 0); r.Severity != Good {
 		t.Errorf("%+v", r)
 	}
 	for _, r := range []Result{judgeSync(unix.TIME_ERROR, 0), judgeSync(unix.TIME_OK, unix.STA_UNSYNC)} {
-		if r.Verdict != Warning || r.Hint == "" {
+		if r.Severity != Warning || r.Hint == "" {
 			t.Errorf("%+v", r)
 		}
 	}
@@ -276,7 +276,7 @@ func TestSpace(t *testing.T) {
 		t.Skipf("no mount here: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
-	if found := c.check(bootstrap.IDSpace); !slices.ContainsFunc(found, func(r Result) bool { return r.ID == bootstrap.IDSpace && r.Verdict == Warning && r.Hint != "" }) {
+	if found := c.check(bootstrap.IDSpace); !slices.ContainsFunc(found, func(r Result) bool { return r.ID == bootstrap.IDSpace && r.Severity == Warning && r.Hint != "" }) {
 		t.Errorf("%+v", found)
 	}
 }
@@ -296,7 +296,7 @@ func TestReadOnly(t *testing.T) {
 		t.Skipf("no mount here: %v", err)
 	}
 	r := c.check(bootstrap.IDWritable)
-	if len(r) != 1 || r[0].Verdict != Bad || !strings.Contains(r[0].Seen, "read-only") {
+	if len(r) != 1 || r[0].Severity != Bad || !strings.Contains(r[0].Text, "read-only") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -60,10 +60,10 @@ const hookPage = "make one: amsagent doctor --explain AGENT-HOOK"
 
 func checkHook(ctx context.Context, p *patient) []Result {
 	if p.Hooks == nil {
-		return one(unknown("nobody was asked"))
+		return one(unknown("not asked"))
 	}
 	if _, err := p.identity.get(ctx); err != nil {
-		// Told once, with the identity.
+		// Reported with the identity.
 		return one(unknown("without an identity no cloud is asked"))
 	}
 	v, err := p.hook.get(ctx)
@@ -86,7 +86,7 @@ func checkHook(ctx context.Context, p *patient) []Result {
 		r.Hint = v.Ask
 		return one(r)
 	case v.Group == "":
-		return one(good("this machine is in no scaling group: nobody ends it without being told to"))
+		return one(good("this machine is in no scaling group: no cloud ends it by itself"))
 	case v.name == "" && len(v.Others) > 0:
 		return one(warning("name this agent's in the setting hooks (join --hooks, or hooks: in config.yaml)",
 			"of the hooks of group %s for the end of a machine none is this agent's: %s; a scale-in does not wait for its sessions", v.Group, strings.Join(v.Others, ", ")))
@@ -128,7 +128,7 @@ func span(d time.Duration) string {
 	return s
 }
 
-// daemonUnit drains when the machine goes down, and for as long as systemd lets it.
+// daemonUnit drains when the machine shuts down, as long as systemd allows.
 const daemonUnit = "amsagent.service"
 
 // checkTimeline puts all that ends a drain into one line, and into one picture. What
@@ -173,7 +173,7 @@ func checkTimeline(ctx context.Context, p *patient) []Result {
 		found = one(good("%s", text))
 	} else {
 		for i := range found {
-			found[i].Seen += " [" + text + "]"
+			found[i].Text += " [" + text + "]"
 		}
 	}
 	found[0].Lines = picture.lines()
@@ -284,6 +284,6 @@ func stopTimeout(in *bootstrap.Inspection, line *[]string) []Result {
 		return nil
 	}
 	return one(warning("amsagent join writes the drop-in again; a later one may stand over it: systemctl cat "+ams.DefaultUnit,
-		"systemd kills the server %s after it was told to stop, and ending its applications (%d) may take %s: streams stay \"broadcasting\"",
+		"systemd kills the server %s after the stop begins, and ending its applications (%d) may take %s: streams stay \"broadcasting\"",
 		span(have), len(in.Install.Apps), span(need)))
 }

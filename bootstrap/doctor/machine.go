@@ -49,7 +49,7 @@ func space(root files.Root, dir string) (unix.Statfs_t, error) {
 
 func checkSpace(ctx context.Context, p *patient) []Result {
 	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		found := findings(in.Failed, in.Warnings, bootstrap.IDSpace)
+		found := findings(in.Findings, bootstrap.IDSpace)
 		dirs := []string{"/var/log/antmedia", "/var/lib"}
 		if in.Install != nil {
 			dirs = append([]string{in.Install.Dir}, dirs...)
@@ -92,7 +92,7 @@ func size(n uint64) string {
 	return fmt.Sprintf("%d KiB", n/unit)
 }
 
-// checkTimeSync asks the kernel whether somebody keeps its clock.
+// checkTimeSync asks the kernel whether a time service keeps its clock.
 func checkTimeSync(_ context.Context, p *patient) []Result {
 	if !p.running {
 		return inTree()
@@ -108,7 +108,7 @@ func checkTimeSync(_ context.Context, p *patient) []Result {
 func judgeSync(state int, status int32) Result {
 	if state == unix.TIME_ERROR || status&unix.STA_UNSYNC != 0 {
 		return warning("let chrony or systemd-timesyncd run: nodes that are 20 s apart take each other for dead",
-			"nobody keeps this machine's clock (timedatectl says more)")
+			"no time service keeps this machine's clock (timedatectl shows more)")
 	}
 	return good("the clock is kept")
 }
@@ -144,7 +144,7 @@ func checkGPU(ctx context.Context, p *patient) []Result {
 		}
 	}
 	if p.GPUs == nil || !p.running {
-		return one(unknown("%d on the bus with NVIDIA's driver; nobody was asked how they are", len(ours)))
+		return one(unknown("%d on the bus with NVIDIA's driver; the driver was not asked", len(ours)))
 	}
 	v, err := p.GPUs(ctx)
 	switch {

@@ -18,8 +18,7 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 )
 
-// What is far. AMS asks MongoDB in the middle of what a viewer waits
-// for, several times for each.
+// Bounds of latency: AMS asks MongoDB several times while a viewer waits.
 const (
 	slowPing = 50 * time.Millisecond
 	pings    = 5
@@ -34,7 +33,7 @@ func checkMongoAddress(_ context.Context, p *patient) []Result {
 		}
 		return one(good("%s", text))
 	case p.MongoErr != nil:
-		return one(Result{Verdict: Bad, Seen: p.MongoErr.Error(), Err: p.MongoErr})
+		return one(bad("", "%v", p.MongoErr).from(p.MongoErr))
 	}
 	r := unknown("%v", errNoMongo)
 	r.Hint = "give --mongo ADDRESS, as join gets it"
@@ -43,7 +42,7 @@ func checkMongoAddress(_ context.Context, p *patient) []Result {
 
 func checkMongoForm(ctx context.Context, p *patient) []Result {
 	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		switch found := findings(in.Failed, in.Warnings, bootstrap.IDMongoForm); {
+		switch found := findings(in.Findings, bootstrap.IDMongoForm); {
 		case len(found) > 0:
 			return found
 		case p.Join.Mongo.IsZero():
@@ -60,14 +59,14 @@ func checkMongoLocal(ctx context.Context, p *patient) []Result {
 		if p.Join.Mongo.IsZero() {
 			return one(unknown("%v", p.noMongo()))
 		}
-		if found := findings(in.Failed, in.Warnings, bootstrap.IDMongoLocal); len(found) > 0 {
+		if found := findings(in.Findings, bootstrap.IDMongoLocal); len(found) > 0 {
 			return found
 		}
 		switch {
 		case !p.Join.Mongo.Loopback():
 			return one(good("not only this machine's own"))
 		case !in.Address.Addr.IsValid():
-			return one(unknown("MongoDB is this very machine; whether others are to join is not known without this machine's address"))
+			return one(unknown("MongoDB is this very machine; whether other machines join is not known without this machine's address"))
 		}
 		return one(good("this very machine, and so is the node's address: a cluster of one machine"))
 	})(ctx, p)
@@ -84,8 +83,7 @@ func failedBy(failed []bootstrap.Finding, concerns func(bootstrap.Finding) bool)
 	if i < 0 {
 		return unknown("MongoDB could not be asked")
 	}
-	f := failed[i]
-	return Result{Verdict: Bad, Seen: f.Text, Hint: f.Hint, Err: f.Err}
+	return Result{Finding: failed[i]}.as("")
 }
 
 func checkMongoAnswer(ctx context.Context, p *patient) []Result {
@@ -96,7 +94,7 @@ func checkMongoAnswer(ctx context.Context, p *patient) []Result {
 	var found []Result
 	for _, f := range r.failed {
 		if !refused(f) && !notPrimary(f) {
-			found = append(found, Result{ID: f.ID, Verdict: Bad, Seen: f.Text, Hint: f.Hint, Err: f.Err})
+			found = append(found, Result{Finding: f})
 		}
 	}
 	if len(found) > 0 {
@@ -170,7 +168,7 @@ func checkMongoOpen(ctx context.Context, p *patient) []Result {
 		return one(good("open without a password, at a loopback address: to this machine's own users"))
 	}
 	return one(warning("switch security.authorization on in mongod.conf, and make a user for the cluster",
-		"MongoDB at %s shows its databases without a password: whoever reaches that port reads and deletes all of them", strings.Join(p.Join.Mongo.Hosts(), ", ")))
+		"MongoDB at %s shows its databases without a password: any client that reaches that port can read and delete all of them", strings.Join(p.Join.Mongo.Hosts(), ", ")))
 }
 
 // checkMongoPlain: what goes over a public network must be encrypted.
@@ -250,7 +248,7 @@ func checkClock(ctx context.Context, p *patient) []Result {
 	if err != nil {
 		return one(unknown("%v", err))
 	}
-	if found := findings(r.clock, r.warnings, bootstrap.IDClock, bootstrap.IDUnverified); len(found) > 0 {
+	if found := findings(r.findings, bootstrap.IDClock, bootstrap.IDUnverified); len(found) > 0 {
 		return found
 	}
 	return asked(ctx, p, func(c *cluster.Client) Result {
@@ -269,7 +267,7 @@ func checkClock(ctx context.Context, p *patient) []Result {
 
 // checkRows finds a second node with this address: its row or its document.
 func checkRows(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
-	id, address := own(in)
+	id, address := ownNode(in)
 	if address == "" {
 		return one(unknown("this machine's address is not known"))
 	}
@@ -309,7 +307,7 @@ func checkRows(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.I
 	if len(found) > 0 {
 		return found
 	}
-	return one(good("nobody else has %s", address))
+	return one(good("no other node has %s", address))
 }
 
 func checkRole(_ context.Context, p *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
@@ -317,7 +315,7 @@ func checkRole(_ context.Context, p *patient, look cluster.Look, in *bootstrap.I
 	if in.State != nil {
 		role = in.State.Role
 	}
-	id, _ := own(in)
+	id, _ := ownNode(in)
 	if id == "" {
 		return one(unknown("which record is this machine's is not known"))
 	}
@@ -329,7 +327,7 @@ func checkRole(_ context.Context, p *patient, look cluster.Look, in *bootstrap.I
 
 // checkUnequal compares what the agents report of the server's settings. A node that has what most have is as it should be.
 func checkUnequal(_ context.Context, _ *patient, look cluster.Look, in *bootstrap.Inspection) []Result {
-	id, _ := own(in)
+	id, _ := ownNode(in)
 	var o cluster.Observer
 	members := o.Observe(look)
 	i := slices.IndexFunc(members, func(m cluster.Member) bool { return m.Node != nil && m.Node.ID == id })
@@ -354,7 +352,7 @@ func checkUnequal(_ context.Context, _ *patient, look cluster.Look, in *bootstra
 }
 
 // own is this node as the cluster knows it: as it joined, else as it would join.
-func own(in *bootstrap.Inspection) (id, address string) {
+func ownNode(in *bootstrap.Inspection) (id, address string) {
 	if in.State != nil {
 		return in.State.InstanceID, in.State.Address
 	}

@@ -23,7 +23,7 @@ import (
 
 func seeIdentity(_ *patient, in *bootstrap.Inspection) Result {
 	if in.Instance.ID == "" {
-		return unknown("nobody was asked")
+		return unknown("not asked")
 	}
 	text := in.Instance.ID
 	if in.Instance.Provider != "" {
@@ -59,7 +59,7 @@ func (p *patient) interfaces() []netip.Addr {
 
 func checkHostname(ctx context.Context, p *patient) []Result {
 	return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if found := findings(in.Failed, in.Warnings, bootstrap.IDHostname); len(found) > 0 {
+		if found := findings(in.Findings, bootstrap.IDHostname); len(found) > 0 {
 			return found
 		}
 		h := in.Hostname
@@ -150,7 +150,7 @@ func checkHosts(ctx context.Context, p *patient) []Result {
 			return found
 		}
 		if here == nil {
-			return one(good("nothing odd, as far as that can be told without this machine's interfaces"))
+			return one(good("no fault found; this machine's interfaces are not known"))
 		}
 		return one(good("nothing is left over"))
 	})(ctx, p)
@@ -169,7 +169,7 @@ func checkPeers(ctx context.Context, p *patient, look cluster.Look, in *bootstra
 		return one(good("there is no other node yet"))
 	}
 	if !p.running {
-		return inTree() // its network is somebody else's
+		return inTree() // the network is that of another machine
 	}
 	total := len(peers)
 	peers = sample(peers, mostPeers)
@@ -205,7 +205,7 @@ func checkPeers(ctx context.Context, p *patient, look cluster.Look, in *bootstra
 			"no connection to %s: streams do not travel between these nodes", few(silent)))
 	}
 	if len(closed) > 0 {
-		found = append(found, warning("look at that node: amsagent status", "nobody listens at %s", few(closed)))
+		found = append(found, warning("look at that node: amsagent status", "no server listens at %s", few(closed)))
 	}
 	if len(found) > 0 {
 		return found
@@ -219,9 +219,9 @@ type peer struct {
 	port, origin int
 }
 
-// others are the other nodes whose servers are heard of.
+// others are the nodes whose servers are in the cluster, except this one.
 func others(look cluster.Look, in *bootstrap.Inspection) []peer {
-	id, address := own(in)
+	id, address := ownNode(in)
 	var o cluster.Observer
 	var list []peer
 	for _, m := range o.Observe(look) {
@@ -229,7 +229,7 @@ func others(look cluster.Look, in *bootstrap.Inspection) []peer {
 		if !m.Server.Fresh || cluster.SameAddress(a, address) || m.Node != nil && m.Node.ID == id {
 			continue
 		}
-		// With this machine's own port, which nobody else chooses.
+		// By this machine's port: by a document's, any client of MongoDB could choose the target.
 		if _, ok := cluster.Dialable(a); !ok {
 			continue
 		}

@@ -25,15 +25,15 @@ func (p *patient) reachTime() time.Duration { return p.Limit * 2 / 3 }
 
 func (p *patient) askTime() time.Duration { return p.Limit / 5 }
 
-// errNoMongo is why nothing is known about MongoDB.
+// errNoMongo means that MongoDB cannot be checked.
 var errNoMongo = errors.New("no MongoDB address is known")
 
-// patient is the machine, as far as several checks look at the same.
+// patient is the machine, with the answers that several checks share.
 type patient struct {
 	Options
 	root  string
 	store *conf.Store
-	// running tells that it is the running machine that is looked at, and no tree.
+	// running: the subject is the running machine, not a tree.
 	running bool
 	// dial tries a connection and ends it.
 	dial func(ctx context.Context, at string) error
@@ -46,14 +46,14 @@ type patient struct {
 	hook       *future[hooks]
 }
 
-// reached is what the checks of a join found of MongoDB.
+// reached are the findings of a join's checks of MongoDB.
 type reached struct {
-	client           *cluster.Client
-	failed, warnings []bootstrap.Finding
-	clock            []bootstrap.Finding // failed, too, but hinders no other check
+	client   *cluster.Client
+	failed   []bootstrap.Finding // those that hinder the other checks, so not the clock
+	findings []bootstrap.Finding
 }
 
-// future is an answer that is under way.
+// future is an answer that may not be there yet.
 type future[T any] struct {
 	done  chan struct{}
 	value T
@@ -90,13 +90,13 @@ func newPatient(o Options) *patient {
 	}
 }
 
-// start begins all that several checks wait for. What is there already stays.
+// start begins the questions that several checks share, unless they are answered.
 func (p *patient) start(ctx context.Context) {
 	o := p.Options
 	if p.identity == nil {
 		p.identity = begin(func() (metadata.Instance, error) {
 			if o.Join.Identify == nil {
-				return metadata.Instance{}, errors.New("nobody was asked who this machine is")
+				return metadata.Instance{}, errors.New("no metadata service was asked")
 			}
 			ctx, cancel := context.WithTimeout(ctx, p.identifyTime())
 			defer cancel()
@@ -115,11 +115,10 @@ func (p *patient) start(ctx context.Context) {
 			}
 			ctx, cancel := context.WithTimeout(ctx, p.reachTime())
 			defer cancel()
-			c, failed, warnings := o.Machine.Reach(ctx, o.Join.Mongo)
+			c, found := o.Machine.Reach(ctx, o.Join.Mongo)
+			failed, _ := bootstrap.Failed(found)
 			isClock := func(f bootstrap.Finding) bool { return f.ID == bootstrap.IDClock }
-			r := reached{client: c, failed: slices.DeleteFunc(slices.Clone(failed), isClock), warnings: warnings}
-			r.clock = slices.DeleteFunc(failed, func(f bootstrap.Finding) bool { return !isClock(f) })
-			return r, nil
+			return reached{client: c, failed: slices.DeleteFunc(failed, isClock), findings: found}, nil
 		})
 	}
 	if p.look == nil {
@@ -160,12 +159,12 @@ func (p *patient) client(ctx context.Context) (*cluster.Client, error) {
 	return r.client, nil
 }
 
-// close ends the connection once nobody uses it any more.
+// close ends the connection after its last user.
 func (p *patient) close(ctx context.Context) {
 	select {
 	case <-p.mongo.done:
 	default:
-		return // the process ends soon, and with it what does not answer
+		return // the process ends soon
 	}
 	if c := p.mongo.value.client; c != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -174,8 +173,7 @@ func (p *patient) close(ctx context.Context) {
 	}
 }
 
-// joined is whether this machine is a node, or about to be or not to be one; known
-// is false where only root may look.
+// joined reports whether this machine is a node, or joins or leaves. known is false if only root may look.
 func (p *patient) joined(ctx context.Context) (joined, known bool) {
 	in, err := p.inspection.get(ctx)
 	if err != nil || in.Unread != nil {
@@ -184,7 +182,7 @@ func (p *patient) joined(ctx context.Context) (joined, known bool) {
 	return in.State != nil, true
 }
 
-// inTree is what a check of the running machine says about a tree.
+// inTree is the result for a tree of a check of running machines.
 func inTree() []Result { return one(unknown("a tree below another root does not run")) }
 
 // inspected runs a check on the inspection.
@@ -209,32 +207,25 @@ func looked(f func(ctx context.Context, p *patient, look cluster.Look, in *boots
 	}
 }
 
-// findings are the results of what a join would say, by its ids.
-func findings(failed, warnings []bootstrap.Finding, ids ...string) []Result {
+// findings returns those of a join by ids.
+func findings(all []bootstrap.Finding, ids ...string) []Result {
 	var out []Result
-	add := func(v Verdict, list []bootstrap.Finding) {
-		for _, f := range list {
-			for _, id := range ids {
-				if f.ID != id {
-					continue
-				}
-				verdict := v
-				if id == bootstrap.IDUnverified || id == ams.WarnAddressUnchecked || errors.Is(f.Err, ams.ErrInterfacesUnknown) {
-					verdict = Unknown
-				}
-				out = append(out, Result{ID: f.ID, Verdict: verdict, Seen: f.Text, Hint: f.Hint, Err: f.Err})
-			}
+	for _, f := range all {
+		if !slices.Contains(ids, f.ID) {
+			continue
 		}
+		if f.ID == bootstrap.IDUnverified || f.ID == ams.WarnAddressUnchecked || errors.Is(f.Err, ams.ErrInterfacesUnknown) {
+			f.Severity = bootstrap.Unknown
+		}
+		out = append(out, Result{Finding: f})
 	}
-	add(Bad, failed)
-	add(Warning, warnings)
 	return out
 }
 
-// preflight is a check of a join: what it found by these ids, else what otherwise says.
+// preflight is a check of a join: its findings by ids, otherwise the result of otherwise.
 func preflight(otherwise func(p *patient, in *bootstrap.Inspection) Result, ids ...string) func(context.Context, *patient) []Result {
 	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if found := findings(in.Failed, in.Warnings, ids...); len(found) > 0 {
+		if found := findings(in.Findings, ids...); len(found) > 0 {
 			return found
 		}
 		return one(otherwise(p, in))

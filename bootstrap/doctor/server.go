@@ -18,14 +18,14 @@ import (
 )
 
 func seeInstall(_ *patient, in *bootstrap.Inspection) Result {
-	mode := "in a mode that its files do not tell"
+	mode := "in an unknown mode"
 	if in.Mode != "" {
 		mode = string(in.Mode)
 	}
 	return good("%s, %s", in.Install.Dir, mode)
 }
 
-// noInstall is what a check of the installation's files says where there is none.
+// noInstall is the result of checks of an installation without one.
 func noInstall() Result { return unknown("no Ant Media Server is found here") }
 
 // oldest is the first release whose files are known; see docs/ARCHITECTURE.md.
@@ -36,7 +36,7 @@ const newestMajor, newestMinor = 3, 0
 
 func checkRelease(ctx context.Context, p *patient) []Result {
 	return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if found := findings(in.Failed, in.Warnings, bootstrap.IDRelease); len(found) > 0 {
+		if found := findings(in.Findings, bootstrap.IDRelease); len(found) > 0 {
 			return found
 		}
 		if in.Install == nil {
@@ -66,9 +66,9 @@ func seeSections(p *patient, in *bootstrap.Inspection) Result {
 	case in.Install == nil:
 		return noInstall()
 	case in.Mode == "":
-		// A join can write it anew, from what it remembers.
+		// A join can write it again from its record.
 		_, err := in.Install.Mode()
-		return Result{Verdict: Bad, Hint: "amsagent join writes it again; until then do not restart the server", Seen: err.Error(), Err: err}
+		return bad("amsagent join writes it again; until then do not restart the server", "%v", err).from(err)
 	case !in.Planned:
 		return unknown("not looked at, because other files cannot be edited")
 	}
@@ -114,7 +114,7 @@ func seeApps(_ *patient, in *bootstrap.Inspection) Result {
 		names = append(names, strconv.Quote(a.Name))
 	}
 	if len(names) == 0 {
-		return warning("put back webapps/root from the release", "there is none, not even the web panel")
+		return warning("put back webapps/root from the release", "no application is there, not even the web panel")
 	}
 	return good("%s", few(names))
 }
@@ -138,7 +138,7 @@ func checkAppNames(ctx context.Context, p *patient) []Result {
 		}
 		if len(nameless) > 0 {
 			return one(warning("stop the server, write appName and the settings that were lost into red5-web.properties, and start it",
-				"appName is empty in %s: somebody asked them over HTTP in the middle of a start, and the server saved its defaults over their settings", few(nameless)))
+				"appName is empty in %s: a client requested them during a start, and the server saved its defaults over their settings", few(nameless)))
 		}
 		return one(good("none is lost"))
 	})(ctx, p)
@@ -160,7 +160,7 @@ func checkOwners(ctx context.Context, p *patient) []Result {
 		if in.Install == nil {
 			return one(noInstall())
 		}
-		found := findings(in.Failed, in.Warnings, bootstrap.IDFileOwner)
+		found := findings(in.Findings, bootstrap.IDFileOwner)
 		owner, err := p.store.Files().Stat(in.Install.Dir)
 		if err != nil {
 			return append(found, notKnown(err))
@@ -169,7 +169,7 @@ func checkOwners(ctx context.Context, p *patient) []Result {
 		for _, f := range confFiles(in.Install) {
 			st, err := p.store.Files().Stat(f.Path)
 			switch {
-			case err != nil: // told elsewhere
+			case err != nil: // reported elsewhere
 			case st.UID != owner.UID && f.Path != in.Install.Container.Path:
 				// AMS saves its settings into these.
 				foreign = append(foreign, f.Path)
@@ -229,18 +229,17 @@ func (p *patient) read(f ams.File, name string) (settingsFile, bool) {
 	return settingsFile{name, props}, err == nil
 }
 
-// get is the value without the blanks around it.
+// get returns the value without white space around it.
 func (s settingsFile) get(key string) string {
 	v, _ := s.props.Get(key)
 	return strings.TrimSpace(v)
 }
 
-// checkSettings finds what the vendor's script leaves half done: it never adds a
-// missing line, and goes on where sed failed.
+// checkSettings finds half changes of the vendor's script: it never adds a missing line, and ignores failures of sed.
 func checkSettings(ctx context.Context, p *patient) []Result {
 	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
 		if in.Install == nil || in.Mode == "" {
-			return one(unknown("the files do not tell a mode"))
+			return one(unknown("the mode of the files is not known"))
 		}
 		found := p.oddValues(in.Install)
 		if in.Mode == conf.ModeStandalone {
@@ -270,7 +269,7 @@ func checkSettings(ctx context.Context, p *patient) []Result {
 			}
 		}
 		if len(local) > 0 {
-			found = append(found, bad(hint, "a cluster node, but the applications %s do not use MongoDB: their streams are seen by nobody else", few(local)))
+			found = append(found, bad(hint, "a cluster node, but the applications %s do not use MongoDB: other nodes do not see their streams", few(local)))
 		}
 		if len(other) > 0 {
 			found = append(found, warning(hint, "the applications %s use another database than clusterdb.host", few(other)))
@@ -282,8 +281,8 @@ func checkSettings(ctx context.Context, p *patient) []Result {
 	})(ctx, p)
 }
 
-// oddValues finds applications with Redis, for which the vendor's script takes a DNS name or an
-// address with a port, and blanks at the end of a value, which belong to it.
+// oddValues finds applications with Redis, which the vendor's script writes for a DNS name or an address with a port, and
+// white space at the end of a value, which belongs to it.
 func (p *patient) oddValues(in *ams.Installation) (found []Result) {
 	var redis, blanks []string
 	look := func(f ams.File, name string, keys ...string) {
@@ -308,7 +307,7 @@ func (p *patient) oddValues(in *ams.Installation) (found []Result) {
 		found = append(found, warning("amsagent join writes db.type=mongodb", "db.type is redisdb in %s", few(redis)))
 	}
 	if len(blanks) > 0 {
-		found = append(found, warning("remove them; amsagent join writes those of the database anew", "blanks at the end belong to the value: %s", few(blanks)))
+		found = append(found, warning("remove them; amsagent join writes those of the database again", "a value ends with white space, which belongs to it: %s", few(blanks)))
 	}
 	return found
 }

@@ -10,17 +10,16 @@ import (
 	"github.com/amsagent/amsagent/bootstrap"
 )
 
-// The ids of checks and findings that only the doctor has. Those of a join keep
-// theirs: see package bootstrap.
+// The ids that only the doctor has. Package bootstrap has the others.
 const (
 	idApps        = "AMS-APP"           // the applications
 	idAppName     = "AMS-APP-NAME"      // an application lost its name, and its settings
 	idSettings    = "AMS-SETTINGS"      // files that do not agree about the mode
 	idHosts       = "AMS-HOSTS"         // what is left in /etc/hosts
-	idMongoOpen   = "AMS-MONGO-OPEN"    // MongoDB is open to everybody
+	idMongoOpen   = "AMS-MONGO-OPEN"    // MongoDB is open to every client
 	idMongoPlain  = "AMS-MONGO-PLAIN"   // no TLS over a public network
 	idMongoSlow   = "AMS-MONGO-SLOW"    // far away
-	idMongoNoName = "AMS-MONGO-MISSING" // nobody told where it is
+	idMongoNoName = "AMS-MONGO-MISSING" // no address is known
 	idNotPrimary  = "AMS-MONGO-NOT-PRIMARY"
 	idRows        = "AGENT-SAME-ADDRESS" // two nodes with one address
 	idUnequal     = "AMS-UNEQUAL"        // nodes of one role with other settings
@@ -37,13 +36,13 @@ const (
 	idTrouble     = "AGENT-DAEMON-DEGRADED" // the daemon's own view
 	idViews       = "AGENT-DISAGREES"       // the views of this node disagree
 	idUnfinished  = "AGENT-UNFINISHED"      // a run was killed while it wrote
-	idTimeSync    = "AMS-TIME-SYNC"         // nobody sets the clock
+	idTimeSync    = "AMS-TIME-SYNC"         // no time service sets the clock
 	idGPU         = "AMS-GPU"               // devices and driver
 	idGPUDriver   = "AMS-GPU-DRIVER"        // a driver that does not do
 	idStatusStem  = "STATUS-"
 )
 
-// checks is THE table: what is shown, and in which order.
+// checks is the table of all checks, in the order of the report.
 func checks() []check {
 	return []check{
 		{bootstrap.IDInstall, GroupServer, "installation", preflight(seeInstall, bootstrap.IDInstall)},
@@ -99,8 +98,7 @@ func checks() []check {
 	}
 }
 
-// IDs lists every id that a result may have, but for those of package cli's table of
-// errors about MongoDB.
+// IDs lists every id that a result may have, except for those of package cli's table of errors about MongoDB.
 func IDs() []string {
 	ids := []string{
 		bootstrap.IDRoot, bootstrap.IDMongoOption, bootstrap.IDFileLink, bootstrap.IDFileSize, bootstrap.IDHardLink, bootstrap.IDConflict, bootstrap.IDUnverified,
@@ -116,14 +114,13 @@ func IDs() []string {
 	return slices.Compact(ids)
 }
 
-// advice is for findings of a join that come without any: there they are told beside
-// what was done about them.
+// advice is for findings of a join without a hint: a join reports them beside its own repair.
 func advice(id string) string {
 	switch id {
 	case ams.WarnHTTPPort:
 		return "write the port on which the server listens as a number into http.port of red5.properties"
 	case ams.WarnServerSyntax:
-		return "mend that line of red5.properties"
+		return "correct that line of red5.properties"
 	case bootstrap.IDFileLink:
 		return "let root make the link, or remove it"
 	case bootstrap.IDHardLink:
@@ -139,7 +136,7 @@ func advice(id string) string {
 	case bootstrap.IDHostname:
 		return "give the machine a name: hostnamectl set-hostname NAME"
 	case bootstrap.IDRecord:
-		return "amsagent join writes it anew"
+		return "amsagent join writes it again"
 	case bootstrap.IDRelease:
 		return "say which it is with --ams-release"
 	}

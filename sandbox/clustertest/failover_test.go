@@ -526,7 +526,7 @@ func TestRealOneMemberNamed(t *testing.T) {
 	}
 	checks := doctor.Run(t.Context(), doctor.Options{Machine: a.machine, Join: bootstrap.JoinRequest{Mongo: a.client.Target(), Identify: a.o.Identify}})
 	if !slices.ContainsFunc(checks, func(r doctor.Result) bool {
-		return r.ID == bootstrap.IDMongoMember && r.Verdict == doctor.Warning && strings.Contains(r.Hint, "replicaSet=rs0")
+		return r.ID == bootstrap.IDMongoMember && r.Severity == bootstrap.Warning && strings.Contains(r.Hint, "replicaSet=rs0")
 	}) {
 		t.Errorf("doctor does not warn: %+v", checks)
 	}

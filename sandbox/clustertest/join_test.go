@@ -137,15 +137,15 @@ func TestJoinWithAWrongClock(t *testing.T) {
 		req := bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify}
 		res, err := a.machine.Join(t.Context(), req)
 		pre, refused := errors.AsType[*bootstrap.PreflightError](err)
-		verdict := doctor.Good
+		verdict := bootstrap.Good
 		switch {
 		case off < 0:
-			verdict = doctor.Bad
+			verdict = bootstrap.Bad
 			if !refused || len(pre.Findings) != 1 || pre.Findings[0].ID != bootstrap.IDClock {
 				t.Errorf("%s: %v", off, err)
 			}
 		case off > 0:
-			verdict = doctor.Warning
+			verdict = bootstrap.Warning
 			if err != nil || !slices.ContainsFunc(res.Warnings, func(f bootstrap.Finding) bool { return f.ID == bootstrap.IDClock }) {
 				t.Errorf("%s: %v, %v", off, res, err)
 			}
@@ -153,7 +153,7 @@ func TestJoinWithAWrongClock(t *testing.T) {
 			must.OK(t, err)
 		}
 		for _, r := range doctor.Run(t.Context(), doctor.Options{Machine: a.machine, Join: req}) {
-			if want := map[string]doctor.Verdict{bootstrap.IDClock: verdict, bootstrap.IDMongo: doctor.Good, bootstrap.IDMongoAuth: doctor.Good}[r.ID]; want != "" && r.Verdict != want {
+			if want := map[string]bootstrap.Severity{bootstrap.IDClock: verdict, bootstrap.IDMongo: bootstrap.Good, bootstrap.IDMongoAuth: bootstrap.Good}[r.ID]; want != "" && r.Severity != want {
 				t.Errorf("%s: %+v", off, r)
 			}
 		}
@@ -181,7 +181,7 @@ func TestJoinWithALoneRole(t *testing.T) {
 		t.Error("egde has a warning, and player has none")
 	}
 	results := doctor.Run(t.Context(), doctor.Options{Machine: a.machine, Join: bootstrap.JoinRequest{Mongo: a.client.Target(), Identify: a.o.Identify}})
-	if !slices.ContainsFunc(results, func(r doctor.Result) bool { return r.ID == bootstrap.IDRole && r.Verdict == doctor.Warning }) {
+	if !slices.ContainsFunc(results, func(r doctor.Result) bool { return r.ID == bootstrap.IDRole && r.Severity == bootstrap.Warning }) {
 		t.Errorf("%+v", results)
 	}
 }

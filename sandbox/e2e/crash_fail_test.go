@@ -274,7 +274,7 @@ func (n *crashNode) rowBefore(cmd string) error {
 	return n.row(cluster.StateFailed)
 }
 
-var halfList = regexp.MustCompile(`(new|as before|edited by somebody else): ([^;)]*)`)
+var halfList = regexp.MustCompile(`(new|as before|edited by another program): ([^;)]*)`)
 
 // halfChanged checks a list of which files are new and which are as before.
 func (n *crashNode) halfChanged(state string, before, after map[string]string) error {
@@ -287,7 +287,7 @@ func (n *crashNode) halfChanged(state string, before, after map[string]string) e
 		for path := range strings.SplitSeq(m[2], ", ") {
 			path = strings.TrimPrefix(path, "/")
 			want := map[string]string{"new": after[path], "as before": before[path]}[m[1]]
-			if m[1] == "edited by somebody else" || now[path] != want {
+			if m[1] == "edited by another program" || now[path] != want {
 				errs = append(errs, fmt.Errorf("%s is %q, not %s", path, now[path], m[1]))
 			}
 		}

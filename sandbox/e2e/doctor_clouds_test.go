@@ -40,19 +40,19 @@ func TestCloudAlibabaDoctor(t *testing.T) {
 	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-end", Timeout: 10 * time.Minute}, fakes.Hook{Name: "ash-ready", Launching: true, Timeout: time.Minute})
 	h := newOnAlibaba(t, newDatabase(t), ess, 21, nil)
 	all := doctored(h.Node)
-	finds(t, all, "AGENT-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; this machine may keep it waiting; whether it may complete it shows only then")
-	finds(t, all, "AGENT-DEADLINES", doctor.Good, "hook ash-end waits 10m at a time, 6h in all")
+	finds(t, all, "AGENT-HOOK", bootstrap.Good, "ash-end of group "+alibabaGroup+"; this machine may keep it waiting; whether it may complete it shows only then")
+	finds(t, all, "AGENT-DEADLINES", bootstrap.Good, "hook ash-end waits 10m at a time, 6h in all")
 	for call, permission := range map[string]string{
 		"RecordLifecycleActionHeartbeat": "ess:RecordLifecycleActionHeartbeat", "DescribeLifecycleHooks": "ess:DescribeLifecycleHooks",
 		"DescribeScalingInstances": "ess:DescribeScalingInstances", "DescribeScalingActivities": "ess:DescribeScalingActivities",
 	} {
 		must.OK(t, ess.AddFault(fakes.Fault{Path: call, Code: "Forbidden.RAM", Status: 403}))
-		finds(t, doctored(h.Node), "AGENT-HOOK-DENIED", doctor.Bad, "permission "+permission+" is missing")
+		finds(t, doctored(h.Node), "AGENT-HOOK-DENIED", bootstrap.Bad, "permission "+permission+" is missing")
 		ess.ClearFaults()
 	}
 	must.OK(t, ess.ScaleIn(h.ID))
 	h.noted(fakes.Wait)
-	finds(t, doctored(h.Node), "AGENT-HOOK", doctor.Good, "ash-end of group "+alibabaGroup+"; whether this machine may keep it waiting and complete it shows only when it waits")
+	finds(t, doctored(h.Node), "AGENT-HOOK", bootstrap.Good, "ash-end of group "+alibabaGroup+"; whether this machine may keep it waiting and complete it shows only when it waits")
 	if n := written(ess, fakes.Heartbeat) + written(ess, fakes.Completed); n > 0 {
 		t.Errorf("what waits was told %d times", n)
 	}
@@ -63,7 +63,7 @@ func TestCloudAzureDoctor(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 21, "10.0.61.21")
 	all := doctored(h.Node)
-	finds(t, all, "AGENT-HOOK", doctor.Unknown, "terminate notification")
+	finds(t, all, "AGENT-HOOK", bootstrap.Unknown, "terminate notification")
 	for _, r := range all {
 		if r.ID == "AGENT-HOOK" && !strings.HasPrefix(r.Hint, "az vmss show ") {
 			t.Errorf("the hint: %q", r.Hint)
@@ -100,7 +100,7 @@ func TestDoctorSilence(t *testing.T) {
 				t.Errorf("exit %d, %d checks, %v", code, len(d.Checks), err)
 			}
 			for _, r := range d.Checks {
-				if r.Check == "AMS-MONGO" && r.Verdict != doctor.Bad || r.Check == "AGENT-DAEMON-DOWN" && r.Verdict != doctor.Unknown {
+				if r.Check == "AMS-MONGO" && r.Severity != bootstrap.Bad || r.Check == "AGENT-DAEMON-DOWN" && r.Severity != bootstrap.Unknown {
 					t.Errorf("%+v", r)
 				}
 			}

@@ -16,7 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/redact"
 )
 
@@ -43,11 +43,8 @@ func IDs() []string {
 
 // Finding is one problem. Line counts from 1; 0 is the whole text.
 type Finding struct {
-	ID      string         `json:"id"`
-	Verdict doctor.Verdict `json:"verdict"`
-	Line    int            `json:"line,omitempty"`
-	Text    string         `json:"text"`
-	Hint    string         `json:"hint"`
+	bootstrap.Finding
+	Line int `json:"line,omitempty"`
 }
 
 // Refused returns why the agent would refuse a command line, and what to write; "" if it would not.
@@ -59,15 +56,15 @@ type document struct {
 	findings []Finding
 }
 
-func (d *document) add(id string, v doctor.Verdict, line int, text, hint string) {
-	d.findings = append(d.findings, Finding{id, v, line, text, hint})
+func (d *document) add(id string, v bootstrap.Severity, line int, text, hint string) {
+	d.findings = append(d.findings, Finding{bootstrap.Finding{ID: id, Severity: v, Text: text, Hint: hint}, line})
 }
 
 // Check returns the findings by line, without those of an ignored id. Without refused it checks no command line of the agent.
 func Check(text string, refused Refused, ignore ...string) []Finding {
 	d := &document{lines: strings.Split(text, "\n"), refused: refused}
 	if format := unread(text); format != "" {
-		d.add(idFormat, doctor.Unknown, 0, "it is "+format+": not checked", "check each script and each cloud-config in it by itself")
+		d.add(idFormat, bootstrap.Unknown, 0, "it is "+format+": not checked", "check each script and each cloud-config in it by itself")
 	} else {
 		d.header(text)
 	}
@@ -111,20 +108,20 @@ func (d *document) header(text string) {
 	windows := slices.IndexFunc(d.lines, func(line string) bool { return strings.HasSuffix(line, "\r") })
 	switch {
 	case trimmed == "":
-		d.add(idHeader, doctor.Bad, 0, "it is empty, and cloud-init does nothing", "look at the program that should write it")
+		d.add(idHeader, bootstrap.Bad, 0, "it is empty, and cloud-init does nothing", "look at the program that should write it")
 	case !isConfig && !strings.HasPrefix(trimmed, "#!"):
-		d.add(idHeader, doctor.Bad, 1, "cloud-init does not know what it is, and does nothing with it", hint)
+		d.add(idHeader, bootstrap.Bad, 1, "cloud-init does not know what it is, and does nothing with it", hint)
 	case !strings.HasPrefix(text, "#"):
-		d.add(idHeader, doctor.Bad, 1, "the first line is empty or begins with a blank: the kernel runs no such script, and cloud-init's schema refuses such a cloud-config", hint)
+		d.add(idHeader, bootstrap.Bad, 1, "the first line is empty or begins with a blank: the kernel runs no such script, and cloud-init's schema refuses such a cloud-config", hint)
 	case isConfig:
 		d.cloudConfig(text)
 	case !shebang.MatchString(trimmed):
-		d.add(idHeader, doctor.Bad, 1, "#! needs one path of a known interpreter and has at most one option: the kernel runs nothing of this script",
+		d.add(idHeader, bootstrap.Bad, 1, "#! needs one path of a known interpreter and has at most one option: the kernel runs nothing of this script",
 			"write #!/bin/bash alone on the first line; if the line feeds were lost, put each command on a line of its own")
 	case windows == 0:
-		d.add(idCRLF, doctor.Warning, 0, "its lines end as on Windows: cloud-init corrects that, and other programs that run a script do not", unix)
+		d.add(idCRLF, bootstrap.Warning, 0, "its lines end as on Windows: cloud-init corrects that, and other programs that run a script do not", unix)
 	case windows > 0:
-		d.add(idCRLF, doctor.Bad, windows+1, `it ends as on Windows: the shell reads the \r as part of the command`, unix)
+		d.add(idCRLF, bootstrap.Bad, windows+1, `it ends as on Windows: the shell reads the \r as part of the command`, unix)
 	}
 }
 
@@ -133,17 +130,17 @@ func (d *document) cloudConfig(text string) {
 	switch err := yaml.Unmarshal([]byte(text), &doc); {
 	case err != nil:
 		line, _ := strconv.Atoi(append(yamlLine.FindStringSubmatch(err.Error()), "", "")[1])
-		d.add(idYAML, doctor.Bad, min(line, len(d.lines)), "it is not YAML, in this line or near it, and cloud-init ignores all of it",
+		d.add(idYAML, bootstrap.Bad, min(line, len(d.lines)), "it is not YAML, in this line or near it, and cloud-init ignores all of it",
 			"indent with spaces, not tabs, two more for each level; quote a value that has : or # in it")
 	case len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode:
-		d.add(idYAML, doctor.Bad, 1, "it has no keys, and cloud-init does nothing with it", "write each key on a line of its own below #cloud-config")
+		d.add(idYAML, bootstrap.Bad, 1, "it has no keys, and cloud-init does nothing with it", "write each key on a line of its own below #cloud-config")
 	default:
 		d.twice(&doc)
 		for pair := range slices.Chunk(doc.Content[0].Content, 2) {
 			if key := pair[0]; key.Value == "runcmd" || key.Value == "bootcmd" {
 				d.runcmd(key, followed(pair[1]))
 			} else if similar := similarKey(key.Value); similar != "" {
-				d.add(idKey, doctor.Warning, key.Line, "cloud-init does not know the key "+key.Value+", and ignores it", "write "+similar+":")
+				d.add(idKey, bootstrap.Warning, key.Line, "cloud-init does not know the key "+key.Value+", and ignores it", "write "+similar+":")
 			}
 		}
 	}
@@ -158,7 +155,7 @@ func (d *document) twice(n *yaml.Node) {
 			continue
 		}
 		if line := seen[child.Value]; line > 0 {
-			d.add(idYAML, doctor.Bad, child.Line, "the key "+child.Value+" stands in line "+strconv.Itoa(line)+", too: cloud-init reads only the last one", "put both under one key")
+			d.add(idYAML, bootstrap.Bad, child.Line, "the key "+child.Value+" stands in line "+strconv.Itoa(line)+", too: cloud-init reads only the last one", "put both under one key")
 		}
 		seen[child.Value] = child.Line
 	}
@@ -174,7 +171,7 @@ func notString(n *yaml.Node) bool {
 
 func (d *document) runcmd(key, list *yaml.Node) {
 	if list.Kind != yaml.SequenceNode {
-		d.add(idRuncmd, doctor.Bad, key.Line, key.Value+" is not a list, and cloud-init runs none of it", "write each command as an item: - COMMAND")
+		d.add(idRuncmd, bootstrap.Bad, key.Line, key.Value+" is not a list, and cloud-init runs none of it", "write each command as an item: - COMMAND")
 	}
 	for _, item := range list.Content {
 		words := followed(item)
@@ -183,16 +180,16 @@ func (d *document) runcmd(key, list *yaml.Node) {
 			line += " " + followed(word).Value
 		}
 		if key.Value == "bootcmd" && slices.ContainsFunc(split(line), joins) {
-			d.add(idRuncmd, doctor.Bad, item.Line, "bootcmd runs before systemd starts services: the join fails, and Ant Media Server stays down", "move it to runcmd")
+			d.add(idRuncmd, bootstrap.Bad, item.Line, "bootcmd runs before systemd starts services: the join fails, and Ant Media Server stays down", "move it to runcmd")
 		}
 		switch {
 		case list.Kind != yaml.SequenceNode, !notString(words), words.ShortTag() == "!!null": // an empty item is skipped
 		case words.Kind != yaml.SequenceNode:
-			d.add(idRuncmd, doctor.Bad, item.Line, "an item is a string or a list of strings, and this one is not: cloud-init runs none of "+key.Value, "quote the line: - 'COMMAND'")
+			d.add(idRuncmd, bootstrap.Bad, item.Line, "an item is a string or a list of strings, and this one is not: cloud-init runs none of "+key.Value, "quote the line: - 'COMMAND'")
 		case slices.ContainsFunc(words.Content, notString):
-			d.add(idRuncmd, doctor.Warning, item.Line, "an argument is not a string, and cloud-init rewrites it: 0755 becomes 493, yes becomes True", "quote each argument")
+			d.add(idRuncmd, bootstrap.Warning, item.Line, "an argument is not a string, and cloud-init rewrites it: 0755 becomes 493, yes becomes True", "quote each argument")
 		case len(words.Content) > 0 && strings.ContainsAny(followed(words.Content[0]).Value, " \t\n"):
-			d.add(idRuncmd, doctor.Bad, item.Line, "a list is a program and its arguments, and no program has this whole line as its name", "write the command without brackets: - COMMAND")
+			d.add(idRuncmd, bootstrap.Bad, item.Line, "a list is a program and its arguments, and no program has this whole line as its name", "write the command without brackets: - COMMAND")
 		}
 	}
 }
@@ -242,7 +239,7 @@ var (
 	notSecret = regexp.MustCompile("[$`<{*]|^[\"']?(?:.{0,3}|(?i:file:.*|/.*|password|secret|true|false|null|enabled|disabled|none|prompt))$")
 )
 
-// split returns the commands of a line of shell or of an item of YAML, without quotes, and || where it stands.
+// split returns the commands of a line of shell or of an item of YAML, without quotes, and each ||.
 func split(text string) (commands []string) {
 	if m := yamlItem.FindStringSubmatch(text); m != nil {
 		text = m[1] + yamlMarks.Replace(m[2])
@@ -275,12 +272,12 @@ func (d *document) commands() {
 		commands := split(text)
 		for _, command := range commands {
 			if isJoined && restart.MatchString(command) {
-				d.add(idRestart, doctor.Bad, line, "the join before it has restarted Ant Media Server and seen it serve; another restart takes the node out of service again", "remove the restart")
+				d.add(idRestart, bootstrap.Bad, line, "the join before it has restarted Ant Media Server and seen it serve; another restart takes the node out of service again", "remove the restart")
 			}
 			isJoined = joins(command) || isJoined && harmless.MatchString(command)
 			d.agent(line, command)
 			if password.MatchString(command) {
-				d.add(idPassword, doctor.Bad, line, "a password stands on a command line, where every user of the machine can read it",
+				d.add(idPassword, bootstrap.Bad, line, "a password stands on a command line, where every user of the machine can read it",
 					"put the URI with its password into a file of mode 0600 and write: amsagent join --mongo file:PATH")
 			}
 			if m := vendorSwitch.FindStringSubmatch(command); m != nil {
@@ -300,7 +297,7 @@ func (d *document) agent(line int, command string) {
 		return
 	}
 	if text, hint := d.refused(m[1], strings.Fields(m[2])); text != "" {
-		d.add(idCommand, doctor.Bad, line, text, hint)
+		d.add(idCommand, bootstrap.Bad, line, text, hint)
 	}
 }
 
@@ -315,7 +312,7 @@ func (d *document) switchMode(line int, mongo string, isMore, isAnswered bool) {
 	case isMore || strings.Contains(mongo, "@"):
 		mongo = "file:PATH"
 	}
-	d.add(idSwitch, doctor.Bad, line, "change_server_mode.sh of 3.x asks a question here: without a terminal it cancels, and the server stays standalone; with an answer it uses a name as an address of Redis",
+	d.add(idSwitch, bootstrap.Bad, line, "change_server_mode.sh of 3.x asks a question here: without a terminal it cancels, and the server stays standalone; with an answer it uses a name as an address of Redis",
 		"with amsagent in the image, write in its place: amsagent join --mongo "+mongo)
 }
 
@@ -327,7 +324,7 @@ func (d *document) secret(line int, text string) {
 		}
 	}
 	if knownSecret.MatchString(text) || slices.ContainsFunc(values, func(v string) bool { return !notSecret.MatchString(v) }) {
-		d.add(idSecret, doctor.Bad, line, "a password, key or token stands in user data: every process on the machine, and every operator who may describe the instance, can read it",
+		d.add(idSecret, bootstrap.Bad, line, "a password, key or token stands in user data: every process on the machine, and every operator who may describe the instance, can read it",
 			"let the machine fetch it from the cloud's secret store by its role")
 	}
 }

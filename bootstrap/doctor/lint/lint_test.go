@@ -17,7 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -186,7 +186,7 @@ func TestCheck(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var found []string
 			for _, f := range Check(tt.src, nil) {
-				mark := map[doctor.Verdict]string{doctor.Warning: "~", doctor.Unknown: "?"}[f.Verdict]
+				mark := map[bootstrap.Severity]string{bootstrap.Warning: "~", bootstrap.Unknown: "?"}[f.Severity]
 				found = append(found, fmt.Sprintf("%s:%d%s", strings.TrimPrefix(f.ID, "AGENT-LINT-"), f.Line, mark))
 				if f.Text == "" || f.Hint == "" || !slices.Contains(IDs(), f.ID) || strings.Contains(f.Text+f.Hint, "hunter22") {
 					t.Errorf("%+v", f)
@@ -216,7 +216,7 @@ func TestCommands(t *testing.T) {
 	if diff := cmp.Diff([]string{"join --mongo file:- --role $ROLE", "drain --now", "status", "doctor"}, seen); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
-	if want := []Finding{{idCommand, doctor.Bad, 7, "refused", "hint"}}; !slices.Equal(found, want) {
+	if want := []Finding{{bootstrap.Finding{ID: idCommand, Severity: bootstrap.Bad, Text: "refused", Hint: "hint"}, 7}}; !slices.Equal(found, want) {
 		t.Errorf("%+v", found)
 	}
 }
@@ -291,7 +291,7 @@ json.dump({'keys': keys, 'runs': runs}, sys.stdout)
 	}
 	for name, text := range texts {
 		fails := slices.ContainsFunc(Check(text, nil), func(f Finding) bool {
-			return f.Verdict == doctor.Bad && (f.ID == idYAML && !strings.Contains(f.Text, "stands in line") || f.ID == idRuncmd && strings.Contains(f.Text, "runs none"))
+			return f.Severity == bootstrap.Bad && (f.ID == idYAML && !strings.Contains(f.Text, "stands in line") || f.ID == idRuncmd && strings.Contains(f.Text, "runs none"))
 		})
 		if fails == asked.Runs[name] {
 			t.Errorf("%s: cloud-init runs it: %t", name, asked.Runs[name])

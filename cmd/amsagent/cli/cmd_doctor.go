@@ -111,7 +111,7 @@ func runDoctor(ctx context.Context, opts doctorOptions, g *globals) error {
 	}
 	for i := range results { // before control characters in it are escaped
 		r := &results[i]
-		r.Seen, r.Hint = g.out.Redact(r.Seen), g.out.Redact(r.Hint)
+		r.Text, r.Hint = g.out.Redact(r.Text), g.out.Redact(r.Hint)
 	}
 	data := doctorData{Counts: doctor.Count(results), Checks: results}
 	if err := g.result("doctor", data, func(w *output.Text) { doctorText(w, data) }); err != nil {
@@ -138,18 +138,18 @@ func loadLeniently(g *globals) (wrong []bootstrap.Finding, seen string, _ error)
 	if err = errors.Join(s.Sources.Wrong, err); err != nil {
 		for _, e := range settings.Flatten(err) {
 			u := g.explain(e)
-			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Text: e.Error(), Hint: strings.Join(u.Hints, "; "), Err: e})
+			wrong = append(wrong, bootstrap.Finding{ID: u.ID, Severity: bootstrap.Bad, Text: e.Error(), Hint: strings.Join(u.Hints, "; "), Err: e})
 		}
 	}
 	if s.Sources.Damaged != "" {
-		wrong = append(wrong, bootstrap.Finding{ID: bootstrap.IDRecord, Text: s.Sources.Damaged})
+		wrong = append(wrong, bootstrap.Finding{ID: bootstrap.IDRecord, Severity: bootstrap.Bad, Text: s.Sources.Damaged})
 	}
 	g.apply(s)
 	if s.Origin(settings.KeyLogLevel).Layer == settings.FromDefault {
 		g.out.SetForm(s.Output, s.Color, slog.LevelError) // failures are results
 	}
 	for _, w := range s.Warnings {
-		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Text: w, Hint: "the variable of a setting is AMSAGENT_ and its key in capitals; `amsagent config` lists them"})
+		wrong = append(wrong, bootstrap.Finding{ID: idConfig, Severity: bootstrap.Bad, Text: w, Hint: "the variable of a setting is AMSAGENT_ and its key in capitals; `amsagent config` lists them"})
 	}
 	if s.Sources.File == nil {
 		return wrong, "there is no " + s.Config + ": the defaults and the command line count", nil
@@ -300,15 +300,15 @@ func doctorText(w *output.Text, data doctorData) {
 	var warnings, bad, unknown []doctor.Result
 	for _, r := range data.Checks {
 		switch {
-		case r.Ignored || r.Verdict == doctor.Good:
+		case r.Ignored || r.Severity == bootstrap.Good:
 			if r.Group != group {
 				group = r.Group
 				w.Heading(string(group))
 			}
 			doctorResult(w, r)
-		case r.Verdict == doctor.Unknown:
+		case r.Severity == bootstrap.Unknown:
 			unknown = append(unknown, r)
-		case r.Verdict == doctor.Warning:
+		case r.Severity == bootstrap.Warning:
 			warnings = append(warnings, r)
 		default:
 			bad = append(bad, r)
@@ -335,14 +335,14 @@ func doctorResult(w *output.Text, r doctor.Result) {
 	switch {
 	case r.Ignored:
 		word, paint = "ignored", w.Color.Dim
-	case r.Verdict == doctor.Bad:
+	case r.Severity == bootstrap.Bad:
 		word, paint = "BAD", w.Color.Red
-	case r.Verdict == doctor.Warning:
+	case r.Severity == bootstrap.Warning:
 		word, paint = "warning", w.Color.Yellow
 	default:
 		id = ""
 	}
-	w.Line("  %s %s%s: %s", paint(fmt.Sprintf("%-9s", word)), id, r.Title, output.OneLine(r.Seen))
+	w.Line("  %s %s%s: %s", paint(fmt.Sprintf("%-9s", word)), id, r.Title, output.OneLine(r.Text))
 	for _, picture := range r.Lines {
 		w.Line("    %s", output.Printable(picture))
 	}
@@ -353,7 +353,7 @@ func doctorUnknown(w *output.Text, results []doctor.Result) {
 	var reasons []string
 	ids := map[string][]string{}
 	for _, r := range results {
-		reason := output.OneLine(r.Seen + "\n" + r.Hint)
+		reason := output.OneLine(r.Text + "\n" + r.Hint)
 		if ids[reason] == nil {
 			reasons = append(reasons, reason)
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/amsagent/amsagent/bootstrap/doctor"
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor/lint"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/cmd/amsagent/settings"
@@ -32,7 +32,7 @@ type lintData struct {
 func runLint(opts doctorOptions, g *globals) error {
 	var data lintData
 	refused := func(program string, args []string) (text, hint string) { return refusedCommand(g.env, program, args) }
-	counts := map[doctor.Verdict]int{}
+	counts := map[bootstrap.Severity]int{}
 	for _, name := range opts.userData {
 		src, err := readUserData(g, name)
 		switch {
@@ -44,13 +44,13 @@ func runLint(opts doctorOptions, g *globals) error {
 		f := lintFile{name, append([]lint.Finding{}, lint.Check(string(src), refused, opts.ignore...)...)}
 		data.Files = append(data.Files, f)
 		for _, x := range f.Findings {
-			counts[x.Verdict]++
+			counts[x.Severity]++
 		}
 	}
 	if err := g.result("lint", data, func(w *output.Text) { lintText(w, data, counts) }); err != nil {
 		return err
 	}
-	if counts[doctor.Bad] > 0 || opts.strict && len(counts) > 0 {
+	if counts[bootstrap.Bad] > 0 || opts.strict && len(counts) > 0 {
 		return &quietError{exitDegraded}
 	}
 	return nil
@@ -110,15 +110,15 @@ func readUserData(g *globals, name string) ([]byte, error) {
 	return b, err
 }
 
-func lintText(w *output.Text, data lintData, counts map[doctor.Verdict]int) {
+func lintText(w *output.Text, data lintData, counts map[bootstrap.Severity]int) {
 	files := output.Count(len(data.Files), "file")
 	switch {
-	case counts[doctor.Bad] > 0:
-		w.Line("%s", w.Color.Red(output.Count(counts[doctor.Bad]+counts[doctor.Warning], "problem")))
-	case counts[doctor.Unknown] > 0: // never OK
-		w.Line("%s", w.Color.Yellow(fmt.Sprintf("%d of %s not checked", counts[doctor.Unknown], files)))
-	case counts[doctor.Warning] > 0:
-		w.Line("%s with %s", w.Color.Yellow("OK"), output.Count(counts[doctor.Warning], "warning"))
+	case counts[bootstrap.Bad] > 0:
+		w.Line("%s", w.Color.Red(output.Count(counts[bootstrap.Bad]+counts[bootstrap.Warning], "problem")))
+	case counts[bootstrap.Unknown] > 0: // never OK
+		w.Line("%s", w.Color.Yellow(fmt.Sprintf("%d of %s not checked", counts[bootstrap.Unknown], files)))
+	case counts[bootstrap.Warning] > 0:
+		w.Line("%s with %s", w.Color.Yellow("OK"), output.Count(counts[bootstrap.Warning], "warning"))
 	default:
 		w.Line("%s: nothing is found in %s", w.Color.Green("OK"), files)
 	}
@@ -133,7 +133,7 @@ func lintText(w *output.Text, data lintData, counts map[doctor.Verdict]int) {
 				where = "the whole"
 			}
 			paint := w.Color.Red
-			if x.Verdict != doctor.Bad {
+			if x.Severity != bootstrap.Bad {
 				paint = w.Color.Yellow
 			}
 			w.Line("  %s %s: %s", paint(x.ID+":"), where, output.OneLine(x.Text))

@@ -27,18 +27,18 @@ import (
 
 func doctorSample() doctorData {
 	results := []doctor.Result{
-		{ID: "AMS-INSTALL", Check: "AMS-INSTALL", Group: doctor.GroupServer, Title: "installation", Verdict: doctor.Good, Seen: "/usr/local/antmedia, cluster"},
-		{ID: "AMS-SETTINGS", Check: "AMS-SETTINGS", Group: doctor.GroupServer, Title: "agreement of the settings", Verdict: doctor.Warning, Seen: "Redis is configured in \"Live\x1b[31mApp\"", Hint: "amsagent join replaces it"},
-		{ID: "AMS-MONGO-REFUSED", Check: "AMS-MONGO", Group: doctor.GroupMongo, Title: "answer", Verdict: doctor.Bad, Seen: "asking MongoDB: MongoDB at 10.0.2.4:27017 refused the connection: connect: connection refused", Hint: "mongod must run there and listen on that address (net.bindIp), and the security group must admit this subnet"},
-		{ID: "AMS-MONGO-SLOW", Check: "AMS-MONGO-SLOW", Group: doctor.GroupMongo, Title: "latency", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
-		{ID: "AMS-CLOCK", Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock", Verdict: doctor.Unknown, Seen: "MongoDB could not be asked"},
-		{ID: "AGENT-HOOK", Check: "AGENT-HOOK", Group: doctor.GroupShutdown, Title: "hook of the cloud", Verdict: doctor.Warning, Ignored: true, Seen: "no hook", Hint: "make one"},
-		{ID: "AGENT-DEADLINES", Check: "AGENT-DEADLINES", Group: doctor.GroupShutdown, Title: "deadlines", Verdict: doctor.Good, Seen: "drain deadline 1h", Lines: []string{
+		{Finding: bootstrap.Finding{ID: "AMS-INSTALL", Severity: bootstrap.Good, Text: "/usr/local/antmedia, cluster"}, Check: "AMS-INSTALL", Group: doctor.GroupServer, Title: "installation"},
+		{Finding: bootstrap.Finding{ID: "AMS-SETTINGS", Severity: bootstrap.Warning, Text: "Redis is configured in \"Live\x1b[31mApp\"", Hint: "amsagent join replaces it"}, Check: "AMS-SETTINGS", Group: doctor.GroupServer, Title: "agreement of the settings"},
+		{Finding: bootstrap.Finding{ID: "AMS-MONGO-REFUSED", Severity: bootstrap.Bad, Text: "asking MongoDB: MongoDB at 10.0.2.4:27017 refused the connection: connect: connection refused", Hint: "mongod must run there and listen on that address (net.bindIp), and the security group must admit this subnet"}, Check: "AMS-MONGO", Group: doctor.GroupMongo, Title: "answer"},
+		{Finding: bootstrap.Finding{ID: "AMS-MONGO-SLOW", Severity: bootstrap.Unknown, Text: "MongoDB could not be asked"}, Check: "AMS-MONGO-SLOW", Group: doctor.GroupMongo, Title: "latency"},
+		{Finding: bootstrap.Finding{ID: "AMS-CLOCK", Severity: bootstrap.Unknown, Text: "MongoDB could not be asked"}, Check: "AMS-CLOCK", Group: doctor.GroupMongo, Title: "clock"},
+		{Finding: bootstrap.Finding{ID: "AGENT-HOOK", Severity: bootstrap.Warning, Text: "no hook", Hint: "make one"}, Check: "AGENT-HOOK", Group: doctor.GroupShutdown, Title: "hook of the cloud", Ignored: true},
+		{Finding: bootstrap.Finding{ID: "AGENT-DEADLINES", Severity: bootstrap.Good, Text: "drain deadline 1h"}, Check: "AGENT-DEADLINES", Group: doctor.GroupShutdown, Title: "deadlines", Lines: []string{
 			"drain           +0s  no new sessions", "                +1h  drain deadline: remaining sessions are cut, the server stops",
 		}},
-		{ID: "AGENT-RECORD", Check: "AGENT-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files", Verdict: doctor.Unknown, Seen: "permission denied", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
-		{ID: "AGENT-DAEMON-DOWN", Check: "AGENT-DAEMON-DOWN", Group: doctor.GroupAgent, Title: "the daemon", Verdict: doctor.Unknown, Seen: "connection refused", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"},
-		{ID: "AMS-GPU", Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs", Verdict: doctor.Unknown, Seen: "not asked"},
+		{Finding: bootstrap.Finding{ID: "AGENT-RECORD", Severity: bootstrap.Unknown, Text: "permission denied", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"}, Check: "AGENT-RECORD", Group: doctor.GroupAgent, Title: "the agent's own files"},
+		{Finding: bootstrap.Finding{ID: "AGENT-DAEMON-DOWN", Severity: bootstrap.Unknown, Text: "connection refused", Hint: "run it as root, who alone may read these files and ask the daemon for more than whether it is ready"}, Check: "AGENT-DAEMON-DOWN", Group: doctor.GroupAgent, Title: "the daemon"},
+		{Finding: bootstrap.Finding{ID: "AMS-GPU", Severity: bootstrap.Unknown, Text: "not asked"}, Check: "AMS-GPU", Group: doctor.GroupMachine, Title: "GPUs"},
 	}
 	for i := range results {
 		results[i].Page = "amsagent doctor --explain " + results[i].ID
@@ -160,8 +160,8 @@ func TestDoctorSettings(t *testing.T) {
 			plant(t, root, map[string]string{name + "!": text})
 		}
 		code, d, stderr := doctorJSON(t, tt.vars, "--root", root, "--address", "10.0.0.5")
-		i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == tt.id && strings.Contains(r.Seen, tt.seen) })
-		if i < 0 || strings.HasPrefix(tt.id, "AGENT-CONFIG") && (code != exitDegraded || d.Checks[i].Check != "AGENT-CONFIG" || d.Checks[i].Verdict != doctor.Bad || tt.files != nil && d.Checks[i].Hint == "") {
+		i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == tt.id && strings.Contains(r.Text, tt.seen) })
+		if i < 0 || strings.HasPrefix(tt.id, "AGENT-CONFIG") && (code != exitDegraded || d.Checks[i].Check != "AGENT-CONFIG" || d.Checks[i].Severity != bootstrap.Bad || tt.files != nil && d.Checks[i].Hint == "") {
 			t.Errorf("%v %v: exit %d, %v", tt.files, tt.vars, code, wrongIDs(d))
 		}
 		if strings.Contains(stderr, "hunter2") {

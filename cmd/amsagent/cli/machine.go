@@ -37,7 +37,7 @@ func mustBeRoot(g *globals, verb string) error {
 		return nil
 	}
 	return cannot(verb, &bootstrap.PreflightError{Findings: []bootstrap.Finding{
-		{ID: bootstrap.IDRoot, Text: "only root may do that on this machine", Hint: bootstrap.RootHint},
+		{ID: bootstrap.IDRoot, Severity: bootstrap.Bad, Text: "only root may do that on this machine", Hint: bootstrap.RootHint},
 	}})
 }
 

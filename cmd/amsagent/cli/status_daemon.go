@@ -58,7 +58,7 @@ func (s *statusView) givenText() string {
 
 // disagree adds a contradiction.
 func (s *statusView) disagree(id, text string, hints ...string) {
-	s.Disagree = append(s.Disagree, bootstrap.Disagreement{ID: id, Text: text, Hint: strings.Join(hints, "; ")})
+	s.Disagree = append(s.Disagree, bootstrap.Finding{ID: id, Severity: bootstrap.Warning, Text: text, Hint: strings.Join(hints, "; ")})
 }
 
 // addMongo lists first why MongoDB did not answer: all that a node lacks follows from it.
@@ -67,7 +67,7 @@ func (s *statusView) addMongo(g *globals) {
 		return
 	}
 	e := g.explain(s.Row.Cause)
-	s.Disagree = slices.Insert(s.Disagree, 0, bootstrap.Disagreement{ID: e.ID, Text: e.Error(), Hint: strings.Join(e.Hints, "; ")})
+	s.Disagree = slices.Insert(s.Disagree, 0, bootstrap.Finding{ID: e.ID, Severity: bootstrap.Warning, Text: e.Error(), Hint: strings.Join(e.Hints, "; ")})
 }
 
 // addConfig shows a fault of config.yaml, as this command read it, else as the daemon did.

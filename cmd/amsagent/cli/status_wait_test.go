@@ -69,9 +69,9 @@ func TestMissingFor(t *testing.T) {
 		{"does not serve", "active", statusOf("active", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{Why: "LiveApp fails"} }), "viewers are not served: LiveApp fails", false},
 		{"draining need not serve", "draining", statusOf("draining", func(s *bootstrap.Status) { s.Row.Registry.Serving = &cluster.Serving{} }), "", false},
 		{"a restart is pending", "active", statusOf("active", func(s *bootstrap.Status) {
-			s.Disagree = []bootstrap.Disagreement{{ID: "AMS-DRIFT"}, {ID: "STATUS-RESTART", Text: "the files are newer"}}
+			s.Disagree = []bootstrap.Finding{{ID: "AMS-DRIFT"}, {ID: "STATUS-RESTART", Text: "the files are newer"}}
 		}), "STATUS-RESTART: the files are newer", false},
-		{"what does not matter", "active", statusOf("active", func(s *bootstrap.Status) { s.Disagree = []bootstrap.Disagreement{{ID: "AMS-DRIFT"}} }), "", false},
+		{"what does not matter", "active", statusOf("active", func(s *bootstrap.Status) { s.Disagree = []bootstrap.Finding{{ID: "AMS-DRIFT"}} }), "", false},
 		{"what matters for active only", "draining", statusOf("draining", func(s *bootstrap.Status) { s.Row.Server = cluster.Signal{} }), "", false},
 	} {
 		if missing, never := missingFor(tt.want, tt.s); missing != tt.missing || never != tt.never {
@@ -114,7 +114,7 @@ func TestSummarize(t *testing.T) {
 		"broken: the server cannot start with these files, exit 0":                     {Status: statusOf("active", func(s *bootstrap.Status) { s.Files = broken })},
 		"not a member: this machine is standalone, exit 5":                             {Status: &bootstrap.Status{Files: bootstrap.FilesView{Mode: conf.ModeStandalone}}, Daemon: life(lifecycle.StateLeft)},
 		"not a member: no Ant Media Server is found here, exit 5":                      {Status: &bootstrap.Status{}},
-		"degraded: 1 disagreement, exit 0":                                             {Status: statusOf("joining", func(s *bootstrap.Status) { s.Disagree = []bootstrap.Disagreement{{}} })},
+		"degraded: 1 disagreement, exit 0":                                             {Status: statusOf("joining", func(s *bootstrap.Status) { s.Disagree = []bootstrap.Finding{{}} })},
 		"unknown: a cluster node by its files; the cluster could not be asked, exit 0": {Status: &bootstrap.Status{Member: true}},
 		"left: this node is out of the cluster, exit 0":                                {Status: statusOf("left")},
 		"joining: according to its node record, exit 0":                                {Status: statusOf("joining"), Daemon: life(lifecycle.StateActive)},

@@ -78,7 +78,7 @@ func TestWrongConfig(t *testing.T) {
 						Line int
 					}
 				}
-				Disagree []bootstrap.Disagreement `json:"disagreements"`
+				Disagree []bootstrap.Finding `json:"disagreements"`
 			}
 			if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != exitNotMember || got.Role == nil {
 				t.Fatalf("status: exit %d, %v\n%s", code, err, stderr)
@@ -90,7 +90,7 @@ func TestWrongConfig(t *testing.T) {
 			if got.Role.Value != tt.role || from != tt.from {
 				t.Errorf("role %q from %q", got.Role.Value, from)
 			}
-			if !slices.ContainsFunc(got.Disagree, func(d bootstrap.Disagreement) bool { return d.ID == idConfig && strings.Contains(d.Text, tt.outcome) }) {
+			if !slices.ContainsFunc(got.Disagree, func(d bootstrap.Finding) bool { return d.ID == idConfig && strings.Contains(d.Text, tt.outcome) }) {
 				t.Errorf("status does not show it: %v", got.Disagree)
 			}
 			if !strings.Contains(stderr, "config.yaml") || !strings.Contains(stderr, tt.outcome) {

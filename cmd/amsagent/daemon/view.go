@@ -205,7 +205,7 @@ func (w *view) setConvergence(c *bootstrap.Convergence) {
 func findings(list []bootstrap.Finding) []bootstrap.Finding {
 	first, omitted := listed(list)
 	if omitted > 0 {
-		first = append(first, bootstrap.Finding{ID: list[len(first)].ID, Text: fmt.Sprintf("and %d more", omitted)})
+		first = append(first, bootstrap.Finding{ID: list[len(first)].ID, Severity: list[len(first)].Severity, Text: fmt.Sprintf("and %d more", omitted)})
 	}
 	return first
 }
