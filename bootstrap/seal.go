@@ -78,10 +78,9 @@ func (r SealRequest) removes(i SealItem) bool {
 type Sealed struct {
 	Item SealItem `json:"item"`
 	Path string   `json:"path"`
-	// What describes the change, such as "removed".
-	What string `json:"description"`
-	Kept bool   `json:"kept,omitempty"`  // it stays on the disk
-	Err  string `json:"error,omitempty"` // why it was not removed
+	What string   `json:"description"`     // such as "removed"
+	Kept bool     `json:"kept,omitempty"`  // it stays on the disk
+	Err  string   `json:"error,omitempty"` // why it was not removed
 }
 
 // SealResult is the result of [Machine.Seal].

@@ -231,7 +231,7 @@ func (t timeline) lines() []string {
 			events = append(events, event{h.timeout / 2, fmt.Sprintf("hook %s is extended, then every %s (it waits %s)", h.name, span(h.timeout/2), span(h.timeout))})
 		}
 		if h.limit > 0 {
-			events = append(events, event{h.limit, "hook " + h.name + " waits no longer, whatever it hears"})
+			events = append(events, event{h.limit, "hook " + h.name + " ends at the latest"})
 		}
 	}
 	draw("drain", events)
