@@ -76,17 +76,18 @@ func TestStatusWithoutMongo(t *testing.T) {
 	t.Parallel()
 	running, stopped := ams.State{Activity: ams.ActivityActive}, ams.State{Activity: ams.ActivityFailed}
 	for name, tt := range map[string]struct {
-		process ProcessView
-		want    string
+		process  ProcessView
+		want     string
+		severity Severity
 	}{
-		"stopped":  {ProcessView{Service: "/opt/ctl.sh", State: stopped}, "STATUS-STOPPED"},
-		"liveness": {ProcessView{State: running, Liveness: ams.Liveness{State: ams.LiveBroken, Code: 500}}, "STATUS-LIVENESS"},
-		"well":     {ProcessView{State: running, Liveness: ams.Liveness{State: ams.Live}}, ""},
+		"stopped":  {ProcessView{Service: "/opt/ctl.sh", State: stopped}, "STATUS-STOPPED", Bad},
+		"liveness": {ProcessView{State: running, Liveness: ams.Liveness{State: ams.LiveBroken, Code: 500}}, "STATUS-LIVENESS", Warning},
+		"well":     {ProcessView{State: running, Liveness: ams.Liveness{State: ams.Live}}, "", ""},
 	} {
 		s := &Status{Files: FilesView{Mode: conf.ModeCluster}, Process: tt.process}
 		s.compare(&State{Phase: PhaseJoined})
-		if got := disagreements(s); got != tt.want {
-			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		if got := disagreements(s); got != tt.want || tt.want != "" && s.Disagree[0].Severity != tt.severity {
+			t.Errorf("%s: %v, want %s %s", name, s.Disagree, tt.severity, tt.want)
 		}
 		if name == "stopped" && !strings.HasSuffix(s.Disagree[0].Hint, "start it: amsagent join") {
 			t.Errorf("%s: %q", name, s.Disagree[0].Hint)
