@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
 	"github.com/amsagent/amsagent/internal/must"
 )
