@@ -14,7 +14,7 @@ import (
 	"github.com/amsagent/amsagent/ams"
 )
 
-// untouchable is a server that runs, and that nobody may start or stop.
+// untouchable is a running server; starting or stopping it fails the test.
 type untouchable struct{ t *testing.T }
 
 func (untouchable) Name() string { return "the server" }
@@ -89,13 +89,13 @@ func TestNothingBegins(t *testing.T) {
 			m := tt.machine(t)
 			asked := 0
 			m.Begin = func(context.Context) error { asked++; return context.DeadlineExceeded }
-			before := settled(t, m)
+			before := filesOf(t, m)
 			err := tt.command(m)
 			failed, ok := errors.AsType[*FailedError](err)
 			if !ok || !failed.Unknown || failed.State != untouched || !errors.Is(err, context.DeadlineExceeded) || asked == 0 {
 				t.Errorf("%v, %+v, asked %d times", err, failed, asked)
 			}
-			if !maps.Equal(settled(t, m), before) {
+			if !maps.Equal(filesOf(t, m), before) {
 				t.Error("files were changed")
 			}
 			m.Begin = nil
@@ -103,15 +103,15 @@ func TestNothingBegins(t *testing.T) {
 			if err := tt.command(m); err != nil {
 				t.Errorf("nothing hinders it, and %v", err)
 			}
-			if maps.Equal(settled(t, m), before) {
+			if maps.Equal(filesOf(t, m), before) {
 				t.Error("it changes nothing at all: this proves nothing")
 			}
 		})
 	}
 }
 
-// settled is all below the root but the locks.
-func settled(t *testing.T, m *Machine) map[string]string {
+// filesOf returns the files below the root without the locks.
+func filesOf(t *testing.T, m *Machine) map[string]string {
 	t.Helper()
 	all := snapshot(t, m)
 	maps.DeleteFunc(all, func(name, _ string) bool { return strings.HasPrefix(name, filepath.Join(m.Root, "run")) })

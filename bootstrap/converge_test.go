@@ -84,8 +84,7 @@ func ids(findings []Finding) string {
 	return strings.Join(out, " ")
 }
 
-// snapshot are all files below the root, with their modification times: a
-// convergence that finds nothing to mend must not even touch one.
+// snapshot returns all files below the root with their modification times: a convergence without repairs must not touch a file.
 func snapshot(t *testing.T, m *Machine) map[string]string {
 	t.Helper()
 	files := map[string]string{}
@@ -372,8 +371,8 @@ func TestConvergeOfAnUnknownService(t *testing.T) {
 	}
 }
 
-// The daemon goes by a connection string that it read from the agent's own file a moment ago: what
-// a person wrote there since is not written over. What is named elsewhere is.
+// An operator may edit the agent's MongoDB file after the daemon has read it: the edit stays. A connection string from another
+// source overwrites the file.
 func TestConvergeAfterMongoWasNamedAnew(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -413,8 +412,8 @@ func TestConvergeAfterMongoWasNamedAnew(t *testing.T) {
 	}
 }
 
-// What only a leave needs, or what the server's user can do to his files, does not make a
-// node that serves vanish from the cluster at the next start of the daemon.
+// Damage to files that only a leave needs, or by the server's user, does not remove a serving node from the cluster at the next
+// start of the daemon.
 func TestConvergeOfWhatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	for name, damage := range map[string]func(dir, tree string) error{
@@ -454,15 +453,15 @@ func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
 	}
 }
 
-// What a cloud decides stays as it is while its metadata are away, also where the state does
-// not tell which cloud that is.
+// Settings that depend on the cloud stay unchanged while its metadata service does not answer, even if the state does not name
+// the cloud.
 func TestValveWithoutCloud(t *testing.T) {
 	t.Parallel()
 	unknown := errors.New("the metadata service does not answer")
 	for _, c := range []struct {
 		removed bool
-		joined  string // the cloud that the state tells of
-		after   bool   // the valve, where it is not as before
+		joined  string // the cloud in the state
+		after   bool   // the valve is removed again
 	}{{true, "", false}, {false, "", false}, {true, metadata.Azure, false}, {false, metadata.Azure, true}} {
 		removed, m := c.removed, joinedTree(t)
 		req := convergeRequest(t, joinedAs(), nil)

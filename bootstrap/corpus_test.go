@@ -135,7 +135,7 @@ func TestCorpus(t *testing.T) {
 				if strings.Contains(mongo, "://") {
 					for path, content := range treeFiles(t, m) {
 						if strings.Contains(content, form.Reveal()[strings.LastIndex(form.Reveal(), "@"):]) && strings.HasPrefix(content, "-rw-r--r--") {
-							t.Errorf("%s holds a password and everybody may read it", path)
+							t.Errorf("%s holds a password and is readable by all users", path)
 						}
 					}
 				}
@@ -227,8 +227,8 @@ func checkBeans(t *testing.T, release string, was, got readback.Beans) {
 	}
 }
 
-// TestCorpusUnrelatedEdit edits a line that is none of ours between join and
-// leave: it must survive, and the rest be as before.
+// TestCorpusUnrelatedEdit edits lines that the agent does not manage between join and leave: the edits survive, all else is
+// as before the join.
 func TestCorpusUnrelatedEdit(t *testing.T) {
 	t.Parallel()
 	for _, release := range corpusReleases(t) {
@@ -271,9 +271,8 @@ func TestCorpusUnrelatedEdit(t *testing.T) {
 	}
 }
 
-// TestCorpusVendorSwitched makes a node as the vendor's script would, with its
-// drift of blanks, and leaves without any undo record: the files must be those
-// of a clean standalone installation.
+// TestCorpusVendorSwitched makes a node as the vendor's script does, with its trailing whitespace, and leaves without an undo
+// record: the files must be those of a clean standalone installation.
 func TestCorpusVendorSwitched(t *testing.T) {
 	t.Parallel()
 	for _, release := range corpusReleases(t) {

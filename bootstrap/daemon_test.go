@@ -72,15 +72,15 @@ func TestStartDaemon(t *testing.T) {
 	}{
 		{name: "fresh", state: daemonOff, want: DaemonEnabled, calls: []string{"enable"}},
 		{name: "stopped", state: daemonHalf, want: DaemonEnabled, calls: []string{"enable"}},
-		{name: "as it is to be", state: daemonOn, want: daemonUnchanged},
+		{name: "enabled", state: daemonOn, want: daemonUnchanged},
 		{name: "dry", state: daemonOff, dry: true, want: DaemonEnabled},
-		{name: "dry, as it is to be", state: daemonOn, dry: true, want: daemonUnchanged},
+		{name: "dry, enabled", state: daemonOn, dry: true, want: daemonUnchanged},
 		{name: "not installed", look: ams.ErrNoUnit, alone: true, want: daemonNotInstalled, warns: "no agent runs"},
 		{name: "dry, not installed", look: ams.ErrNoUnit, alone: true, dry: true, want: daemonNotInstalled, warns: "no agent runs"},
 		{name: "not installed, and one of another unit answers", look: ams.ErrNoUnit, want: daemonNotInstalled},
 		{name: "no systemd", none: true, alone: true, warns: "no agent runs"},
 		{name: "no systemd, and it answers", none: true},
-		{name: "nobody answers", look: ams.ErrNoSystemd, want: daemonFailed, warns: "journalctl -u amsagent"},
+		{name: "systemd does not answer", look: ams.ErrNoSystemd, want: daemonFailed, warns: "journalctl -u amsagent"},
 		{name: "refused", err: refused, want: daemonFailed, calls: []string{"enable"}, warns: "read-only file system"},
 		{name: "masked", err: masked, want: daemonFailed, calls: []string{"enable"}, warns: "unmask"},
 		{name: "slow", err: pending, want: DaemonEnabled, calls: []string{"enable"}, says: "is being started"},
@@ -144,9 +144,9 @@ func TestLeaveStopsDaemon(t *testing.T) {
 		{name: "dry", joined: true, req: LeaveRequest{DryRun: true}, state: daemonOn, want: DaemonDisabled},
 		{name: "offline", joined: true, req: LeaveRequest{Offline: true}, state: daemonOn},
 		{name: "never joined", state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
-		// It serves on, and is to be seen as before.
-		{name: "taken back", joined: true, state: daemonOn, stop: refused, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
-		{name: "taken back, did not run", joined: true, state: daemonOff, stop: refused, want: daemonUnchanged, failed: true},
+		// The leave fails and the server still serves: the daemon must run as before.
+		{name: "cancelled", joined: true, state: daemonOn, stop: refused, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
+		{name: "cancelled, did not run", joined: true, state: daemonOff, stop: refused, want: daemonUnchanged, failed: true},
 		{name: "no answer of the service", joined: true, state: daemonOn, svc: refused, failed: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -265,8 +265,7 @@ func TestDefect11OnlyTheKeyItself(t *testing.T) {
 	}
 }
 
-// Defect 12: blanks around the separator, or missing keys, leave the value
-// while the sections get active.
+// Defect 12: whitespace around the separator, or a missing key, kept the old value while the sections became active.
 func TestDefect12BlanksAndMissingKeys(t *testing.T) {
 	t.Parallel()
 	m := ownTree(t, "3.0", "3.0.3")

@@ -38,7 +38,7 @@ func TestDeregisterServing(t *testing.T) {
 	}
 }
 
-// What tells of the server, as docker does, may have ended before: its port tells then.
+// The source of the server's state, such as docker, may end before the server does: then its port decides.
 func TestDeregisterWhereNothingTells(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -82,7 +82,7 @@ func TestDeregisterWithoutMongo(t *testing.T) {
 	began := time.Now()
 	_, err = m.Deregister(t.Context(), DeregisterRequest{Mongo: target, Reason: "machine stopped", MongoWait: 200 * time.Millisecond})
 	if err == nil {
-		t.Fatal("nobody answered, and it was done")
+		t.Fatal("it succeeded without an answer of MongoDB")
 	}
 	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("it took %s: %v", took, err)

@@ -30,7 +30,7 @@ func TestRunsElsewhere(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		state   ams.State
-		environ string // of the process; "-" where it cannot be read
+		environ string // of the process; "-": unreadable
 		seen    []cluster.AMSNode
 		want    string
 	}{

@@ -10,14 +10,14 @@ import (
 	"testing"
 )
 
-// TestJoinForgetsDrain: who joins once more is a node again, for a daemon that is
-// started after it as well. A drain under way is not the join's to end.
+// TestJoinForgetsDrain: a join removes the record of a finished drain, so that a daemon started later runs as a node. It does
+// not cancel a drain in progress.
 func TestJoinForgetsDrain(t *testing.T) {
 	t.Parallel()
 	for text, gone := range map[string]bool{
 		`{"version":2,"step":"done"}`:     true,
 		`{"version":2,"step":"draining"}`: false,
-		`{"version":2}`:                   false, // a notice of tomorrow
+		`{"version":2}`:                   false, // a notice without a drain
 		`{`:                               false,
 	} {
 		m := joinedTree(t)

@@ -70,18 +70,18 @@ func TestInspect(t *testing.T) {
 		t.Error("the agent's folder was made")
 	}
 
-	// Nobody knows where MongoDB is: that the files can be edited is known all the same.
+	// Without an address of MongoDB the check whether the files can be edited still runs.
 	if in := inspect(t, m, JoinRequest{}); !in.Planned || in.Changes != nil || len(failedOf(in.Findings)) > 0 {
 		t.Errorf("%+v", in)
 	}
-	// A loopback address is told without asking anybody.
+	// A loopback address is reported without a connection.
 	if in := inspect(t, m, JoinRequest{Mongo: mustTarget(t, "127.0.0.1")}); !slices.Contains(findingIDs(warningsOf(in.Findings)), IDMongoLocal) {
 		t.Errorf("%v", warningsOf(in.Findings))
 	}
 
 	edit(t, m, "conf/jee-container.xml", "cluster end -->", "cluster end")
 	in = inspect(t, m, JoinRequest{Identify: func(context.Context) (metadata.Instance, error) {
-		return metadata.Instance{}, errors.New("nobody answers")
+		return metadata.Instance{}, errors.New("no answer")
 	}})
 	if got := findingIDs(failedOf(in.Findings)); !slices.Equal(got, []string{IDIdentity, IDSections}) && !slices.Equal(got, []string{IDIdentity, IDFile}) || in.Planned {
 		t.Errorf("failed: %v", failedOf(in.Findings))
@@ -109,7 +109,7 @@ func TestInspectRecord(t *testing.T) {
 	}
 }
 
-// The address comes with where it was found, in words that fit a machine outside a cloud as well.
+// The address has a reason that names its source, also for a machine outside a cloud.
 func TestAddressReason(t *testing.T) {
 	t.Parallel()
 	m := &Machine{Root: t.TempDir()}
@@ -164,7 +164,7 @@ func TestStatusIDs(t *testing.T) {
 	}
 }
 
-// Files that a join without a proof edited are ours, and are not taken for somebody else's.
+// Files that an offline join edited are the agent's, not foreign.
 func TestStatusOfOfflineJoin(t *testing.T) {
 	t.Parallel()
 	ids := func(m *Machine) (ids []string) {
@@ -181,7 +181,7 @@ func TestStatusOfOfflineJoin(t *testing.T) {
 	if got := ids(m); !slices.Contains(got, "STATUS-JOINING") || slices.Contains(got, "STATUS-FOREIGN") {
 		t.Errorf("%v", got)
 	}
-	// Without our memory of it they are anybody's.
+	// Without the agent's state they are foreign.
 	must.OK(t, os.RemoveAll(filepath.Join(m.Root, StateDir)))
 	if got := ids(m); !slices.Contains(got, "STATUS-FOREIGN") || slices.Contains(got, "STATUS-JOINING") {
 		t.Errorf("%v", got)

@@ -48,8 +48,8 @@ func scriptedTree(t *testing.T) *Machine {
 	return m
 }
 
-// What the server saves over a leave that is interrupted in its restart is given back by the
-// next one, and by the one after a join.
+// A leave is interrupted in its restart and the server saves its old settings: the next leave restores the files, also after
+// another join.
 func TestInterruptedLeave(t *testing.T) {
 	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
@@ -230,7 +230,7 @@ func saved(t *testing.T, m *Machine, name string) (real string, text []byte) {
 	return real, text
 }
 
-// A server that somebody stops, and one whose files cannot be given back for a second time: the leave is not over.
+// The server is being stopped by another process, or its files cannot be restored a second time: the leave is not complete.
 func TestLeaveUntilTheLastSave(t *testing.T) {
 	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"

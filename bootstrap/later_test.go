@@ -85,8 +85,7 @@ func TestLeaveOfLaterApplications(t *testing.T) {
 	}
 }
 
-// A second name of an application's folder, made while the machine was a node, keeps nobody from
-// leaving, and changes nothing of what the application gets back.
+// A link to an application's folder, made after the join, does not block a leave and does not change the restored files.
 func TestLeaveWithASecondName(t *testing.T) {
 	t.Parallel()
 	const rest = "/WEB-INF/red5-web.properties"
@@ -226,7 +225,7 @@ func TestLeaveWithoutItsRecord(t *testing.T) {
 	}
 }
 
-// A name that no change can have keeps nobody from leaving: what has it is left as it is, and named.
+// A file name that the agent cannot write does not block a leave: the file stays unchanged, with a warning.
 func TestLeaveWithAnImpossibleName(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"conf/jee-container.xml", "webapps/LiveApp/WEB-INF/red5-web.properties"} {

@@ -16,8 +16,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// A release that came after this agent is joined by what its files say: sections and keys
-// that nobody here knows stay as they are. What cannot be proved is refused.
+// A join of a release newer than the agent follows the files: unknown sections and keys stay as they are. Files without the
+// known marks are refused.
 func TestNewerRelease(t *testing.T) {
 	t.Parallel()
 	const container = "conf/jee-container.xml"

@@ -44,8 +44,8 @@ func newBounded(found ams.State) *bounded {
 	return s
 }
 
-// owed is a tree whose server an interrupted command of this boot has stopped.
-func owed(t *testing.T, change func(*State)) *Machine {
+// pendingTree returns a tree whose server was stopped by an interrupted command of this boot.
+func pendingTree(t *testing.T, change func(*State)) *Machine {
 	t.Helper()
 	m := joinedTree(t)
 	put(t, m, "/proc/sys/kernel/random/boot_id", "boot-1\n")
@@ -82,7 +82,8 @@ func joinerOf(t *testing.T, m *Machine, service ams.State) *joiner {
 
 var isDown = ams.State{Activity: ams.ActivityInactive}
 
-func owes(t *testing.T, m *Machine) bool {
+// isStartPending reports whether the state has a pending start of the server.
+func isStartPending(t *testing.T, m *Machine) bool {
 	t.Helper()
 	s, err := loadState(m.store())
 	must.OK(t, err)
@@ -102,8 +103,8 @@ func TestLeaveStartsTheServerAfterItsEnd(t *testing.T) {
 		}
 	}
 	_, err := m.Leave(ctx, LeaveRequest{Now: true})
-	if did := strings.Join(service.did, " "); err == nil || did != "stop reload start" || owes(t, m) {
-		t.Errorf("%v: %s, owed: %v", err, did, owes(t, m))
+	if did := strings.Join(service.did, " "); err == nil || did != "stop reload start" || isStartPending(t, m) {
+		t.Errorf("%v: %s, start pending: %v", err, did, isStartPending(t, m))
 	}
 }
 
@@ -146,21 +147,21 @@ func TestJoinReloadsAfterItsEnd(t *testing.T) {
 // A join that fails before the change keeps the state that has to start the server.
 func TestFailedJoinKeepsTheOwedStart(t *testing.T) {
 	t.Parallel()
-	m := owed(t, func(*State) {})
+	m := pendingTree(t, func(*State) {})
 	m.Service = newBounded(isDown)
 	j := joinerOf(t, m, isDown)
 	_ = j.failed(t.Context(), stepWrite, errCut)
-	if !owes(t, m) {
+	if !isStartPending(t, m) {
 		t.Error("the start is forgotten")
 	}
 }
 
-// A server that runs again is not owed to the next command.
+// A server that runs again has no pending start left for the next command.
 func TestNoStartIsOwedTwice(t *testing.T) {
 	t.Parallel()
 	t.Run("join", func(t *testing.T) {
 		t.Parallel()
-		m := owed(t, func(s *State) { s.WasJoined = true })
+		m := pendingTree(t, func(s *State) { s.WasJoined = true })
 		service := newBounded(isDown)
 		m.Service = service
 		j := joinerOf(t, m, isDown)
@@ -168,21 +169,21 @@ func TestNoStartIsOwedTwice(t *testing.T) {
 		live := filepath.Join(m.Root, ams.DefaultDir, liveFile)
 		must.OK(t, errors.Join(os.Remove(live), syscall.Mkfifo(live, 0o644)))
 		err := j.change(t.Context(), true)
-		if err == nil || !slices.Contains(service.did, "start") || owes(t, m) {
-			t.Errorf("%v: %v, owed: %v", err, service.did, owes(t, m))
+		if err == nil || !slices.Contains(service.did, "start") || isStartPending(t, m) {
+			t.Errorf("%v: %v, start pending: %v", err, service.did, isStartPending(t, m))
 		}
 	})
 	t.Run("leave", func(t *testing.T) {
 		t.Parallel()
-		m := owed(t, func(s *State) { s.Phase = PhaseLeaving })
+		m := pendingTree(t, func(s *State) { s.Phase = PhaseLeaving })
 		journal := filepath.Join(m.Root, StateDir, "journal")
 		service := newBounded(isDown)
 		service.hook = func(*hooked, string) error { return os.MkdirAll(journal, 0o700) }
 		m.Service = service
 		_, err := m.Leave(t.Context(), LeaveRequest{Now: true})
 		must.OK(t, os.Remove(journal))
-		if err == nil || !slices.Contains(service.did, "start") || owes(t, m) {
-			t.Errorf("%v: %v, owed: %v", err, service.did, owes(t, m))
+		if err == nil || !slices.Contains(service.did, "start") || isStartPending(t, m) {
+			t.Errorf("%v: %v, start pending: %v", err, service.did, isStartPending(t, m))
 		}
 	})
 }
@@ -190,7 +191,7 @@ func TestNoStartIsOwedTwice(t *testing.T) {
 // A server that an operator started and stopped since stays down in the next leave, too.
 func TestLeaveKeepsAnOperatorsStop(t *testing.T) {
 	t.Parallel()
-	m := owed(t, func(s *State) { s.Phase = PhaseLeaving })
+	m := pendingTree(t, func(s *State) { s.Phase = PhaseLeaving })
 	service := newBounded(ams.State{Activity: ams.ActivityInactive, Started: time.Now().Add(-10 * time.Second)})
 	service.stopped = true
 	m.Service = service
@@ -243,7 +244,7 @@ func TestJoinWhileTheServerStarts(t *testing.T) {
 func TestBeforeStartRecovers(t *testing.T) {
 	t.Parallel()
 	for _, phase := range []Phase{PhaseJoining, PhaseLeaving} {
-		m := owed(t, func(s *State) { s.Phase = phase })
+		m := pendingTree(t, func(s *State) { s.Phase = phase })
 		put(t, m, StateDir+"/journal", "{")
 		req := watchRequest(t)
 		req.Mode = ConvergeBeforeStart
@@ -253,10 +254,10 @@ func TestBeforeStartRecovers(t *testing.T) {
 	}
 }
 
-// An owed start uses the unit's files of now.
+// A pending start reloads the unit's files first.
 func TestOwedStartReloads(t *testing.T) {
 	t.Parallel()
-	m := owed(t, func(s *State) { s.Phase = PhaseLeaving })
+	m := pendingTree(t, func(s *State) { s.Phase = PhaseLeaving })
 	service := newBounded(isDown)
 	m.Service = service
 	converge(t, m, watchRequest(t))
@@ -353,7 +354,7 @@ func TestPasswordIsProtectedWhileTheServerRuns(t *testing.T) {
 // A join that gave up the lock leaves a server alone that another command may have stopped.
 func TestJoinWithoutTheLockStartsNothing(t *testing.T) {
 	t.Parallel()
-	m := owed(t, func(*State) {})
+	m := pendingTree(t, func(*State) {})
 	service := newBounded(isDown)
 	m.Service = service
 	j := joinerOf(t, m, running().state)
@@ -406,7 +407,7 @@ func TestServerStartsDuringAConvergence(t *testing.T) {
 func TestOwedStartWithoutAState(t *testing.T) {
 	t.Parallel()
 	for _, command := range []string{"join", "leave"} {
-		m := owed(t, func(s *State) { s.WasJoined = true })
+		m := pendingTree(t, func(s *State) { s.WasJoined = true })
 		service := newBounded(isDown)
 		service.hook = func(*hooked, string) error { // no file can replace a folder
 			return os.MkdirAll(filepath.Join(m.Root, StateDir, ".state.json.amsagent-tmp/x"), 0o755)

@@ -58,7 +58,7 @@ func TestOwnFilesAreGivenBack(t *testing.T) {
 		joinOffline(t, m, "10.0.2.4", "10.0.1.7")
 		joinOffline(t, m, testMongo, "10.0.1.8")
 		if content(t, m, hostsPath) == hosts || content(t, m, ams.DropInPath) == "none" {
-			t.Fatal("there is nothing to give back")
+			t.Fatal("there is nothing to restore")
 		}
 		must.OK(t, remember(m, State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.8", Release: "3.0.3"}))
 		must.OK(t, tt.harm(m))

@@ -43,9 +43,8 @@ func TestUnknownOwner(t *testing.T) {
 	}
 }
 
-// TestDeadFileSystem: what is on a disk, or on a network file system, that gives errors only. A join ends then, and so
-// does the daemon's, which leaves out what a file's owner made unreadable: a password must not be written where
-// nobody knows who reads it, nor an application be forgotten that has one.
+// TestDeadFileSystem: every call on a dead disk or network file system fails, and so does a join. The daemon's join, which skips
+// files that their owner made unreadable, must not skip these: they may hold a password.
 func TestDeadFileSystem(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {

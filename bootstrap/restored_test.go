@@ -95,8 +95,8 @@ func TestLeaveTellsOfEachFile(t *testing.T) {
 	}
 }
 
-// What the owner of the tree can do to one file at any time does not keep the machine
-// from leaving: all else is given back, and that file is named.
+// Damage that the owner of the tree does to one file does not block a leave: all other files are restored, and a warning names
+// this one.
 func TestLeaveOfAHinderedTree(t *testing.T) {
 	t.Parallel()
 	const container = "conf/jee-container.xml"
@@ -139,8 +139,7 @@ func TestLeaveOfAHinderedTree(t *testing.T) {
 	}
 }
 
-// The jee-container.xml that an upgrade brought stays, though nobody knows how to switch it:
-// it is a standalone server's.
+// A jee-container.xml of an upgrade stays although it has no known sections: it is a standalone server's.
 func TestLeaveKeepsAStandaloneContainer(t *testing.T) {
 	t.Parallel()
 	const container = "conf/jee-container.xml"
@@ -174,8 +173,7 @@ func TestLeaveKeepsAStandaloneContainer(t *testing.T) {
 	}
 }
 
-// The same where no record leads back, as the vendor's script, and not join, had made the
-// server a cluster node.
+// The same without an undo record, because the vendor's script made the server a cluster node.
 func TestLeaveOfAHinderedCluster(t *testing.T) {
 	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
@@ -202,7 +200,7 @@ func TestLeaveOfAHinderedCluster(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			// What is taken over.
+			// This join adopts an existing node.
 			joinOffline(t, m, "10.0.2.5", "10.0.1.7")
 			must.OK(t, tt.harm(filepath.Join(m.Root, ams.DefaultDir, tt.name)))
 			res := leaveOffline(t, m)
@@ -234,7 +232,7 @@ func appendText(text string) func(real string) error {
 	}
 }
 
-// What is missing, or too many, is no reason either, as long as the disk is there.
+// Missing files and too many applications do not block a leave either, as long as the tree exists.
 func TestLeaveOfAnIncompleteTree(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -425,7 +423,7 @@ func TestLeaveWhileStarting(t *testing.T) {
 	}
 }
 
-// What the server saves over a join that is rolled back, as it ends, is not what is left.
+// The server saves its settings when it stops: a rolled back join restores the files after that.
 func TestRollbackIsNotOverwritten(t *testing.T) {
 	t.Parallel()
 	const live = "webapps/LiveApp/WEB-INF/red5-web.properties"
@@ -471,8 +469,8 @@ type stuck struct{ stopping }
 
 func (s *stuck) Stop(context.Context) error { return errors.New("stuck") }
 
-// A rollback that restarts the server, or tries to, is told as a restart, also where the join
-// made none: the daemon goes by it, so as not to cut viewers too often.
+// A rollback that restarts the server, or tries to, is reported as a restart, also if the join made none: the daemon limits
+// restarts by it, because each cuts viewers.
 func TestRollbackTellsItsRestart(t *testing.T) {
 	t.Parallel()
 	for _, running := range []bool{true, false} {

@@ -18,10 +18,8 @@ import (
 // realDir holds files as a real server rewrote them, beside the project.
 const realDir = "../../shared/corpus/real"
 
-// TestServerRewroteItsFiles: in cluster mode the server rewrites the settings of
-// every application at each start, in any order and in Java's own escapes.
-// Nothing is repaired, written or restarted for that, and leave still takes back
-// what join did.
+// TestServerRewroteItsFiles: in cluster mode the server rewrites the settings of every application at each start, in any order
+// and with Java's escapes. That causes no repair, write or restart, and leave still reverts the join.
 func TestServerRewroteItsFiles(t *testing.T) {
 	t.Parallel()
 	const mongo = "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin"

@@ -116,7 +116,7 @@ func TestSeal(t *testing.T) {
 	}
 	res = sealed(t, m, SealRequest{Remove: []SealItem{SealTLS, SealLicence}})
 	if got := contents(t, m); got[dir+"conf/privkey.pem"] != "" || property(t, m, serverFile, "server.licence_key") != "" || res.Outcome != OutcomeSealed {
-		t.Errorf("what was to go is there: %s", res.Outcome)
+		t.Errorf("the items to remove are still there: %s", res.Outcome)
 	}
 }
 

@@ -29,7 +29,7 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// A command says what it does where that takes long, and nothing where it does not.
+// A slow step is announced, a quick one is not.
 func TestWhileSlow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -43,7 +43,7 @@ func TestWhileSlow(t *testing.T) {
 	})
 }
 
-// What a join waits for is not told once it is there: the look was cut short, and says "context canceled".
+// Once the wait is over, its progress is not reported: the check was cut short and would say "context canceled".
 func TestSayWaitingIsNotCutShort(t *testing.T) {
 	t.Parallel()
 	client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
@@ -137,7 +137,7 @@ type manyApps struct {
 
 func (m manyApps) Applications() ([]string, error) { return m.apps, nil }
 
-// A join waits for an application that is broken, and somebody starts the server anew.
+// A join waits for a broken application, and another process restarts the server.
 func TestAwaitServingFollowsARestart(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
@@ -170,7 +170,7 @@ func TestAwaitServingFollowsARestart(t *testing.T) {
 	})
 }
 
-// startedAt tells when the server was started.
+// startedAt is a service that reports when the server was started.
 type startedAt struct {
 	ams.None
 	at func() time.Time
@@ -180,7 +180,7 @@ func (s startedAt) State(context.Context) (ams.State, error) {
 	return ams.State{Activity: ams.ActivityActive, Started: s.at()}, nil
 }
 
-// What was recovered is reported by a command that fails after it.
+// A command that fails after a recovery reports the recovery.
 func TestConvergeFailsAfterRecovery(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
@@ -208,7 +208,7 @@ func TestConvergeFailsAfterRecovery(t *testing.T) {
 	}
 }
 
-// process writes what /proc tells of one that was started so long ago, and returns its id.
+// process writes the /proc entries of a process of that age and returns its id.
 func process(t *testing.T, root string, age time.Duration) int {
 	t.Helper()
 	const pid = 42
@@ -218,8 +218,8 @@ func process(t *testing.T, root string, age time.Duration) int {
 	return pid
 }
 
-// From 2.16.2 on a question makes an application lose its settings while its context is being
-// made: it is not asked before its files tell that it is complete, unless that takes too long.
+// From 2.16.2 on a request makes an application lose its settings while its context is being built: the agent waits for the
+// marks of a complete start, but not forever.
 func TestNotAskedInItsStart(t *testing.T) {
 	t.Parallel()
 	const unknown = -time.Hour
@@ -238,9 +238,9 @@ func TestNotAskedInItsStart(t *testing.T) {
 		"it has started":                              {[]string{mark}, time.Second, false, true, false},
 		"a start after a kill":                        {[]string{mark}, time.Second, true, false, false},
 		"a start after a kill takes long":             {[]string{mark}, startingTime, true, true, false},
-		"a start that nobody knows":                   {nil, unknown, true, false, false},
-		"a start after a stop that nobody knows":      {[]string{mark, closed}, unknown, true, false, false},
-		"it has started, nobody knows when":           {[]string{mark}, unknown, true, true, false},
+		"a start at an unknown time":                  {nil, unknown, true, false, false},
+		"a start after a stop, at an unknown time":    {[]string{mark, closed}, unknown, true, false, false},
+		"it has started, at an unknown time":          {[]string{mark}, unknown, true, true, false},
 		"the clock was set back since it has started": {[]string{mark}, -time.Minute, true, true, false},
 		"the clock was set back in its start":         {nil, -time.Minute, true, false, false},
 		"the panel makes it":                          {nil, time.Hour, false, false, true},
@@ -286,7 +286,7 @@ func TestNotAskedInItsStart(t *testing.T) {
 	}
 }
 
-// What the server does not have fails, unless it was made since the server was started.
+// An application that the server does not have is missing, unless it was made after the server's start.
 func TestNotDeployed(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
@@ -345,7 +345,7 @@ func TestServesIsAskedAlone(t *testing.T) {
 	})
 }
 
-// The panel puts another archive in the place of an application that served: it is not asked while it is made anew.
+// The panel replaces the archive of an application that served: it is not asked while it is redeployed.
 func TestNotAskedWhileMadeAnew(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
@@ -445,11 +445,11 @@ func TestPortOfAServerThatServes(t *testing.T) {
 		if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || s.Port() != 5080 {
 			t.Errorf("%+v, port %d", a, s.Port())
 		}
-		ask(ams.AppRefused, 0) // nobody asked for so long that it may have been started anew
+		ask(ams.AppRefused, 0) // the last answer is so old that the server may have been restarted
 	})
 }
 
-// An application that leaves no marks is asked when a start must be over, also where nobody but the port tells of one.
+// An application without marks is asked when a start must be over, also if only the port shows that there was one.
 func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
@@ -482,8 +482,7 @@ func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
 	})
 }
 
-// A server that was killed and is started again, of which the service manager tells nothing right:
-// nobody listened in between, and a mark that is older than that tells nothing.
+// The service manager misses a kill and a restart of the server: the port was closed in between, so an older mark does not count.
 func TestNotAskedAfterNobodyListened(t *testing.T) {
 	t.Parallel()
 	for name, state := range map[string]ams.State{

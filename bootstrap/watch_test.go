@@ -58,7 +58,7 @@ func TestWatchWritesNothing(t *testing.T) {
 	if c := converge(t, m, watchRequest(t)); len(c.Repairs) > 0 || len(c.Differences) != 1 {
 		t.Errorf("stopping: %+v", c)
 	}
-	// It does not run: nobody else writes, and the files are put right.
+	// It does not run, so nothing else writes to the files: they are repaired.
 	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityInactive}}
 	if c := converge(t, m, watchRequest(t)); ids(c.Repairs) != IDDrift || c.RestartNeeded || len(c.Differences) > 0 {
 		t.Errorf("stopped: %+v", c)
@@ -114,7 +114,7 @@ func TestWatchWritesTheAgentsOwn(t *testing.T) {
 	}
 }
 
-// A new address is noted, for systemd too; the server that runs is left alone.
+// A new address is recorded, also in the drop-in; the running server is not restarted.
 func TestWatchMoved(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
@@ -139,8 +139,7 @@ func TestWatchMoved(t *testing.T) {
 	}
 }
 
-// Just before the start: nobody is asked who this machine is, and a server that is
-// about to start needs no restart.
+// Before a start the metadata service is not asked, and a server that is about to start needs no restart.
 func TestBeforeStart(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
@@ -283,15 +282,15 @@ func TestMadeStandaloneByHand(t *testing.T) {
 	}
 }
 
-// told is a service that says when it is told to do something.
-type told struct {
+// calledService calls a function for each action.
+type calledService struct {
 	serviceThat
 	reload, stop, start func()
 }
 
-func (s told) Reload(context.Context) error { s.reload(); return nil }
-func (s told) Stop(context.Context) error   { s.stop(); return nil }
-func (s told) Start(context.Context) error  { s.start(); return nil }
+func (s calledService) Reload(context.Context) error { s.reload(); return nil }
+func (s calledService) Stop(context.Context) error   { s.stop(); return nil }
+func (s calledService) Start(context.Context) error  { s.start(); return nil }
 
 // A convergence that is killed before it has put an upgrade's files right leaves a state
 // that does not name the new release yet: else the files would be a person's.
@@ -306,7 +305,7 @@ func TestReleaseIsNotedLast(t *testing.T) {
 		return s.Release
 	}
 	during := ""
-	m.Service = told{serviceThat: serviceThat{state: ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}}, reload: func() { during = release() }}
+	m.Service = calledService{serviceThat: serviceThat{state: ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}}, reload: func() { during = release() }}
 	req := watchRequest(t)
 	req.Mode = ConvergeBeforeStart
 	if c := converge(t, m, req); ids(c.Repairs) != IDDrift {
@@ -317,8 +316,8 @@ func TestReleaseIsNotedLast(t *testing.T) {
 	}
 }
 
-// What stops already is waited for, and what is being started is stopped, too: else a node
-// is called left while its server runs. A server that is no node's any more is left alone.
+// A server that is stopping is waited for, and one that is starting is stopped, too: otherwise a node would be marked left while
+// its server runs. A server that is no longer a node's is not stopped.
 func TestStopServer(t *testing.T) {
 	t.Parallel()
 	is := func(all ...ams.Activity) []ams.Activity { return all }
@@ -373,8 +372,7 @@ func (s *ending) State(context.Context) (ams.State, error) {
 	return ams.State{Activity: is}, nil
 }
 
-// A file that the server left half written is told, and made whole before the next
-// start.
+// A file that the server left half written is reported, and repaired before the next start.
 func TestTornBeforeStart(t *testing.T) {
 	t.Parallel()
 	m := joinedTree(t)
@@ -406,8 +404,8 @@ func TestTornBeforeStart(t *testing.T) {
 	}
 }
 
-// The panel makes an application whose file everybody can read. What is in it is as joined,
-// no restart is owed, and the next start sees to the rest: status reports no drift.
+// The panel makes an application whose file all users can read. Its settings are as joined and the next start corrects the mode:
+// status reports no drift.
 func TestPermissionsAreNoDrift(t *testing.T) {
 	t.Parallel()
 	const mongo = "mongodb://u:hunter22@10.0.2.4/"
@@ -429,7 +427,7 @@ func TestPermissionsAreNoDrift(t *testing.T) {
 	}
 }
 
-// A file with the address that everybody can read is no longer once it holds a password.
+// The file with MongoDB's address loses its world-readable mode once it holds a password.
 func TestMongoFileBecomesPrivate(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
@@ -452,7 +450,7 @@ func TestStartServer(t *testing.T) {
 	m := joinedTree(t)
 	edit(t, m, "webapps/LiveApp/WEB-INF/red5-web.properties", "db.type=mongodb", "db.type=mapdb")
 	var c *Convergence
-	m.Service = told{serviceThat: serviceThat{state: ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}}, start: func() {
+	m.Service = calledService{serviceThat: serviceThat{state: ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}}, start: func() {
 		req := watchRequest(t)
 		req.Mode = ConvergeBeforeStart
 		c = converge(t, m, req)
@@ -460,11 +458,11 @@ func TestStartServer(t *testing.T) {
 	if err := m.StartServer(t.Context()); err != nil || c == nil || ids(c.Repairs) != IDDrift {
 		t.Errorf("%+v, %v", c, err)
 	}
-	m.Service = told{serviceThat: running(), start: func() { t.Error("a server that runs was started") }}
+	m.Service = calledService{serviceThat: running(), start: func() { t.Error("a server that runs was started") }}
 	if err := m.StartServer(t.Context()); err != nil {
 		t.Error(err)
 	}
-	m.Service = told{serviceThat: serviceThat{err: errors.New("the bus is away")}, start: func() { t.Error("started blindly") }}
+	m.Service = calledService{serviceThat: serviceThat{err: errors.New("the bus is away")}, start: func() { t.Error("started blindly") }}
 	if err := m.StartServer(t.Context()); err == nil {
 		t.Error("no error")
 	}

@@ -45,7 +45,7 @@ func TestXattrsWithoutAdmin(t *testing.T) {
 	type outcome struct{ label, copied error }
 	ch := make(chan outcome, 1)
 	go func() {
-		// The thread ends with this goroutine, because nobody unlocks it.
+		// The thread is never unlocked, so it ends with this goroutine.
 		runtime.LockOSThread()
 		head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 		var caps [2]unix.CapUserData
@@ -131,7 +131,7 @@ func TestXattrsUnlisted(t *testing.T) {
 			t.Skipf("no attribute can be written here: %v", err)
 		}
 	}
-	// A user may read it, his group may not.
+	// An ACL: user 4711 may read the file, its group may not.
 	acl := []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\x67\x12\x00\x00" +
 		"\x04\x00\x00\x00\xff\xff\xff\xff" + "\x10\x00\x04\x00\xff\xff\xff\xff" + "\x20\x00\x00\x00\xff\xff\xff\xff")
 	hasACL := unix.Fsetxattr(int(f.Fd()), accessACL, acl, 0) == nil

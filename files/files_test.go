@@ -18,7 +18,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// hostile is a user who is not root, and tree the folder that belongs to him.
+// hostile is a user other than root; tree is the folder that this user owns.
 const (
 	hostile = 4711
 	third   = 4712
@@ -66,7 +66,7 @@ func symlink(t *testing.T, r Root, to, path string, uid int) {
 	chown(t, r.Path+path, uid)
 }
 
-// TestLinks holds the policy: who made a link decides where it may lead.
+// TestLinks: the owner of a link decides which targets are allowed.
 func TestLinks(t *testing.T) {
 	for name, tt := range map[string]struct {
 		to, at  string
@@ -147,8 +147,7 @@ func leads(r Root, path string, own bool) (string, error) {
 	return d.Path(), nil
 }
 
-// TestResolvedFolder: a path that was resolved before leads through no link,
-// whoever made it.
+// TestResolvedFolder: a path that was resolved before contains no link, not even root's.
 func TestResolvedFolder(t *testing.T) {
 	r := newRoot(t)
 	symlink(t, r, "/mnt/disk", "/srv/link", 0)
@@ -224,7 +223,7 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestMovedFile: whoever may write a folder moves root's file into his own, and has root read it.
+// TestMovedFile: a user moves a file of root's into an own folder, so that root reads it.
 func TestMovedFile(t *testing.T) {
 	r := newRoot(t)
 	for name, tt := range map[string]struct {
@@ -270,7 +269,7 @@ func TestSharedFolder(t *testing.T) {
 	}
 }
 
-// TestRootsAlone: what root is to run, nobody else may change, or lead the path away from.
+// TestRootsAlone: only root may change a program that root runs, or redirect its path.
 func TestRootsAlone(t *testing.T) {
 	r := newRoot(t)
 	put(t, r, "/etc/run", "run", 0, 0o755)
@@ -341,7 +340,7 @@ func TestHindered(t *testing.T) {
 	defer d.Close()
 	must.OK(t, d.Write("settings", nil, d.In(0o644)))
 	symlink(t, r, strings.Repeat(long+"/", half), tree+"/webapps/long", hostile)
-	// What his links lead to is an error in a folder of root's.
+	// Links of the hostile user end in an error in a folder of root's.
 	for name, to := range map[string]string{"byfile": "/etc/file/settings", "bycircle": "/etc/circle", "bylong": "/etc/" + strings.Repeat("x", 256)} {
 		symlink(t, r, to, tree+"/webapps/"+name, hostile)
 	}
@@ -395,8 +394,7 @@ func TestEach(t *testing.T) {
 	}
 }
 
-// TestCreate: a file gets the owner it is to have and never a right to run as
-// somebody.
+// TestCreate: a new file has the given owner and never set-user-ID, set-group-ID or capabilities.
 func TestCreate(t *testing.T) {
 	r := newRoot(t)
 	d, err := r.Folder(tree + "/conf")
@@ -459,7 +457,7 @@ func TestCreateMode(t *testing.T) {
 	defer sub.Close()
 	must.OK(t, sub.Write("file", nil, processAttributes(0o644)))
 	if mode := sub.Info().Mode; mode != fs.ModeDir|0o755 {
-		t.Errorf("the folder says that it has mode %v", mode)
+		t.Errorf("Info reports mode %v", mode)
 	}
 	for path, want := range map[string]fs.FileMode{"/sub": fs.ModeDir | 0o755, "/sub/file": 0o644} {
 		if info, err := r.Stat(path); err != nil || info.Mode != want {

@@ -16,10 +16,10 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// FuzzWalk compares the walk with the kernel's own below a root (RESOLVE_IN_ROOT), in a tree of folders, files and links that
-// are all ours: both come to the same inode, or to none.
+// FuzzWalk compares the walk with the kernel's below a root (RESOLVE_IN_ROOT), in a tree that belongs to this user: both find
+// the same inode, or none.
 //
-// A line of the tree is a kind and a path: d(irectory), f(ile), or l(ink) with " > " and where it leads.
+// A line of the tree is a kind and a path: d(irectory), f(ile), or l(ink) with " > " and its target.
 func FuzzWalk(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"d a\nf a/b\nl c > a/b", "c"},
@@ -57,7 +57,7 @@ func FuzzWalk(f *testing.F) {
 	})
 }
 
-// grow makes what a line says, where that can be; no link is followed outside.
+// grow makes the file of a line, if possible; no link is followed outside the root.
 func grow(root, line string) {
 	kind, name, _ := strings.Cut(line, " ")
 	name, to, _ := strings.Cut(name, " > ")

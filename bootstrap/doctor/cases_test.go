@@ -62,7 +62,7 @@ func serverCases() []aCase {
 
 		{bootstrap.IDRelease, "current", nil, Good, "", "3.0.3"},
 		{bootstrap.IDRelease, "takes the host name", release("2.4.3"), Good, "", "from the host name"},
-		{bootstrap.IDRelease, "not told", func(c *clinic) { c.o.Machine.Release = ams.Release{} }, Warning, "", "not known"},
+		{bootstrap.IDRelease, "unknown", func(c *clinic) { c.o.Machine.Release = ams.Release{} }, Warning, "", "not known"},
 		{bootstrap.IDRelease, "the running server's", runs(bootstrap.RunningRelease{Match: bootstrap.ReleaseSame, Running: "3.0.3"}), Good, "", "3.0.3; the server is up, and it runs release 3.0.3"},
 		{bootstrap.IDRelease, "the running server's is not known", runs(bootstrap.RunningRelease{Match: bootstrap.ReleaseUnknown, Why: "403"}), Good, "", "its release is not known: 403"},
 		{bootstrap.IDRelease, "ancient", release("1.6.0"), Warning, "", "older than all"},
@@ -90,7 +90,7 @@ func serverCases() []aCase {
 		{bootstrap.IDFile, "empty", func(c *clinic) { c.put(server, "") }, Bad, "", "empty"},
 		{bootstrap.IDFile, "zeros", func(c *clinic) { c.put(server, strings.Repeat("\x00", 4096)) }, Bad, "", "there are zeros in /usr/local/antmedia/conf/red5.properties"},
 		{bootstrap.IDFile, "a port with a default", func(c *clinic) { c.put(server, "http.port=${PORT:5080}\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "is not a plain port, and the server's environment is not known here; 5080 is assumed"},
-		{bootstrap.IDFile, "a port that is none", func(c *clinic) { c.put(server, "http.port=many\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "is not a plain port"},
+		{bootstrap.IDFile, "an invalid port", func(c *clinic) { c.put(server, "http.port=many\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "is not a plain port"},
 		{bootstrap.IDFile, "a second name", func(c *clinic) {
 			must.OK(c.t, os.Link(filepath.Join(c.root, server), filepath.Join(c.root, "usr/local/antmedia/conf/copy")))
 			c.target("10.0.2.4")
@@ -100,7 +100,7 @@ func serverCases() []aCase {
 			c.put("etc/other.properties", "a=b\n")
 			must.OK(c.t, os.Remove(filepath.Join(c.root, liveApp)))
 			c.link(liveApp, "/etc/other.properties")
-			c.own("usr/local/antmedia/webapps/LiveApp/WEB-INF", 4242)
+			c.chown("usr/local/antmedia/webapps/LiveApp/WEB-INF", 4242)
 			if err := os.Lchown(filepath.Join(c.root, liveApp), 4242, 4242); err != nil {
 				c.t.Skip(err)
 			}
@@ -120,14 +120,14 @@ func serverCases() []aCase {
 		{idApps, "none", noServer, Unknown, "", ""},
 
 		{bootstrap.IDFileOwner, "all alike", nil, Good, "", "all belong to uid"},
-		{bootstrap.IDFileOwner, "edited as another user", func(c *clinic) { c.own(liveApp, 4242) }, Warning, "", "settings cannot be saved"},
+		{bootstrap.IDFileOwner, "edited as another user", func(c *clinic) { c.chown(liveApp, 4242) }, Warning, "", "settings cannot be saved"},
 		{bootstrap.IDFileOwner, "closed to the server", func(c *clinic) {
-			c.own(container, 4242)
-			c.own("usr/local/antmedia", 4343)
+			c.chown(container, 4242)
+			c.chown("usr/local/antmedia", 4343)
 			c.mode(container, 0o600)
 		}, Bad, "", "cannot read"},
 		{bootstrap.IDFileOwner, "a password will go in", func(c *clinic) {
-			c.own(liveApp, 4242)
+			c.chown(liveApp, 4242)
 			c.target("mongodb://u:p@10.0.2.4")
 		}, Warning, "", "will hold a password"},
 		{bootstrap.IDFileOwner, "none", noServer, Unknown, "", ""},
@@ -153,7 +153,7 @@ func serverCases() []aCase {
 			c.join("10.0.2.4")
 			c.edit(liveApp, "db.host=10.0.2.4", "db.host=10.0.9.9")
 		}, Warning, "", "another database"},
-		{idSettings, "blanks", func(c *clinic) { c.put(liveApp, "db.type=mongodb\ndb.host=10.0.2.4  \ndb.name=live\n") }, Warning, "", `db.host in "LiveApp"`},
+		{idSettings, "trailing whitespace", func(c *clinic) { c.put(liveApp, "db.type=mongodb\ndb.host=10.0.2.4  \ndb.name=live\n") }, Warning, "", `db.host in "LiveApp"`},
 		{idSettings, "Redis", func(c *clinic) {
 			c.put(liveApp, "db.type=redisdb\ndb.host=mongo.internal:27017\ndb.name=live\n")
 		}, Warning, "", `redisdb in "LiveApp"`},
@@ -202,7 +202,7 @@ func indexOf(s, sub string) int {
 	return -1
 }
 
-func (c *clinic) own(path string, uid int) {
+func (c *clinic) chown(path string, uid int) {
 	c.t.Helper()
 	if os.Geteuid() != 0 {
 		c.t.Skip("only root gives files away")
@@ -231,7 +231,7 @@ func mongoCases() []aCase {
 	unreachable := fail(cluster.KindRefused, bootstrap.IDMongo)
 	at := func(s string) func(c *clinic) { return func(c *clinic) { c.target(s) } }
 	cases := []aCase{
-		{idMongoNoName, "told", func(c *clinic) { c.target("mongodb://u:secret@10.0.2.4"); c.o.MongoFrom = "--mongo" }, Good, "", "from --mongo"},
+		{idMongoNoName, "named", func(c *clinic) { c.target("mongodb://u:secret@10.0.2.4"); c.o.MongoFrom = "--mongo" }, Good, "", "from --mongo"},
 		{idMongoNoName, "wrong", func(c *clinic) { c.o.MongoErr = errors.New("two ports") }, Bad, "", "two ports"},
 
 		{bootstrap.IDMongoForm, "fine", at("10.0.2.4"), Good, "", "can use it"},
@@ -244,7 +244,7 @@ func mongoCases() []aCase {
 		{bootstrap.IDMongoAuth, "refused", fail(cluster.KindAuth, bootstrap.IDMongoAuth), Bad, "", "refused the user name"},
 		{bootstrap.IDMongoAuth, "not reached", unreachable, Unknown, "", "could not be asked"},
 		{idNotPrimary, "no primary", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Bad, "", "takes no writes"},
-		{bootstrap.IDMongo, "no primary is told elsewhere", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Good, "", "answers"},
+		{bootstrap.IDMongo, "no primary is another check's", fail(cluster.KindNotPrimary, bootstrap.IDMongo), Good, "", "answers"},
 
 		{idMongoOpen, "not reached", unreachable, Unknown, "", "could not be asked"},
 		{idMongoOpen, "lost in between", func(c *clinic) {
@@ -260,7 +260,7 @@ func mongoCases() []aCase {
 		{bootstrap.IDClock, "off", skewed(bootstrap.IDClock), Warning, "", "off"},
 		{bootstrap.IDClock, "not compared", skewed(bootstrap.IDUnverified), Unknown, bootstrap.IDUnverified, "off"},
 
-		{idRows, "nobody else", rows(node("i-1", "10.0.0.5", 0)), Good, "", "no other node has 10.0.0.5"},
+		{idRows, "no other node", rows(node("i-1", "10.0.0.5", 0)), Good, "", "no other node has 10.0.0.5"},
 		{idRows, "an earlier machine", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", time.Hour)), Warning, "", "its agent is silent"},
 		{idRows, "two machines", rows(node("i-1", "10.0.0.5", 0), node("i-0", "10.0.0.5", 0)), Bad, "", "its agent sends heartbeats"},
 		{idRows, "one that has left", rows(node("i-1", "10.0.0.5", 0), left(node("i-0", "10.0.0.5", 0))), Good, "", "no other node"},
@@ -288,7 +288,7 @@ func mongoCases() []aCase {
 	}
 	for _, c := range checks() {
 		if c.group == GroupMongo {
-			cases = append(cases, aCase{c.id, "nobody told", nil, Unknown, "", "no MongoDB address is known"})
+			cases = append(cases, aCase{c.id, "no MongoDB", nil, Unknown, "", "no MongoDB address is known"})
 		}
 	}
 	return cases
@@ -343,7 +343,7 @@ func rows(nodes ...cluster.Node) func(c *clinic) {
 	}
 }
 
-// others are other nodes whose servers are heard of.
+// peersAt adds other nodes with recently seen servers.
 func peersAt(peers ...peer) func(c *clinic) {
 	return func(c *clinic) {
 		rows(node("i-1", "10.0.0.5", 0))(c)
@@ -358,8 +358,8 @@ func peersAt(peers ...peer) func(c *clinic) {
 	}
 }
 
-// TestPeersDialed: whoever may write to MongoDB names addresses of nodes. The doctor connects to addresses alone, which no
-// resolver has to be asked for, and to no other ports than those of this machine's own server.
+// TestPeersDialed: any client of MongoDB can write node addresses. The doctor dials only IP addresses, without a resolver, and
+// only the ports of this machine's own server.
 func TestPeersDialed(t *testing.T) {
 	c := newClinic(t)
 	var mu sync.Mutex
@@ -387,14 +387,14 @@ func networkCases(open, closed int) []aCase {
 	}
 	return []aCase{
 		{bootstrap.IDIdentity, "known", nil, Good, "", "i-1 on aws"},
-		{bootstrap.IDIdentity, "nobody answers", identity(metadata.Instance{}, errors.New("no answer")), Bad, "", "no answer"},
+		{bootstrap.IDIdentity, "no answer", identity(metadata.Instance{}, errors.New("no answer")), Bad, "", "no answer"},
 		{bootstrap.IDIdentity, "not asked", func(c *clinic) { c.o.Join.Offline = true }, Unknown, "", "not asked"},
 
 		{bootstrap.IDAddress, "from the cloud", nil, Unknown, ams.WarnAddressUnchecked, "10.0.0.5"},
 		{bootstrap.IDAddress, "public", identity(metadata.Instance{ID: "i-1", Address: netip.MustParseAddr("8.8.8.8")}, nil), Warning, ams.WarnAddressPublic, "8.8.8.8"},
 		{bootstrap.IDAddress, "no address", func(c *clinic) { c.o.Join.Address = "10.0.0.0/8" }, Bad, "", "not an IP address"},
 		{bootstrap.IDAddress, "a tree's interfaces", identity(metadata.Instance{ID: "i-1"}, nil), Unknown, "", "interfaces of that machine are not known"},
-		{bootstrap.IDAddress, "nobody knows", identity(metadata.Instance{}, errors.New("no answer")), Unknown, "", "without an identity"},
+		{bootstrap.IDAddress, "no identity", identity(metadata.Instance{}, errors.New("no answer")), Unknown, "", "without an identity"},
 
 		{bootstrap.IDHostname, "resolves", nil, Good, "", "node-1 resolves to 10.0.0.5"},
 		{bootstrap.IDHostname, "will resolve", func(c *clinic) { c.put("etc/hosts", "127.0.0.1 localhost\n") }, Good, "", "a join adds a line"},
@@ -423,7 +423,7 @@ func networkCases(open, closed int) []aCase {
 		{idPeers, "alone", peersAt(), Good, "", "no other node"},
 		{idPeers, "no address", peersAt(peer{address: "db.example.org", port: open}, peer{address: "fe80::1%lo", port: open}), Good, "", "no other node"},
 		{idPeers, "all answer", peersAt(peer{address: "127.0.0.1", port: open}), Good, "", "1 of 1"},
-		{idPeers, "nobody listens", peersAt(peer{address: "127.0.0.1", port: closed}), Warning, "", "no server listens at 127.0.0.1"},
+		{idPeers, "no listener", peersAt(peer{address: "127.0.0.1", port: closed}), Warning, "", "no server listens at 127.0.0.1"},
 		{idPeers, "no way", func(c *clinic) {
 			peersAt(peer{address: "240.0.0.1", port: open})(c)
 			c.dial = func(context.Context, string) error { return context.DeadlineExceeded }
@@ -432,7 +432,7 @@ func networkCases(open, closed int) []aCase {
 			peersAt(peer{address: "127.0.0.1", port: open})(c)
 			c.running = false
 		}, Unknown, "", "does not run"},
-		{idPeers, "nobody told", nil, Unknown, "", "no MongoDB address is known"},
+		{idPeers, "no MongoDB", nil, Unknown, "", "no MongoDB address is known"},
 
 		{idPorts, "free", ports("", ams.State{Activity: ams.ActivityInactive}), Good, "", "free"},
 		{idPorts, "the server's", ports("tcp 5080", ams.State{Activity: ams.ActivityActive, MainPID: 7}), Good, "", "the server runs"},
@@ -525,8 +525,8 @@ func goingCases() []aCase {
 		{idHook, "no group", hooked(cloud.Check{}, nil), Good, "", "in no scaling group"},
 		{idHook, "no cloud", hooked(cloud.Check{Without: "no hooks of generic"}, nil), Good, "", "no hooks of generic"},
 		{idHook, "denied", hooked(cloud.Check{}, &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks", Policy: `{"Version":"2012-10-17"}`, Reason: "not authorized"}), Bad, idHookDenied, "autoscaling:DescribeLifecycleHooks is missing: not authorized"},
-		{idHook, "told to nobody", hooked(cloud.Check{Group: "edges", Untold: "only outside", Ask: "az vmss show"}, nil), Unknown, "", "only outside"},
-		{idHook, "nobody knows who it is", func(c *clinic) {
+		{idHook, "not reported to the machine", hooked(cloud.Check{Group: "edges", Untold: "only outside", Ask: "az vmss show"}, nil), Unknown, "", "only outside"},
+		{idHook, "no identity", func(c *clinic) {
 			hooked(cloud.Check{}, errors.New("not asked"))(c)
 			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("hush") }
 		}, Unknown, "", "without an identity"},
@@ -544,7 +544,7 @@ func goingCases() []aCase {
 			c.join("10.0.2.4")
 			c.service.state = ams.State{Activity: ams.ActivityActive, StopTimeout: 10 * time.Second}
 		}, Warning, "", "kills the server 10s after"},
-		{idTimeline, "not told", func(c *clinic) { c.o.Drain = nil }, Unknown, "", "not known"},
+		{idTimeline, "unknown", func(c *clinic) { c.o.Drain = nil }, Unknown, "", "not known"},
 	}
 }
 
@@ -665,8 +665,8 @@ func agentCases() []aCase {
 
 		{idSecret, "none", nil, Good, "", "no password"},
 		{idSecret, "kept", func(c *clinic) { c.secret(0o600) }, Good, "", "other users cannot read it"},
-		{idSecret, "for everybody", func(c *clinic) { c.secret(0o644) }, Bad, "", "/etc/amsagent/mongo"},
-		{idSecret, "for everybody, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "other users cannot read it"},
+		{idSecret, "readable by all", func(c *clinic) { c.secret(0o644) }, Bad, "", "/etc/amsagent/mongo"},
+		{idSecret, "readable by all, in a closed folder", func(c *clinic) { c.secret(0o644); c.mode("etc/amsagent", 0o700) }, Good, "", "other users cannot read it"},
 		{idSecret, "in the server's files", func(c *clinic) { c.put(server, "clusterdb.host=mongodb://u:secret@10.0.2.4\n") }, Bad, "", "red5.properties"},
 		{idSecret, "in a key of its own", func(c *clinic) { c.put(liveApp, "db.host=10.0.2.4\ndb.password=secret\n") }, Bad, "", "LiveApp"},
 		{idSecret, "in the undo record", readable("undo.json"), Bad, "", "undo.json"},
@@ -750,7 +750,6 @@ func (c *clinic) secret(mode os.FileMode) {
 	c.o.Secrets = []string{bootstrap.MongoPath}
 	c.put(bootstrap.MongoPath, "mongodb://u:secret@10.0.2.4\n")
 	c.mode(bootstrap.MongoPath, mode)
-	// What the test's own folders are does not matter to the machine in it.
 }
 
 func TestAgent(t *testing.T) { runCases(t, agentCases()) }
@@ -815,7 +814,7 @@ func TestEveryCheckHasItsCases(t *testing.T) {
 			have[c.check][v] = true
 		}
 	}
-	// With a server that answers: sandbox/clustertest. What the kernel says: TestJudge.
+	// sandbox/clustertest has the cases with a server that answers, TestJudge those of the kernel's clock.
 	elsewhere := map[string][]bootstrap.Severity{
 		bootstrap.IDMongoAuth: {Good}, idNotPrimary: {Good}, idMongoOpen: {Good, Bad}, idMongoSlow: {Good, Bad},
 		bootstrap.IDClock:   {Good},

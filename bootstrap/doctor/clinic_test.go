@@ -61,7 +61,7 @@ type fakeService struct {
 func (s *fakeService) Name() string                             { return ams.DefaultUnit }
 func (s *fakeService) State(context.Context) (ams.State, error) { return s.state, s.err }
 
-// Nobody may start or stop anything.
+// errTouched: the doctor never starts or stops a server.
 var errTouched = errors.New("the doctor touches the server")
 
 func (s *fakeService) Start(context.Context) error   { return errTouched }

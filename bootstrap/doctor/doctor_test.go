@@ -205,13 +205,13 @@ func testBounded(t *testing.T, known bool) {
 					t.Errorf("%+v", r)
 				}
 			}
-			// What is on the disk is known all the same.
+			// Checks of files need no answer.
 			if r.ID == bootstrap.IDFile && r.Severity != Good {
 				t.Errorf("%+v", r)
 			}
 		}
 		if n != 1 {
-			t.Errorf("the hook is told %d times", n)
+			t.Errorf("the hook is reported %d times", n)
 		}
 		close(stuck)
 		synctest.Wait()

@@ -48,7 +48,7 @@ func examples() []example {
 		{"two options", "#!/bin/bash -e -u\n" + join, "HEADER:1"},
 		{"no path", "#!bash\n" + join, "HEADER:1"},
 		{"no interpreter", "#!\n" + join, "HEADER:1"},
-		{"an interpreter that nobody has", "#!/bin/bsah\n" + join, "HEADER:1"},
+		{"an unknown interpreter", "#!/bin/bsah\n" + join, "HEADER:1"},
 		{"env without an interpreter", "#!/usr/bin/env\n" + join, "HEADER:1"},
 		{"an option", "#! /bin/sh -eu\n" + join, ""},
 		{"a long option", "#!/bin/bash --login \n" + join, ""},
