@@ -17,10 +17,10 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// imageRoot is a Debian tree that nobody booted, as whoever builds an image has it.
+// imageRoot is a Debian tree that was never booted, as in an image build.
 type imageRoot struct{ dir string }
 
-// newImage lies over the tree that the other tests boot, or over the one that variables of boot.sh describe, and leaves it as it is.
+// newImage mounts an overlay on the tree that the other tests boot, or on the one that variables of boot.sh describe.
 func newImage(t *testing.T, variables ...string) imageRoot {
 	t.Helper()
 	giveUp := t.Skipf
@@ -49,7 +49,7 @@ mount -t overlay -o "lowerdir=$root,upperdir=$2/top/upper,workdir=$2/top/work" o
 	return imageRoot{filepath.Join(work, "disk")}
 }
 
-// run runs a program outside of the tree, with standard input closed, and gives what it said on standard error.
+// run runs a program outside of the tree, with standard input closed, and returns its standard error.
 func (i imageRoot) run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -61,7 +61,7 @@ func (i imageRoot) run(t *testing.T, name string, args ...string) string {
 	}
 	var lines strings.Builder
 	for line := range strings.Lines(said.String()) {
-		if !strings.HasPrefix(line, "rpm: ") { // Debian's own warns of itself
+		if !strings.HasPrefix(line, "rpm: ") { // a warning of Debian's build of rpm
 			lines.WriteString(line)
 		}
 	}
@@ -73,7 +73,7 @@ func (i imageRoot) enabled(unit string) bool {
 	return err == nil
 }
 
-// wantEnabled looks at both units.
+// wantEnabled checks both units.
 func (i imageRoot) wantEnabled(t *testing.T, when string, want bool) {
 	t.Helper()
 	for _, unit := range []string{daemonUnit, convergeUnit} {
@@ -91,7 +91,7 @@ func (i imageRoot) list(t *testing.T) string {
 	return string(out)
 }
 
-// TestPackageImage installs where nothing runs: in a folder, as debootstrap, mkosi and Packer's chroots do.
+// TestPackageImage installs without a running system: in a folder, as debootstrap, mkosi and Packer's chroots do.
 func TestPackageImage(t *testing.T) {
 	set := packages(t)
 	i := newImage(t)
@@ -131,8 +131,7 @@ func TestPackageImage(t *testing.T) {
 		nothingLeft(t)
 	})
 	t.Run("again", func(t *testing.T) {
-		// The same version once more, and an older one over a newer: neither asks, switches units, or touches what the
-		// operator wrote, which no package has.
+		// A reinstallation and a downgrade do not prompt, do not enable or disable units, and keep the operator's files.
 		dpkg(t, "-i", "/image/"+packageNew+".deb")
 		if files := i.run(t, "chroot", i.dir, "dpkg-query", "-W", "-f", "${Conffiles}", "amsagent"); strings.TrimSpace(files) != "" {
 			t.Errorf("files that an upgrade would ask about: %s", files)
@@ -177,8 +176,7 @@ func TestPackageImage(t *testing.T) {
 		nothingLeft(t)
 	})
 	t.Run("words", func(t *testing.T) {
-		// What dpkg says when something goes wrong, which no test can bring about for each: nothing of it changes
-		// anything, and nothing fails.
+		// dpkg passes these arguments mostly after errors that a test cannot cause. The scripts change nothing and succeed.
 		dpkg(t, "-i", "/image/"+packageNew+".deb")
 		before := i.list(t)
 		info := "/var/lib/dpkg/info/amsagent."
@@ -208,7 +206,7 @@ func TestPackageImage(t *testing.T) {
 			t.Errorf("something changed\n%s", nodeDifference(strings.SplitAfter(before, "\n"), strings.SplitAfter(now, "\n")))
 		}
 		if said := i.run(t, "chroot", i.dir, info+"postinst", "dance"); !strings.Contains(said, "nothing is known of dance") {
-			t.Errorf("a word that nobody knows: %s", said)
+			t.Errorf("an unknown action: %s", said)
 		}
 		dpkg(t, "-P", "amsagent")
 		nothingLeft(t)
@@ -218,7 +216,7 @@ func TestPackageImage(t *testing.T) {
 			t.Helper()
 			return i.run(t, packageTool(t, "rpm"), append([]string{"--root", i.dir, "--dbpath", "/var/lib/rpm", "--nodeps"}, args...)...)
 		}
-		// What each script is told goes to a file beside.
+		// The wrapper of /bin/sh records the arguments of each script.
 		note := func() {
 			t.Helper()
 			i.run(t, "sh", "-euc", `mv "$1/bin/sh" "$1/image/sh"; cat >"$1/bin/sh" <<'NOTE'
@@ -229,31 +227,31 @@ NOTE
 chmod 755 "$1/bin/sh"`, "sh", i.dir)
 		}
 		note()
-		told := func(want string) {
+		wantCalls := func(want string) {
 			t.Helper()
 			b, err := os.ReadFile(i.dir + "/image/told")
 			if err != nil || string(b) != want {
-				t.Errorf("the scripts were told %q, %v; want %q", b, err, want)
+				t.Errorf("the scripts' arguments are %q, %v; want %q", b, err, want)
 			}
 			_ = os.Remove(i.dir + "/image/told")
 		}
 		if said := rpm("-i", set.rpm[packageOld]); said != "" {
 			t.Error(said)
 		}
-		told("there 1\n")
+		wantCalls("there 1\n")
 		i.wantEnabled(t, "after the installation", true)
 		i.run(t, "chroot", i.dir, "systemctl", "disable", "-q", daemonUnit)
 		if said := rpm("-U", set.rpm[packageNew]); said != "" {
 			t.Error(said)
 		}
-		told("there 2\ngo 1\ngone 1\n")
+		wantCalls("there 2\ngo 1\ngone 1\n")
 		if i.enabled(daemonUnit) || !i.enabled(convergeUnit) {
 			t.Error("an upgrade enables or disables units")
 		}
 		if said := rpm("-V", "amsagent"); said != "" {
 			t.Error(said)
 		}
-		// The same once more, an older one, and back.
+		// A reinstallation, a downgrade and an upgrade.
 		for _, step := range [][]string{{"--replacepkgs", packageNew}, {"--oldpackage", packageOld}, {"", packageNew}} {
 			args := []string{"-U", set.rpm[step[1]]}
 			if step[0] != "" {
@@ -262,17 +260,17 @@ chmod 755 "$1/bin/sh"`, "sh", i.dir)
 			if said := rpm(args...); said != "" {
 				t.Errorf("%v: %s", step, said)
 			}
-			// Not a first installation, and not the end of one.
+			// The scripts must see neither a first installation nor a removal.
 			b, err := os.ReadFile(i.dir + "/image/told")
 			if err != nil || !strings.HasPrefix(string(b), "there 2\n") || strings.Contains(string(b), " 0\n") {
-				t.Errorf("%v: the scripts were told %q, %v", step, b, err)
+				t.Errorf("%v: the scripts' arguments are %q, %v", step, b, err)
 			}
 			_ = os.Remove(i.dir + "/image/told")
 			if i.enabled(daemonUnit) || !i.enabled(convergeUnit) {
 				t.Errorf("%v: units were enabled or disabled", step)
 			}
 		}
-		// What the agent would have left.
+		// Files that an agent leaves behind.
 		for _, f := range []string{"/etc/amsagent/config.yaml", "/var/lib/amsagent/drain.json"} {
 			must.OK(t, os.MkdirAll(filepath.Dir(i.dir+f), 0o700))
 			must.OK(t, os.WriteFile(i.dir+f, nil, 0o600))
@@ -280,7 +278,7 @@ chmod 755 "$1/bin/sh"`, "sh", i.dir)
 		if said := rpm("-e", "amsagent"); said != "" {
 			t.Error(said)
 		}
-		told("go 0\ngone 0\n")
+		wantCalls("go 0\ngone 0\n")
 		i.run(t, "mv", i.dir+"/image/sh", i.dir+"/bin/sh")
 		nothingLeft(t)
 	})

@@ -18,8 +18,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// TestSystemdPackage is the life of a machine to which the agent came as a package: first as a .deb, then, on the same
-// machine, as an .rpm. Each step begins where the one before it ended.
+// TestSystemdPackage installs, upgrades and removes the agent on one machine, first as a .deb and then as an .rpm. Each step
+// depends on the one before.
 func TestSystemdPackage(t *testing.T) {
 	set := packages(t)
 	p := &packaged{machine: newMachine(t), set: set}
@@ -54,10 +54,10 @@ func TestSystemdPackage(t *testing.T) {
 type packaged struct {
 	*machine
 	set  packageSet
-	pure []string // what was there before the agent came
+	pure []string // all files before the first installation
 }
 
-// prepare takes away what the machine of the other tests has of the agent, boots it and lists all that is there.
+// prepare removes the agent that other tests expect on the disk, boots the machine and lists all files.
 func (p *packaged) prepare(t *testing.T) {
 	p.onDisk(t, `chroot "$1" systemctl disable -q amsagent-node amsagent
 rm -r "$1"/usr/bin/amsagent "$1"/usr/lib/systemd/system/amsagent* "$1/etc/amsagent"
@@ -73,8 +73,7 @@ mkdir -p "$1/usr/share/licenses" # as on every distribution that has rpm`)
 	p.pure = p.everything(t)
 }
 
-// everything lists all files of the machine but those that change by themselves, with what they hold where an agent could
-// have changed it.
+// everything lists the machine's files, without those that change by themselves, and the contents that an agent could change.
 func (p *packaged) everything(t *testing.T) []string {
 	t.Helper()
 	list := p.sh(t, `find / -xdev \( -path /proc -o -path /sys -o -path /dev -o -path /run -o -path /tmp -o -path /var/tmp -o -path /var/log \
@@ -84,13 +83,13 @@ find /run -xdev -path '*amsagent*' ! -path '/run/systemd/propagate*' | sort`)
 	return append(strings.Split(strings.TrimSpace(list), "\n"), p.bytes(t)...)
 }
 
-// nothingLeft compares with what was there before the agent came.
+// nothingLeft compares the files with those before the first installation.
 func (p *packaged) nothingLeft(t *testing.T) {
 	t.Helper()
 	if now := p.everything(t); !slices.Equal(p.pure, now) {
 		t.Errorf("not as before\n%s", nodeDifference(p.pure, now))
 	}
-	// The cloud's units name the agent's; that is no unit yet.
+	// The cloud's units refer to the agent's, so systemd lists them as not-found.
 	for line := range strings.Lines(p.run(t, "systemctl", "list-units", "--all", "--no-legend", "--plain", "amsagent*").stdout) {
 		if !strings.Contains(line, " not-found ") {
 			t.Errorf("systemd still has %s", line)
@@ -105,7 +104,7 @@ func (p *packaged) dpkg(t *testing.T, verb, version string) nodeRun {
 	return r
 }
 
-// has looks at what systemd says of the daemon and of the other unit.
+// has checks the state of both units, and whether they are enabled.
 func (p *packaged) has(t *testing.T, enabled, daemon string) {
 	t.Helper()
 	for _, unit := range []string{daemonUnit, convergeUnit} {
@@ -118,7 +117,7 @@ func (p *packaged) has(t *testing.T, enabled, daemon string) {
 	}
 }
 
-// silent: what was done changed nothing on the server and nothing in the cluster.
+// silent checks that do does not restart the server and does not change the number of records.
 func (p *packaged) silent(t *testing.T, do func()) {
 	t.Helper()
 	server, starts, rows := p.unit(t, nodeUnit)["InvocationID"], len(p.started(t)), len(p.rows(t))
@@ -146,7 +145,7 @@ func (p *packaged) installDeb(t *testing.T) {
 	if got := p.run(t, "dpkg", "--verify", "amsagent"); got.stdout != "" {
 		t.Errorf("files are not as in the package: %s", got)
 	}
-	// Nothing of it writes where the operator does, who finds a folder for the settings.
+	// The package has an empty folder for the operator's settings.
 	if all, err := os.ReadDir(p.path("/etc/amsagent")); err != nil || len(all) > 0 {
 		t.Errorf("/etc/amsagent after the installation: %v, %v", all, err)
 	}
@@ -158,7 +157,7 @@ func (p *packaged) installDeb(t *testing.T) {
 	p.unitFiles(t)
 }
 
-// unitFiles: the machine's own systemd has nothing to say against them.
+// unitFiles checks the units with the machine's own systemd.
 func (p *packaged) unitFiles(t *testing.T) {
 	t.Helper()
 	r := p.run(t, "systemd-analyze", "verify", "--man=no", daemonUnit, convergeUnit)
@@ -168,10 +167,10 @@ func (p *packaged) unitFiles(t *testing.T) {
 	}
 }
 
-// quiet: a machine that nobody told where MongoDB is boots, and its daemon waits without a word too many.
+// quiet: without a MongoDB URI the machine boots, and its daemon waits and logs little.
 func (p *packaged) quiet(t *testing.T) {
 	p.reboot(t, func() {})
-	p.run(t, "sleep", "7") // longer than a daemon that fails is left alone
+	p.run(t, "sleep", "7") // longer than RestartSec
 	p.has(t, "enabled", "active")
 	u := p.unit(t, daemonUnit)
 	if u["NRestarts"] != "0" || !strings.Contains(u["StatusText"], "waiting for amsagent join") {
@@ -184,7 +183,7 @@ func (p *packaged) quiet(t *testing.T) {
 	if len(p.rows(t)) != 0 || p.mode(t) != "standalone" {
 		t.Errorf("it joined: %v", p.rows(t))
 	}
-	// Their processes are shut in as the units say.
+	// The unit's restrictions apply.
 	status := p.read(t, "/proc/"+u["MainPID"]+"/status")
 	for _, want := range []string{"CapBnd:\t000000000000000f\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
 		if !strings.Contains(status, want) {
@@ -193,19 +192,19 @@ func (p *packaged) quiet(t *testing.T) {
 	}
 }
 
-// joinNode: a unit that waits for a node starts when it serves, and not before.
+// joinNode: a unit that waits for the node starts once the node is active.
 func (p *packaged) joinNode(t *testing.T) {
 	// As docs/packages.md has it.
 	p.sh(t, `systemd-run -q --no-block --unit=waits -p Type=oneshot -p RemainAfterExit=yes -p TimeoutStartSec=infinity -p "ExecStartPre=/usr/bin/amsagent status --wait active --timeout 10m" true`)
 	p.run(t, "sleep", "2")
 	if got := p.unit(t, "waits.service")["ActiveState"]; got != "activating" {
-		t.Errorf("who waits for a node is %s before the join", got)
+		t.Errorf("the unit that waits for the node is %s before the join", got)
 	}
 	p.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "joined: ")
 	p.active(t, nodeID, nodeAddress)
 	must.Until(t, "the unit that waits for a node", func() bool { return p.unit(t, "waits.service")["ActiveState"] == "active" })
 	p.sh(t, "systemctl stop waits")
-	// From here on the daemon beats as often as the tests wait for it.
+	// From here on a short heartbeat interval keeps the waits short.
 	p.write(t, "/etc/amsagent/config.yaml", "beat_interval: 1s\n")
 	p.sh(t, "systemctl restart amsagent")
 	p.active(t, nodeID, nodeAddress)
@@ -224,11 +223,11 @@ systemctl daemon-reload; systemctl restart amsagent`)
 	p.active(t, nodeID, nodeAddress)
 }
 
-// upgrade: the daemon is another one, and nobody in the cluster sees a difference.
+// upgrade: an upgrade restarts the daemon, and the node stays active all the time.
 func (p *packaged) upgrade(t *testing.T, do func() nodeRun) {
 	was := p.active(t, nodeID, nodeAddress)
 	daemon, node := p.unit(t, daemonUnit), p.unit(t, convergeUnit)
-	// Somebody looks all the time.
+	// Poll the record during the upgrade.
 	states, end := map[string]int{}, make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() {
@@ -257,7 +256,7 @@ func (p *packaged) upgrade(t *testing.T, do func() nodeRun) {
 	watch.Wait()
 	now := p.active(t, nodeID, nodeAddress)
 	if len(states) != 1 || states["active"] < 10 {
-		t.Errorf("while it was upgraded the row said %v", states)
+		t.Errorf("the record's states during the upgrade: %v", states)
 	}
 	for _, k := range []string{"state", "state_since", "boot_id", "ip"} {
 		if now[k] != was[k] {
@@ -280,7 +279,7 @@ func (p *packaged) upgrade(t *testing.T, do func() nodeRun) {
 	}
 }
 
-// upgradeStopped: who stopped or disabled the daemon finds it so.
+// upgradeStopped: an upgrade does not start a stopped daemon and does not enable a disabled unit.
 func (p *packaged) upgradeStopped(t *testing.T) {
 	p.sh(t, "systemctl stop amsagent; systemctl disable -q amsagent-node")
 	p.silent(t, func() { p.dpkg(t, "-i", packageNew) })
@@ -294,7 +293,7 @@ func (p *packaged) upgradeStopped(t *testing.T) {
 	p.active(t, nodeID, nodeAddress)
 }
 
-// upgradeWrong: settings that are wrong are printed and take no node's daemon away. A daemon that failed is started, if its unit is
+// upgradeWrong: an upgrade reports invalid settings, and the daemon still runs. An upgrade starts a failed daemon if its unit is
 // enabled.
 func (p *packaged) upgradeWrong(t *testing.T) {
 	const config, good = "/etc/amsagent/config.yaml", "beat_interval: 1s\n"
@@ -327,7 +326,7 @@ func (p *packaged) upgradeWrong(t *testing.T) {
 	})
 }
 
-// policy: policy-rc.d is how an image is built without services. Nor does a preset of the operator go unheard.
+// policy: an upgrade obeys policy-rc.d, which image builds use to start no services.
 func (p *packaged) policy(t *testing.T) {
 	p.sh(t, `printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d`)
 	was := p.unit(t, daemonUnit)["InvocationID"]
@@ -338,7 +337,7 @@ func (p *packaged) policy(t *testing.T) {
 	p.sh(t, "rm /usr/sbin/policy-rc.d")
 }
 
-// loop: a daemon that never comes up is given up, and not started for ever. A join brings it back all the same.
+// loop: systemd stops restarting a daemon that always fails. A join starts it again.
 func (p *packaged) loop(t *testing.T) {
 	p.silent(t, func() {
 		p.sh(t, `mkdir -p /run/systemd/system/amsagent.service.d
@@ -391,7 +390,7 @@ func (p *packaged) reinstallDeb(t *testing.T) {
 	})
 	p.beats(t, nodeID, 2)
 	p.has(t, "enabled", "active")
-	// Without it nobody would say the last word when the machine goes down.
+	// This unit deregisters the node when the machine shuts down.
 	if u := p.unit(t, convergeUnit); u["ActiveState"] != "active" {
 		t.Errorf("%s is %v", convergeUnit, u)
 	}
@@ -400,7 +399,7 @@ func (p *packaged) reinstallDeb(t *testing.T) {
 	}
 }
 
-// purgeNode: what alone can give the server's files back stays, and that is said.
+// purgeNode: a purge of a node keeps the files that a leave needs, and says so.
 func (p *packaged) purgeNode(t *testing.T) {
 	p.silent(t, func() {
 		r := p.run(t, "dpkg", "-P", "amsagent")
@@ -423,7 +422,7 @@ func (p *packaged) leaveAndPurge(t *testing.T) {
 	p.sh(t, `mkdir -p /etc/systemd/system/amsagent.service.d; printf '[Service]\nNice=1\n' >/etc/systemd/system/amsagent.service.d/mine.conf`)
 	p.agent(t, 0, "leave").says(t, "left: ")
 	p.has(t, "disabled", "inactive")
-	// Nobody enables what a leave disabled.
+	// An upgrade does not enable what the leave disabled.
 	p.silent(t, func() { p.dpkg(t, "-i", packageNew) })
 	p.has(t, "disabled", "inactive")
 	p.silent(t, func() {
@@ -436,14 +435,14 @@ func (p *packaged) leaveAndPurge(t *testing.T) {
 	p.nothingLeft(t)
 }
 
-// rpmStory is the same with rpm, whose scripts are told numbers.
+// rpmStory repeats the steps with rpm, which passes its scripts a count of installed versions.
 func (p *packaged) rpmStory(t *testing.T) {
 	p.installRpm(t)
 	rpm := func(args ...string) nodeRun {
 		t.Helper()
 		r := p.run(t, append([]string{"rpm", "--dbpath", "/var/lib/rpm", "--nodeps"}, args...)...)
 		r.expect(t, 0)
-		// Debian's own rpm warns of itself.
+		// Debian's build of rpm prints warnings.
 		said := ""
 		for line := range strings.Lines(r.stderr) {
 			if !strings.HasPrefix(line, "rpm: ") {
@@ -485,7 +484,7 @@ func (p *packaged) rpmStory(t *testing.T) {
 	p.nothingLeft(t)
 }
 
-// installRpm gives the machine this one's rpm: both are of one distribution, or the test is skipped.
+// installRpm copies this host's rpm to the machine. The test is skipped if it does not run there.
 func (p *packaged) installRpm(t *testing.T) {
 	t.Helper()
 	rpm := packageTool(t, "rpm")

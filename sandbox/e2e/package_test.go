@@ -240,8 +240,7 @@ echo "${COMPREPLY[@]}"`, "bash", dir).CombinedOutput()
 	}
 }
 
-// TestPackageManPages reads every page of the package with the two programs that format them, which are to have no word of
-// complaint.
+// TestPackageManPages formats each page of the package with mandoc and groff, which must print no warning.
 func TestPackageManPages(t *testing.T) {
 	mandoc, groff, man := packageTool(t, "mandoc"), packageTool(t, "groff"), packageTool(t, "man")
 	dir := t.TempDir()
@@ -252,7 +251,7 @@ func TestPackageManPages(t *testing.T) {
 	}
 	for _, page := range pages {
 		name := filepath.Base(page)
-		// Of the lower levels cobra's pages have many: tabs, and dates of a month.
+		// -Werror: cobra's pages have many warnings of the lower levels, for tabs and dates.
 		if out, err := exec.Command(mandoc, "-Tlint", "-Werror", page).CombinedOutput(); err != nil || len(out) > 0 {
 			t.Errorf("mandoc: %v\n%s", err, out)
 		}
@@ -268,7 +267,7 @@ func TestPackageManPages(t *testing.T) {
 			t.Errorf("groff %s: %v\n%s", name, err, out)
 		}
 	}
-	// Every unit that says where it is documented has that page.
+	// Each unit has a man page.
 	units, _ := filepath.Glob(dir + "/usr/lib/systemd/system/*")
 	for _, u := range units {
 		if _, err := os.Stat(dir + "/usr/share/man/man8/" + filepath.Base(u) + ".8.gz"); err != nil {
@@ -280,7 +279,7 @@ func TestPackageManPages(t *testing.T) {
 	}
 }
 
-// TestPackageUnits: systemd has nothing to say against the units, and none of them may do more than it has to.
+// TestPackageUnits checks the units with systemd-analyze: its verify prints nothing, and their exposure stays low.
 func TestPackageUnits(t *testing.T) {
 	analyze := packageTool(t, "systemd-analyze")
 	dir := t.TempDir()
@@ -289,7 +288,7 @@ func TestPackageUnits(t *testing.T) {
 	if err != nil || len(units) != 4 {
 		t.Fatalf("units %v, %v", units, err)
 	}
-	// It exits 0 where it does not know a key. The only thing that may be missing here is the program.
+	// verify exits 0 on an unknown key, so its output counts. Only the program may be missing on this host.
 	missing := regexp.MustCompile(`(?m)^amsagent[a-z-]*\.service: Command /usr/bin/amsagent is not executable: No such file or directory\n`)
 	out, _ := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...).CombinedOutput()
 	if rest := missing.ReplaceAll(out, nil); len(rest) > 0 {
@@ -320,7 +319,7 @@ func TestPackageUnits(t *testing.T) {
 	}
 }
 
-// TestPackageInstall: `make install` puts what a package holds somewhere else, and `make uninstall` takes all of it away.
+// TestPackageInstall: `make install` installs the package's files under another prefix, and `make uninstall` removes them.
 func TestPackageInstall(t *testing.T) {
 	dir, build := t.TempDir(), t.TempDir()
 	args := []string{"-s", "DESTDIR=" + dir, "PREFIX=/opt/agent", "BUILD=" + build, "VERSION=v1"}
@@ -368,7 +367,7 @@ func TestPackageInstall(t *testing.T) {
 	if rest := list(); len(rest) > 0 {
 		t.Errorf("left behind: %v", rest)
 	}
-	// Root, under sudo, often has no Go: what another user built is installed, and where nothing was built that is said.
+	// Root, under sudo, often has no Go: make installs the build of another user, and fails with a hint without one.
 	noGo := []string{"PATH=" + pathWithout(t, "go")}
 	must.OK(t, packageStep("../..", noGo, "make", append(args, "install")...))
 	if out, err := exec.Command(dir+"/opt/agent/bin/amsagent", "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "amsagent v1 ") {

@@ -28,13 +28,12 @@ import (
 )
 
 const (
-	// Without KVM each instruction is translated, on a machine that has more to do: what takes a second may take a minute.
+	// Without KVM, on a loaded host, a second of work may take a minute.
 	guestPatience = 5 * time.Minute
-	guestShell    = "amsagent-shell" // the virtio port by which it is told what to do
+	guestShell    = "amsagent-shell" // virtio port for commands to the guest
 )
 
-// guest is a virtual machine with a kernel of its own: what a container shares with its host is here to be had, the memory
-// controller before all.
+// guest is a virtual machine. Unlike a container it has a kernel of its own, and so the memory controller.
 type guest struct {
 	dir  string // of this test: image, console
 	qemu *exec.Cmd
@@ -43,8 +42,7 @@ type guest struct {
 	in   *bufio.Reader
 }
 
-// guestDisk is a Debian with a kernel, on which Ant Media Server is installed and what a test adds to it: files, until they
-// become an image.
+// guestDisk is a folder with Debian, a kernel and Ant Media Server, to which a test adds files. seal makes an image of it.
 type guestDisk struct {
 	*machine
 	dir    string
@@ -52,7 +50,7 @@ type guestDisk struct {
 	seal   func(t *testing.T, image string)
 }
 
-// newGuestDisk makes one. As the tree of the containers it is made once and kept.
+// newGuestDisk makes a disk. Its tree is cached, as that of the containers.
 func newGuestDisk(t *testing.T) *guestDisk {
 	t.Helper()
 	giveUp := t.Skipf
@@ -83,7 +81,7 @@ while read -r image; do
 	mke2fs -q -F -t ext4 -d "$2/disk" "$image" 2G >&2 && echo sealed || echo failed
 done
 exit 0 # finish says the rest`
-	// One tree for all such tests; that SELinux's policy lies there does nothing as long as the kernel is not told to use it.
+	// All such tests share one tree: the SELinux policy has no effect until a kernel parameter enables it.
 	needs := []string{"linux-image-cloud-" + runtime.GOARCH, "initramfs-tools", "zstd", "selinux-policy-default"}
 	cmd := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", dir, strings.Join(needs, ","))
 	shell, err := hold(t, cmd)
@@ -124,10 +122,10 @@ func guestProgram() string {
 	return "qemu-system-x86_64"
 }
 
-// asMachine gives the disk what a virtual machine has and a container has not.
+// asMachine adds the files that a virtual machine needs and a container does not.
 func (d *guestDisk) asMachine(t *testing.T) {
 	t.Helper()
-	// The firmware of this one is its own: nothing has to be laid over /sys.
+	// The machine has its own firmware: no mounts over /sys.
 	d.write(t, "/opt/cloud/up", `#!/bin/sh
 set -eu
 . /opt/cloud/instance
@@ -139,8 +137,8 @@ ip addr add `+nodeMongo+`/24 dev eth0
 ip addr add 169.254.169.254/32 dev lo
 ip link set eth0 up
 `)
-	// A line is a script, the answer its exit status and both outputs. When nobody is at the other end any more, the machine
-	// goes: it never outlives its test.
+	// Each line is a script in base64; the answer is its exit status, stdout and stderr. The machine powers off when the port
+	// closes, so it never outlives its test.
 	d.write(t, "/opt/guest/shell", `#!/bin/bash
 port=/dev/virtio-ports/`+guestShell+`
 until [ -e $port ]; do sleep 0.1; done
@@ -168,14 +166,14 @@ WantedBy=multi-user.target
 	d.onDisk(t, `chroot "$1" systemctl enable -q guest-shell`)
 }
 
-// boot makes an image of the disk and boots it; firmware is what the machine's own says, kernel what its command line has more.
+// boot makes an image of the disk and boots it, with further kernel parameters and SMBIOS values for the firmware.
 func (d *guestDisk) boot(t *testing.T, kernel string, firmware ...string) *guest {
 	t.Helper()
 	begin := time.Now()
 	image := filepath.Join(d.dir, "image")
 	d.seal(t, image)
 	made := time.Since(begin)
-	// No file: the path of a socket has 108 bytes at most, and that of a test's folder may have more.
+	// An abstract socket: a path has at most 108 bytes, and a test's folder may exceed that.
 	name := fmt.Sprintf("amsagent-guest-%d", os.Getpid())
 	l, err := net.Listen("unix", "@"+name)
 	must.OK(t, err)
@@ -210,7 +208,7 @@ func (d *guestDisk) boot(t *testing.T, kernel string, firmware ...string) *guest
 	if line := g.line(t); line != "up" {
 		t.Fatalf("it says %q", line)
 	}
-	// What it waits for in vain is the cause.
+	// The pending jobs show what delays the boot.
 	r := g.run(t, "timeout 240 systemctl is-system-running --wait || { code=$?; systemctl list-jobs --no-pager; exit $code; }")
 	t.Logf("image made in %s, booted in %s: %s", made.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond), strings.TrimSpace(r.stdout))
 	if r.code != 0 {
@@ -223,7 +221,7 @@ func (d *guestDisk) boot(t *testing.T, kernel string, firmware ...string) *guest
 func (g *guest) end(t *testing.T) {
 	t.Helper()
 	if g.conn != nil {
-		_ = g.conn.Close() // it takes that for the order
+		_ = g.conn.Close() // the guest powers off then
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), guestPatience)
 	defer cancel()
@@ -253,7 +251,7 @@ func (g *guest) line(t *testing.T) string {
 	must.OK(t, g.conn.SetReadDeadline(time.Now().Add(guestPatience)))
 	line, err := g.in.ReadString('\n')
 	if err != nil {
-		t.Fatalf("the machine says nothing any more: %v", err)
+		t.Fatalf("the machine does not answer: %v", err)
 	}
 	return strings.TrimSuffix(line, "\n")
 }
@@ -297,13 +295,13 @@ func (g *guest) until(t *testing.T, what string, ok func() bool) {
 	defer tick.Stop()
 	for !ok() {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("timed out waiting for %s", what)
 		}
 		<-tick.C
 	}
 }
 
-// unit asks systemd.
+// unit returns properties of a unit.
 func (g *guest) unit(t *testing.T, name string) map[string]string {
 	t.Helper()
 	p := map[string]string{}
@@ -325,7 +323,7 @@ func (g *guest) number(t *testing.T, unit, file string) int64 {
 	return n
 }
 
-// node is this machine as the cluster sees it, asked by another process than the daemon.
+// node is this node in the registry, read by `amsagent nodes`.
 func (g *guest) node(t *testing.T) (n cluster.Node, m cluster.Member, ok bool) {
 	t.Helper()
 	r := g.run(t, "amsagent nodes -o json")

@@ -16,8 +16,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// TestSELinux is a node on a machine where SELinux enforces a policy that knows nothing of the agent. The machine's disk is
-// that of TestSystemdQEMU with labels on its files. It is in `make heavy`.
+// TestSELinux runs a node under an enforced SELinux policy without rules for the agent. Its disk is that of TestSystemdQEMU with
+// labels. It is part of `make heavy`.
 func TestSELinux(t *testing.T) {
 	d := newGuestDisk(t)
 	d.withPackage(t)
@@ -40,7 +40,7 @@ func TestSELinux(t *testing.T) {
 		want += label + " " + path + "\n"
 	}
 
-	// It joins by itself: reads what the firmware gave, edits the server's files and a drop-in, asks systemd for a restart, beats.
+	// The node joins by the credential in its firmware.
 	g.active(t)
 	domain := strings.TrimRight(g.sh(t, "cat /proc/$(systemctl show amsagent -p MainPID --value)/attr/current"), "\x00\n")
 	t.Logf("the daemon runs as %s", domain)
@@ -55,7 +55,7 @@ func TestSELinux(t *testing.T) {
 			t.Errorf("%s is %v", unit, u)
 		}
 	}
-	// What an upgrade of the server restored is mended before the server starts, and a leave gives all of it back.
+	// The agent repairs a file that a server upgrade replaced, before the server starts. A leave restores all files.
 	g.sh(t, `cd `+nodeHome+`/conf; cp jee-container.xml /root/joined; systemctl stop amsagent antmedia
 cp /opt/cloud/vendor/conf/jee-container.xml .; ! cmp -s jee-container.xml /root/joined
 systemctl restart amsagent-node; cmp jee-container.xml /root/joined; systemctl start antmedia amsagent`)
@@ -70,18 +70,18 @@ systemctl restart amsagent-node; cmp jee-container.xml /root/joined; systemctl s
 	t.Logf("refused to others:\n%s", g.refused(t, "."))
 }
 
-// refused is what SELinux did not allow, to whom the pattern fits.
+// refused returns SELinux denials that match pattern.
 func (g *guest) refused(t *testing.T, pattern string) string {
 	t.Helper()
-	// USER_AVC is what systemd and D-Bus ask SELinux themselves. What dmesg was refused above is no finding.
+	// This includes USER_AVC, from systemd and D-Bus. The denials of dmesg are the probe of the test.
 	return g.run(t, "journalctl --no-pager -b -o cat | grep -aE 'avc: +denied' | grep -av dmesg_t | grep -aE '"+pattern+"' | cut -c1-300").stdout
 }
 
-// label gives each file of the disk the label that the policy wants for its path. setfiles does so only where SELinux runs.
+// label sets each file's label by the policy. setfiles requires a running SELinux.
 func (d *guestDisk) label(t *testing.T) {
 	t.Helper()
 	d.onDisk(t, `sed -i 's/^SELINUX=.*/SELINUX=enforcing/' "$1/etc/selinux/config"; mkdir "$1/etc/systemd/system/mongo.service.d"`)
-	// mongod compiles JavaScript, and does not start where it may not. The agent and the server need no such right.
+	// mongod compiles JavaScript and does not start without execmem. The agent and the server do not need it.
 	d.write(t, "/etc/systemd/system/mongo.service.d/execmem.conf", "[Service]\nExecStartPre=/usr/sbin/setsebool allow_execmem on\n")
 	out, err := exec.Command("chroot", d.disk, "sh", "-c", `find / -xdev -print0 | xargs -0 matchpathcon`).Output()
 	must.OK(t, err)

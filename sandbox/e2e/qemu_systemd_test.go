@@ -21,8 +21,8 @@ const (
 	guestMiB      = 1 << 20
 )
 
-// TestSystemdQEMU is what a container cannot show, on a machine with a kernel of its own: that the limits of the units hold,
-// and what becomes of a node when they are met.
+// TestSystemdQEMU tests what a container cannot, on a virtual machine: the units' limits are enforced, and the node survives
+// them.
 func TestSystemdQEMU(t *testing.T) {
 	g := newLimited(t)
 	for _, step := range []struct {
@@ -40,7 +40,7 @@ func TestSystemdQEMU(t *testing.T) {
 	} {
 		if !t.Run(step.name, step.do) {
 			t.Logf("the agent said:\n%s", g.journal(t))
-			t.FailNow() // each step begins where the one before it ended
+			t.FailNow() // each step depends on the one before
 		}
 	}
 }
@@ -48,8 +48,8 @@ func TestSystemdQEMU(t *testing.T) {
 // limited is a virtual machine that is a node.
 type limited struct{ *guest }
 
-// newLimited boots one on which the package was installed, and nothing was ever joined. Its firmware says that it is an
-// instance in EC2, and where MongoDB is.
+// newLimited boots a machine with the package that has never joined. Its firmware is that of an EC2 instance and has the MongoDB
+// URI.
 func newLimited(t *testing.T) *limited {
 	t.Helper()
 	d := newGuestDisk(t)
@@ -57,7 +57,7 @@ func newLimited(t *testing.T) *limited {
 	return &limited{d.boot(t, "", guestInEC2()...)}
 }
 
-// guestInEC2 is what the firmware of the machine says.
+// guestInEC2 returns the SMBIOS values of an EC2 instance.
 func guestInEC2() []string {
 	return []string{
 		"type=0,vendor=Amazon EC2",
@@ -67,7 +67,7 @@ func guestInEC2() []string {
 	}
 }
 
-// withPackage replaces the agent that other tests put there by what a user installs.
+// withPackage replaces the agent of the other tests by the .deb.
 func (d *guestDisk) withPackage(t *testing.T) {
 	t.Helper()
 	d.onDisk(t, `chroot "$1" systemctl disable -q amsagent-node amsagent
@@ -78,7 +78,7 @@ mkdir -p "$1/opt/packages"`)
 	d.onDisk(t, `chroot "$1" dpkg -i /opt/packages/amsagent.deb >&2`)
 	d.write(t, "/etc/amsagent/config.yaml", "beat_interval: 1s\n")
 	for _, unit := range []string{daemonUnit, convergeUnit} {
-		// Without a path it is what the machine was given, from the systemd of Debian 12 on.
+		// Without a path systemd (Debian 12 or later) reads the system's credential.
 		d.write(t, "/etc/systemd/system/"+unit+".d/credential.conf", "[Service]\nLoadCredential=amsagent.mongo\n")
 	}
 }
@@ -88,11 +88,11 @@ func (g *limited) journal(t *testing.T) string {
 	return g.run(t, "journalctl --no-pager -b -o short-precise -u 'amsagent*' -u antmedia; journalctl --no-pager -k -b | grep -i oom | tail -n 20").stdout
 }
 
-// active waits until this node is active, heard, and has beaten more than once since.
+// active waits until this node is active and healthy, and has sent another heartbeat.
 func (g *limited) active(t *testing.T) cluster.Node {
 	t.Helper()
 	var last cluster.Node
-	g.until(t, "an active node that is heard", func() bool {
+	g.until(t, "an active, healthy node", func() bool {
 		n, m, ok := g.node(t)
 		last = n
 		return ok && n.State == cluster.StateActive && m.Health == cluster.Healthy
@@ -107,8 +107,7 @@ func (g *limited) active(t *testing.T) cluster.Node {
 	return last
 }
 
-// untouched: whatever becomes of the daemon meanwhile, to the cluster this is the same node all the time, the server runs on,
-// and so does everything else on the machine.
+// untouched checks that do, which may end the daemon, changes neither the node record nor any other unit.
 func (g *limited) untouched(t *testing.T, do func()) {
 	t.Helper()
 	const others = "systemctl show antmedia mongo imds amsagent-node systemd-journald dbus -p Id,InvocationID,NRestarts"
@@ -117,17 +116,17 @@ func (g *limited) untouched(t *testing.T, do func()) {
 	do()
 	now := g.active(t)
 	if now.State != was.State || !now.StateSince.Equal(was.StateSince) || now.BootID != was.BootID || now.IP != was.IP || now.Reason != was.Reason {
-		t.Errorf("the row was\n%+v\nand is\n%+v", was, now)
+		t.Errorf("the record was\n%+v\nand is\n%+v", was, now)
 	}
 	if got := g.sh(t, others); got != units {
-		t.Errorf("units that were none of it were\n%s\nand are\n%s", units, got)
+		t.Errorf("the other units were\n%s\nand are\n%s", units, got)
 	}
 	if got := g.sh(t, "wc -l <"+nodeStarts); got != events {
 		t.Errorf("the server was started %s times, before %s", got, events)
 	}
 }
 
-// killed is what the kernel ended for want of memory: names, and in which group.
+// killed lists the processes that the OOM killer ended, as "group: name".
 func (g *limited) killed(t *testing.T) (names []string) {
 	t.Helper()
 	for line := range strings.Lines(g.sh(t, "journalctl --no-pager -k -b -o cat | grep -a 'oom-kill:' || true")) {
@@ -146,18 +145,18 @@ func (g *limited) killed(t *testing.T) (names []string) {
 	return names
 }
 
-// firmware: the machine was told by its firmware where MongoDB is, with a password. It joined by that, and nobody else sees it.
+// firmware: the machine joined by the MongoDB URI in its firmware, and only root can read its password.
 func (g *limited) firmware(t *testing.T) {
 	g.active(t)
 	if got := g.sh(t, "cat /run/credentials/@system/amsagent.mongo"); !strings.Contains(got, guestPassword) {
-		t.Errorf("the machine was told %q", got) // else it were proved by something else
+		t.Errorf("the credential is %q", got) // the machine joined by another one
 	}
 	if got := g.sh(t, secretScript(guestPassword)); got != "" {
 		t.Errorf("the password can be read by others:\n%s", got)
 	}
 }
 
-// ceiling: what the units say is what the kernel holds them to, and the daemon is far below.
+// ceiling: the unit's limits apply in the kernel, and the daemon stays far below them.
 func (g *limited) ceiling(t *testing.T) {
 	for file, want := range map[string]string{
 		"memory.max": "268435456", "memory.high": "max", "memory.swap.max": "0", "pids.max": "64", "memory.oom.group": "0",
@@ -166,7 +165,7 @@ func (g *limited) ceiling(t *testing.T) {
 			t.Errorf("%s is %s, want %s", file, got, want)
 		}
 	}
-	// The figure people see, asked while it beats.
+	// Measured after a request for the metrics.
 	g.sh(t, `bash -c 'exec 3<>/dev/tcp/127.0.0.1/9771; printf "GET /metrics HTTP/1.0\r\n\r\n" >&3; grep -q ^amsagent_ <&3'`)
 	current, peak, tasks := g.number(t, daemonUnit, "memory.current"), g.number(t, daemonUnit, "memory.peak"), g.number(t, daemonUnit, "pids.current")
 	t.Logf("the daemon takes %.1f MiB of 256, at most %.1f until now, with the pages of its file; %d tasks of 64\n%s", float64(current)/guestMiB, float64(peak)/guestMiB, tasks,
@@ -183,8 +182,8 @@ func (g *limited) ceiling(t *testing.T) {
 	}
 }
 
-// devices: what nvidia-smi opens may be opened, a disk may not. There is no driver behind NVIDIA's numbers here: to get as far
-// as that is what "No such device or address" means.
+// devices: the unit may open NVIDIA's devices and not a disk. "No such device or address" means that it got past the unit's rules:
+// there is no driver here.
 func (g *limited) devices(t *testing.T) {
 	const opened = "/run/opened"
 	g.sh(t, `mknod -m 666 /dev/nvidia0 c 195 0; mknod -m 666 /dev/nvidiactl c 195 255; mknod -m 666 /dev/nvidia-uvm c 511 0
@@ -217,7 +216,7 @@ chmod 755 /usr/bin/nvidia-smi.new; mv /usr/bin/nvidia-smi.new /usr/bin/nvidia-sm
 	g.sh(t, "rm /usr/bin/nvidia-smi; systemctl restart amsagent")
 }
 
-// childGrows: nvidia-smi is what takes the memory. It alone is ended, and no beat is late for it.
+// childGrows: nvidia-smi uses up the memory. The kernel ends only that process, and the heartbeats continue.
 func (g *limited) childGrows(t *testing.T) {
 	pid := g.unit(t, daemonUnit)["MainPID"]
 	g.untouched(t, func() {
@@ -238,11 +237,11 @@ func (g *limited) childGrows(t *testing.T) {
 			}
 		}
 		t.Logf("ended within %s; the oldest beat seen was of %s", time.Since(begin).Round(time.Millisecond), longest.Round(time.Millisecond))
-		// Who is being ended may take a few pages more, to come to his end.
+		// A process that is being killed may still allocate some pages.
 		if peak := g.number(t, daemonUnit, "memory.peak"); peak > 264*guestMiB || peak < 250*guestMiB {
 			t.Errorf("the ceiling is 256 MiB, and it had %d MiB", peak/guestMiB)
 		}
-		// Nobody was slowed down meanwhile, which would have been the daemon, too.
+		// The kernel throttled no process: it would have throttled the daemon, too.
 		if events := g.sh(t, "cat /sys/fs/cgroup/system.slice/"+daemonUnit+"/memory.events"); !strings.Contains(events, "high 0\n") || !strings.Contains(events, "oom_group_kill 0\n") {
 			t.Errorf("memory.events:\n%s", events)
 		}
@@ -257,8 +256,7 @@ func (g *limited) childGrows(t *testing.T) {
 	g.sh(t, "rm /dev/nvidia*")
 }
 
-// tighten lowers the ceiling to half of what the daemon takes: to make it take more than the ceiling it would have to have a
-// fault. Little more than that half is enough for one that was started a moment ago.
+// tighten lowers the memory limit to half of what the daemon uses. A daemon that has just started needs little more than that.
 func (g *limited) tighten(t *testing.T, more string) {
 	t.Helper()
 	g.sh(t, "systemctl set-property --runtime amsagent.service MemoryMax=4M "+more)
@@ -269,7 +267,7 @@ func (g *limited) loosen(t *testing.T) {
 	g.sh(t, "rm -r /run/systemd/system.control/amsagent.service.d; systemctl daemon-reload")
 }
 
-// daemonGrows: it is ended, alone, started again, and nobody in the cluster has to know.
+// daemonGrows: the kernel ends only the daemon, systemd restarts it, and the node record does not change.
 func (g *limited) daemonGrows(t *testing.T) {
 	was := g.unit(t, daemonUnit)
 	g.untouched(t, func() {
@@ -299,8 +297,8 @@ func (g *limited) daemonGrows(t *testing.T) {
 	}
 }
 
-// neverFits: one that is ended again and again is left alone, and one command starts it when it was cured. Pauses and their number
-// are fewer: with those of the unit it takes two minutes. TestSystemdPackage has the number.
+// neverFits: systemd stops restarting a daemon that is always killed, and a join starts it once the cause is removed. The restart
+// limits are lower than the unit's, with which this takes two minutes; TestSystemdPackage uses the unit's limit.
 func (g *limited) neverFits(t *testing.T) {
 	for name, want := range map[string]string{"RestartUSec": "5s", "StartLimitBurst": "20", "StartLimitIntervalUSec": "15min"} {
 		if got := strings.TrimSpace(g.sh(t, "systemctl show amsagent --value -p "+name)); got != want {
@@ -318,7 +316,7 @@ printf '[Unit]\nStartLimitBurst=5\n[Service]\nRestartSec=100ms\n' >/run/systemd/
 		u := g.unit(t, daemonUnit)
 		n, err := strconv.Atoi(u["NRestarts"])
 		t.Logf("given up after %d restarts in %s: %s", n-before, time.Since(begin).Round(time.Millisecond), u["Result"])
-		// The last one is counted, and refused.
+		// NRestarts includes the last restart, which systemd refuses.
 		if n -= before; err != nil || n < 3 || n > 6 {
 			t.Errorf("the daemon is %v", u)
 		}
@@ -331,7 +329,7 @@ printf '[Unit]\nStartLimitBurst=5\n[Service]\nRestartSec=100ms\n' >/run/systemd/
 	})
 }
 
-// watchdog: with the unit's own times.
+// watchdog uses the unit's own timeout.
 func (g *limited) watchdog(t *testing.T) {
 	was := g.unit(t, daemonUnit)
 	restarts, err := strconv.Atoi(was["NRestarts"])
@@ -354,7 +352,7 @@ func (g *limited) watchdog(t *testing.T) {
 	}
 }
 
-// appArmor: it is on, as Debian has it, and there is no profile for the agent, which needs none: all of the above was done so.
+// appArmor: AppArmor is on and has no profile for the agent. All steps above ran so.
 func (g *limited) appArmor(t *testing.T) {
 	if got := strings.TrimSpace(g.sh(t, "cat /sys/module/apparmor/parameters/enabled; cat /proc/"+g.unit(t, daemonUnit)["MainPID"]+"/attr/current")); got != "Y\nunconfined" {
 		t.Errorf("AppArmor: %q", got)

@@ -20,10 +20,9 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// What an operator does by hand on a real server while the daemon runs: an application
-// and the server's settings in the panel, an application, a certificate and standalone mode by the
-// vendor's scripts. The daemon restarts nothing and writes none of the server's files (issue 11: S2, S5).
-// What it knows of them it looks at once a minute.
+// TestRealAdmin changes a real server by hand while the daemon runs: an application and settings in the panel; an application, a
+// certificate and standalone mode by the vendor's scripts. The daemon, which checks its files once a minute, restarts nothing and
+// writes none of the server's files (issue 11: S2, S5).
 func TestRealAdmin(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
@@ -47,7 +46,7 @@ func TestRealAdmin(t *testing.T) {
 	n.same("the daemon, after changes in the panel,", written)
 
 	n.MustRun(t, "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=media.example.org", "-keyout", "/run/key.pem", "-out", "/run/cert.pem")
-	// What it would install is for certificates of Let's Encrypt.
+	// enable_ssl.sh installs packages for Let's Encrypt, which this test does not use.
 	n.MustRun(t, "sh", "-c", "printf '#!/bin/sh\n' >/usr/local/sbin/apt && chmod 755 /usr/local/sbin/apt")
 	before := n.rtmps()
 	n.MustRun(t, "sh", "-c", "cd "+realams.Home+" && bash enable_ssl.sh -f /run/cert.pem -p /run/key.pem -c /run/cert.pem -d media.example.org 2>&1")
@@ -56,11 +55,11 @@ func TestRealAdmin(t *testing.T) {
 		t.Errorf("enable_ssl.sh changed nothing: %v", certificate)
 	}
 	asked = append(asked, "restart")
-	n.asked("enable_ssl.sh, and nobody else,", asked)
+	n.asked("enable_ssl.sh, and no other program,", asked)
 	n.settled()
 	d.ready()
-	// The server takes such an application at its next start (2.10.0 at once); until then it is nothing
-	// that a viewer could ask for, and no reason to send viewers elsewhere.
+	// The server loads such an application at its next start (2.10.0 at once). Until then no viewer can request it, and the
+	// node stays ready.
 	n.MustRun(t, "bash", realams.Home+"/create_app.sh", "-n", "newapp", "-c", "true", "-m", w.URI())
 	n.MustRun(t, "chown", "-R", "antmedia:antmedia", realams.Home+"/webapps/newapp")
 	written = n.files()
@@ -139,7 +138,7 @@ func TestRealAdmin(t *testing.T) {
 	}
 }
 
-// rtmps is what red5.properties says of RTMPS.
+// rtmps returns the RTMPS settings of red5.properties.
 func (n *realNode) rtmps() []string {
 	n.t.Helper()
 	lines := regexp.MustCompile(`(?m)^rtmps\..*`).FindAllString(n.Read(n.t, realams.Home+"/conf/red5.properties"), -1)
@@ -147,7 +146,7 @@ func (n *realNode) rtmps() []string {
 	return lines
 }
 
-// look is longer than from one look of the daemon at all files to the next.
+// look is longer than the daemon's interval between two checks of all files.
 const look = 75 * time.Second
 
 // serverName changes the name of the server as the panel does.
@@ -171,7 +170,7 @@ func (n *realNode) serverName(name string) {
 	}
 }
 
-// idle lets the daemon do what it does by itself.
+// idle gives the daemon time to act by itself.
 func (n *realNode) idle(d time.Duration) {
 	n.t.Helper()
 	if n.Server() == 0 {

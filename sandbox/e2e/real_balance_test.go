@@ -21,11 +21,11 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// Two real servers behind HAProxy, which is fed by its socket, and behind nginx, by DNS. Encoders publish and players watch through
-// both. One node drains, stops, joins again and gets new sessions: no encoder is cut, and no player meets an error for longer than
-// a segment.
+// TestRealBalance runs two real servers behind HAProxy, configured by its socket, and behind nginx, configured by DNS. Encoders and
+// players connect through both. One node drains, stops, joins again and gets new sessions: no encoder is cut, and no player has
+// errors for longer than a segment.
 //
-// Before that, MongoDB is away for a minute: HAProxy refuses nobody, and no frame of an encoder is lost.
+// Before that, MongoDB is away for a minute: HAProxy refuses no client, and no frame of an encoder is lost.
 //
 // The Community Edition does not forward streams: one encoder writes the players' stream into the folders of both servers.
 func TestRealBalance(t *testing.T) {

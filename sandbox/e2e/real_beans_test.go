@@ -17,15 +17,14 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// A server whose own document in the cluster misbehaves: it comes late, under a second
-// id, under another address, or not at all after MongoDB was away. The agent says so
-// where an operator looks, and restarts nothing.
+// TestRealBeans runs a server whose AMS document comes late, under a second id, under another address, or not at all after MongoDB was
+// away. The agent reports it in its status and log, and restarts nothing.
 func TestRealBeans(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	n := newRealNode(t, w, realRelease())
 
-	// Its service command starts it with another address, of no interface here: nobody waits for the document.
+	// The service command starts the server with an address of no interface: the join does not wait for the document.
 	const given = "/usr/local/sbin/given-service"
 	n.write(given, "#!/bin/sh\nAMS_HOST_ADDRESS=10.77.0.99 exec "+realams.Service+` "$@"`)
 	n.MustRun(t, "chmod", "755", given)
@@ -37,7 +36,7 @@ func TestRealBeans(t *testing.T) {
 	}
 	before := n.Asked()
 
-	// Late: all applications serve, and the join waits for the document.
+	// A late document: all applications serve, and the join waits.
 	n.misbehave("no-row", "")
 	join := n.Start(t, n.joinArgs(w.URI(), "--timeout", "10m")...)
 	n.WaitServed(t, realApps(n.Release)...)
@@ -78,7 +77,7 @@ func TestRealBeans(t *testing.T) {
 	defer cancel()
 	must.OK(t, w.Mongo.Member(0).Stop())
 	n.misbehave("no-row", "")
-	until(t, "/readyz says that viewers are refused", func() string {
+	until(t, "/readyz does not answer 200", func() string {
 		if d.readyz() == http.StatusOK {
 			return "ready"
 		}

@@ -30,9 +30,8 @@ func TestRealBooted(t *testing.T) {
 	t.Run("Shutdown", realShutdown)
 }
 
-// First boot, join as user data does it, an upgrade by the steps of the vendor's
-// installer, an application that somebody made and another /etc/hosts (S2, S3), kill -9,
-// drain, leave.
+// realFromJoinToLeave is a first boot, a join as in user data, an upgrade by the vendor's installer, a new application and another
+// /etc/hosts (S2, S3), kill -9, a drain and a leave.
 func realFromJoinToLeave(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
@@ -97,26 +96,26 @@ func realFromJoinToLeave(t *testing.T) {
 	}
 	b.must(t, "amsagent", "status", "--strict")
 	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
-		t.Error("somebody restarted the server again")
+		t.Error("the server was restarted again")
 	}
 
-	// Neither is a reason to restart the server: it serves on as it did. The daemon looks once a minute.
+	// Neither change restarts the server. The daemon checks once a minute.
 	b.create(t, "shop")
 	b.sh(t, "sed -i '/"+realBootedAddress+"/d' /etc/hosts; echo 10.77.0.199 other >>/etc/hosts")
 	wait(75 * time.Second)
 	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
 		t.Error("the daemon restarted the server for an application or for /etc/hosts")
 	}
-	// The server writes in place: a crash, or a full disk, leaves half of a file.
+	// The server writes in place: a crash or a full disk leaves a truncated file.
 	const live = nodeHome + "/webapps/LiveApp/WEB-INF/red5-web.properties"
 	half, _, found := strings.Cut(b.read(t, live), "\ndb.host=")
 	if !found {
 		t.Fatalf("%s names no MongoDB", live)
 	}
 	b.sh(t, fmt.Sprintf("truncate -s %d %s", len(half)+len("\ndb.ho"), live))
-	// It dies of it here: systemd starts it again, and what is right is put right before that.
+	// Here the server crashes: the agent repairs the file before systemd starts the server again.
 	b.must(t, "systemctl", "kill", "--kill-who=main", "--signal=KILL", nodeUnit)
-	until(t, "/readyz says that the server was killed", func() string {
+	until(t, "/readyz answers 503", func() string {
 		client := w.HTTP(2 * time.Second)
 		defer client.CloseIdleConnections()
 		if code := realams.Status(client, "http://"+realBootedAddress+":9771/readyz"); code != http.StatusServiceUnavailable {
@@ -151,11 +150,11 @@ func realFromJoinToLeave(t *testing.T) {
 	figure(t, "from the drain to a node that serves again: %s", time.Since(asked).Round(100*time.Millisecond))
 	third := b.show(t)
 	if text := b.read(t, nodeHome+"/webapps/shop/WEB-INF/red5-web.properties"); !strings.Contains(text, "\ndb.type=mongodb\n") {
-		t.Errorf("the application that somebody made is not the cluster's:\n%s", text)
+		t.Errorf("the new application is not configured for the cluster:\n%s", text)
 	}
 	b.must(t, "amsagent", "status", "--strict")
 	if now := b.show(t)["InvocationID"]; now != third["InvocationID"] {
-		t.Error("somebody restarted the server again")
+		t.Error("the server was restarted again")
 	}
 
 	told := b.must(t, "amsagent", "support")
@@ -242,8 +241,8 @@ func (b *realBooted) create(t *testing.T, app string) {
 chroot "$1" chown -R antmedia:antmedia `+nodeHome+`/webapps/`+app)
 }
 
-// served waits until the daemon says that the node is ready, and a viewer is served by
-// every application: for a moment after a restart the daemon's word is the former one.
+// served waits until the node is ready and every application serves a viewer: just after a restart the daemon still reports the
+// state before it.
 func (b *realBooted) served(t *testing.T, more ...string) {
 	t.Helper()
 	client := b.world.HTTP(2 * time.Second)
@@ -253,7 +252,7 @@ func (b *realBooted) served(t *testing.T, more ...string) {
 		served := ready == http.StatusOK
 		said := fmt.Sprint("/readyz ", ready)
 		for _, app := range append(realApps(realRelease()), more...) {
-			// There is no such stream: an application that serves says so.
+			// An application that serves answers 404 for a stream that does not exist.
 			code := realams.Status(client, "http://"+realBootedAddress+":5080/"+app+"/streams/nobody.m3u8")
 			served = served && code == http.StatusNotFound
 			said += fmt.Sprintf(", %s %d", app, code)

@@ -28,7 +28,7 @@ func TestRealDrain(t *testing.T) {
 		t.Errorf("a leave with streams on the server: exit %d\n%s", code, out)
 	}
 
-	// A port that somebody edited is the server's at its next start. Until then its viewers are not known, and the drain waits.
+	// An edited port applies at the server's next start. Until then the viewers are unknown, and the drain waits.
 	port := func(number string) {
 		n.MustRun(t, "sed", "-i", "s/^http.port=.*/http.port="+number+"/", nodeHome+"/conf/red5.properties")
 	}

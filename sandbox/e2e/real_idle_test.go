@@ -91,12 +91,12 @@ type idleNode struct {
 	out  string
 	code int
 	from proc.Usage
-	// What the node's files and the asks of its service were before.
+	// The node's files and the calls of its service before the test.
 	settledFiles map[string]string
 	services     []string
 }
 
-// usage is what the daemon holds, and what it and its children have used.
+// usage is the daemon's memory and descriptors, and the CPU time of the daemon and its children.
 func (n *idleNode) usage() proc.Usage {
 	n.t.Helper()
 	u, err := n.d.Usage()

@@ -102,7 +102,7 @@ func joinAndLeave(t *testing.T, release string) {
 		case strings.HasPrefix(name, "/etc/amsagent/"):
 			t.Errorf("%s is there after a leave", name)
 		case strings.Contains(name, "/webapps/") && !strings.Contains(name, "/root/"):
-			// The server saved its settings there: only the keys of a join are taken back.
+			// The server has saved its settings there, so the leave restores only the keys of the join.
 			if text := n.Read(t, name); strings.Contains(text, realPassword) {
 				t.Errorf("%s has the password after a leave", name)
 			}
@@ -113,7 +113,7 @@ func joinAndLeave(t *testing.T, release string) {
 	n.WaitServed(t, realApps(n.Release)...)
 }
 
-// servedAt tells when all applications serve for the first time.
+// servedAt returns a channel with the time at which all applications serve.
 func (n *realNode) servedAt() <-chan time.Time {
 	at := make(chan time.Time, 1)
 	go func() {

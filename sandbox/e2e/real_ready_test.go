@@ -26,15 +26,13 @@ import (
 // story 4).
 const realReadyBound = 2 * time.Second
 
-// realSilentBound is the same where the server gives no answer, as one that hangs, or whose MongoDB is away.
+// realSilentBound is the same for a server that does not answer: it hangs, or its MongoDB is away.
 const realSilentBound = 6 * time.Second
 
-// A balancer asks /readyz, a new viewer asks for a playlist, both every 100 ms, over
-// restarts of the daemon, also of one that MongoDB refuses, a restart, a kill, a hang and a stop of a real server, while
-// its MongoDB hangs or is dead, and while a setting is changed and an application made
-// and removed in the panel: the two never differ for longer than
-// the bound (R4, S1, S2). A leave gives no wrong answer at all. What becomes of those who watch already while MongoDB is away is told, not
-// judged. REAL_ROUNDS repeats all of it.
+// TestRealReady compares, every 100 ms, /readyz with what a new viewer gets for a playlist. Meanwhile the daemon restarts, also with
+// a wrong password; a real server restarts, is killed, hangs and stops; MongoDB hangs or is killed; and the panel changes a setting
+// and makes and removes an application. The two never differ for longer than the bound (R4, S1, S2), and not at all during a leave.
+// What existing viewers get while MongoDB is away is logged, not checked. REAL_ROUNDS repeats all of it.
 func TestRealReady(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	n, d := readyNode(t, w)
@@ -73,7 +71,7 @@ func TestRealReady(t *testing.T) {
 		{"kill -9", func() {
 			n.Signal(t, syscall.SIGKILL)
 			v.until("the viewer is refused", func(m moment) bool { return !m.served })
-			until(t, "/healthz says that this machine is broken", func() string {
+			until(t, "/healthz answers 503", func() string {
 				if code := d.healthz(); code != http.StatusServiceUnavailable {
 					return strconv.Itoa(code)
 				}
@@ -167,10 +165,10 @@ type audience struct {
 	frames          int // that the RTMP player had when all was well
 }
 
-// audience begins to publish and to watch, and waits until both are served.
+// audience starts a publisher and viewers, and waits until they are served.
 func (n *realNode) audience() *audience {
 	n.t.Helper()
-	// What the audience before watched may be there for a while.
+	// A new name: the stream of the audience before may still exist.
 	stream := fmt.Sprintf("stream%d", time.Now().UnixNano())
 	a := &audience{n: n, stream: stream, publisher: n.world.Publish(n.t, n.Node, "LiveApp", stream), hls: n.world.HTTP(2 * time.Second)}
 	until(n.t, "a viewer gets the playlist", func() string {
@@ -217,7 +215,7 @@ func (a *audience) played() int {
 
 var frameCount = regexp.MustCompile(`(?m)^frame=(\d+)$`)
 
-// tell says what they get now, and ends them.
+// It logs what the viewers get now, and ends them.
 func (a *audience) tell() {
 	running := "runs on"
 	select {
@@ -258,8 +256,8 @@ func realRounds(t *testing.T) int {
 	return rounds
 }
 
-// sample is what a viewer, or a balancer, got. A viewer is refused from when he asked
-// in vain, and served from when he got an answer.
+// sample is the answer to a viewer or a balancer. A viewer is refused from the time of a request that fails, and served from the
+// time of an answer.
 type sample struct {
 	at       time.Time
 	answered time.Time // of a viewer
@@ -268,14 +266,14 @@ type sample struct {
 	text     string
 }
 
-// moment is what holds from one sample to the next.
+// moment is the state from one sample to the next.
 type moment struct {
 	at            time.Time
 	served, ready bool
 	text          string
 }
 
-// viewer asks until it is stopped.
+// viewer sends requests until it is stopped.
 type viewer struct {
 	n    *realNode
 	end  chan struct{}
@@ -285,7 +283,7 @@ type viewer struct {
 	samples []sample
 }
 
-// watch asks every 100 ms, whether the asks before were answered or not.
+// watch sends requests every 100 ms, also while earlier ones have no answer.
 func (n *realNode) watch(d *realDaemon) *viewer {
 	v := &viewer{n: n, end: make(chan struct{}), done: make(chan struct{})}
 	// A viewer that gets no answer within a second is not served.
@@ -323,7 +321,7 @@ func (n *realNode) playlists(client *http.Client) sample {
 	}
 	asked.Wait()
 	for _, code := range codes {
-		// There is no such stream: an application that serves says so.
+		// An application that serves answers 404 for a stream that does not exist.
 		s.ok = s.ok && code == http.StatusNotFound
 	}
 	s.text, s.answered = fmt.Sprint("playlists ", codes), time.Now()
@@ -426,7 +424,7 @@ func (v *viewer) differences(from time.Time) (wrongly, late time.Duration) {
 	return wrongly, late
 }
 
-// lasts tells for how long a condition has been true, up to the sample that ends it.
+// lasts returns for how long a condition has been true, including the sample that ends it.
 func lasts(since *time.Time, now time.Time, is bool) time.Duration {
 	d := time.Duration(0)
 	if !since.IsZero() {

@@ -14,8 +14,8 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// A publisher and viewers of a real server are counted without a token for its own
-// statistics, and without MongoDB; nobody is 0 then, and never unknown (issue 23, 2.6).
+// TestRealSessions counts a publisher and viewers of a real server without a token for the server's statistics, and without MongoDB.
+// Without sessions the count is 0, and never unknown (issue 23, 2.6).
 func TestRealSessions(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
@@ -24,7 +24,7 @@ func TestRealSessions(t *testing.T) {
 	n.WaitServed(t, realApps(n.Release)...)
 	d := n.daemon()
 	d.ready()
-	n.counts("nobody", 0, 0)
+	n.counts("an idle server", 0, 0)
 
 	publisher, players := watched(t, w, n.Node, 2)
 	n.counts("without a token", 1, 2)
@@ -37,17 +37,17 @@ func TestRealSessions(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	n.counts("nobody, without MongoDB", 0, 0)
+	n.counts("an idle server without MongoDB", 0, 0)
 	d.end()
 }
 
-// Who watches by RTMP is in none of the server's own figures, and is counted all the same: within a minute, and at once
-// in a drain.
+// TestRealRTMPViewer: an RTMP viewer, which is in none of the server's statistics, is counted within a minute, and at once during a
+// drain.
 func TestRealRTMPViewer(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	n, d := readyNode(t, w)
-	n.counts("nobody", 0, 0)
+	n.counts("an idle server", 0, 0)
 	publisher := w.Publish(t, n.Node, "LiveApp", "stream1")
 	n.counts("an encoder", 1, 0)
 	player := n.playRTMP("stream1")
@@ -59,11 +59,11 @@ func TestRealRTMPViewer(t *testing.T) {
 	if _, err := publisher.Stop(30 * time.Second); err != nil {
 		t.Error(err)
 	}
-	n.counts("nobody any more", 0, 0)
+	n.counts("an idle server again", 0, 0)
 	d.end()
 }
 
-// counts waits until the daemon counts so many publishers, and at least so many viewers; 0 is nobody.
+// counts waits until the daemon counts exactly so many publishers, and at least so many viewers; 0 viewers is exact.
 func (n *realNode) counts(when string, publishers, viewers int) {
 	n.t.Helper()
 	until(n.t, "the count of "+when, func() string {

@@ -19,9 +19,9 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
-// A real server and its agent on a replica set, whose primary steps down, is killed and
-// hangs: the node is called gone by nobody, its beats flow again within 2 s of a new
-// primary, /readyz says what viewers get, and nothing is restarted (issue 23, 2.10).
+// TestRealSet runs a real server and its agent on a replica set whose primary steps down, is killed and hangs: the node is never
+// reported gone, its heartbeats resume within 2 s of a new primary, /readyz agrees with what viewers get, and nothing is restarted
+// (issue 23, 2.10).
 func TestRealSet(t *testing.T) {
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}, Members: 3, Election: realElection})
 	n := newRealNode(t, w, realRelease())
@@ -158,7 +158,7 @@ func (n *realNode) beatAfter(m *realmongo.Member, moment time.Time) time.Time {
 	return row.UpdatedAt
 }
 
-// verdicts looks at all that `nodes --watch` said of the node.
+// It checks each health that `nodes --watch` printed for the node.
 func (n *realNode) verdicts(said string) {
 	n.t.Helper()
 	all := []string{}
@@ -179,11 +179,11 @@ func (n *realNode) verdicts(said string) {
 		}
 		all = append(all, string(c.Node.Health))
 		if c.Node.Health == cluster.Gone {
-			n.t.Errorf("a node that serves is called gone: %s", line)
+			n.t.Errorf("a node that serves is reported gone: %s", line)
 		}
 	}
 	if len(all) == 0 {
-		n.t.Errorf("nodes --watch says: %s", said)
+		n.t.Errorf("nodes --watch printed no health: %s", said)
 	}
-	n.t.Logf("nodes --watch called it %s", strings.Join(all, ", "))
+	n.t.Logf("nodes --watch printed %s", strings.Join(all, ", "))
 }

@@ -18,13 +18,13 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// A machine with the real server under its own unit goes down and comes back: with
-// nobody on it, with a publisher and viewers, and with MongoDB away (S1, S6).
+// realShutdown shuts down and boots a machine whose real server runs under its own unit: without sessions, with a publisher and
+// viewers, and with MongoDB away (S1, S6).
 func realShutdown(t *testing.T) {
 	t.Parallel()
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
 	b := newRealBooted(t, w, realRelease())
-	// The journal is to outlive the machine.
+	// The journal must survive the shutdown.
 	b.onDisk(t, `mkdir -p "$1/var/log/journal"`)
 	s := &realGoingDown{&goingDown{machine: b.machine}, b}
 	b.boot(t)
@@ -47,7 +47,7 @@ type realGoingDown struct {
 	booted *realBooted
 }
 
-// back boots the machine: the node serves again, by one start of the server, and its files are as they should be.
+// back boots the machine: the node serves after one start of the server, and its files are correct.
 func (s *realGoingDown) back(t *testing.T) {
 	t.Helper()
 	begin := time.Now()
@@ -80,7 +80,7 @@ func (s *realGoingDown) record(t *testing.T) (row bson.M) {
 	return row
 }
 
-// gone: the cluster knows that the machine has left, and nobody was cut.
+// gone checks that the node has left the cluster, and that no session was cut.
 func (s *realGoingDown) gone(t *testing.T) {
 	t.Helper()
 	row := s.record(t)
@@ -104,12 +104,11 @@ func (s *realGoingDown) share(t *testing.T) time.Duration {
 	return at["amsagent-node stopped"] - at["amsagent stopping"] - (at["antmedia stopped"] - at["antmedia stopping"])
 }
 
-// empty waits until the agent has counted nobody, and that after those have gone whom the test has asked until now: connections
-// are counted every 10 s.
+// empty waits until the agent counts no sessions. The test's own connections count until the next count, within 10 s.
 func (s *realGoingDown) empty(t *testing.T) {
 	t.Helper()
 	since := time.Now().Add(10 * time.Second)
-	must.Until(t, "nobody is counted", func() bool {
+	must.Until(t, "a count of no sessions", func() bool {
 		v, err := s.status()
 		if err != nil {
 			return false
@@ -119,7 +118,7 @@ func (s *realGoingDown) empty(t *testing.T) {
 	})
 }
 
-// reboot is what an operator does after an upgrade of the kernel, with nobody there.
+// reboot reboots an idle machine, as after an upgrade of the kernel.
 func (s *realGoingDown) reboot(t *testing.T) {
 	s.booted.served(t)
 	s.empty(t)
@@ -129,7 +128,7 @@ func (s *realGoingDown) reboot(t *testing.T) {
 	more := s.share(t)
 	figure(t, "besides the server's own stop: %s", more.Round(time.Millisecond))
 	if more > 5*time.Second {
-		t.Errorf("with nobody there going down takes %s more than the server's own stop", more)
+		t.Errorf("without sessions the shutdown takes %s more than the server's own stop", more)
 	}
 	s.gone(t)
 	s.back(t)
@@ -138,8 +137,7 @@ func (s *realGoingDown) reboot(t *testing.T) {
 	}
 }
 
-// audience begins a stream and lets so many watch it, whom the agent then knows of. They
-// are the players and the publisher, in this order.
+// audience starts a stream with so many viewers and waits until the agent counts them. It returns the players, then the publisher.
 func (s *realGoingDown) audience(t *testing.T, node *realams.Node, viewers int) []*realams.Process {
 	t.Helper()
 	publisher, players := watched(t, s.booted.world, node, viewers)
@@ -150,8 +148,7 @@ func (s *realGoingDown) audience(t *testing.T, node *realams.Node, viewers int) 
 	return append(players, publisher)
 }
 
-// untilTheyEnd: a publisher and two viewers are served for as long as they stay. The
-// machine runs since the step before.
+// untilTheyEnd: a shutdown waits for a publisher and two viewers. The machine runs since the step before.
 func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 	node := &realams.Node{Address: realBootedAddress}
 	people := s.audience(t, node, 2)
@@ -179,8 +176,8 @@ func (s *realGoingDown) untilTheyEnd(t *testing.T) {
 	s.gone(t)
 }
 
-// noMongo: nobody is there, and MongoDB is not waited for. The server itself takes almost
-// two minutes to end without MongoDB.
+// noMongo: without sessions the agent does not wait for MongoDB. The server itself takes almost two minutes to end without
+// MongoDB.
 func (s *realGoingDown) noMongo(t *testing.T) {
 	s.back(t)
 	s.empty(t)
@@ -201,8 +198,8 @@ func (s *realGoingDown) noMongo(t *testing.T) {
 	}
 }
 
-// mongoIsBack: who drains while MongoDB is away, at the end of the machine, tells it as
-// soon as it is back.
+// mongoIsBack: the machine shuts down and drains while MongoDB is away, and the daemon writes that to the registry as soon as
+// MongoDB is back.
 func (s *realGoingDown) mongoIsBack(t *testing.T) {
 	s.back(t)
 	people := s.audience(t, &realams.Node{Address: realBootedAddress}, 1)
@@ -228,6 +225,6 @@ func (s *realGoingDown) mongoIsBack(t *testing.T) {
 	s.moments(t)
 	s.gone(t)
 	if lines := s.lines(t, "-o", "cat"); strings.Contains(lines, "interrupted by signal") {
-		t.Errorf("the signal ended what was to come after it:\n%s", lines)
+		t.Errorf("the signal interrupted the deregistration:\n%s", lines)
 	}
 }

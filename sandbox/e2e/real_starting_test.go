@@ -32,7 +32,7 @@ func TestRealWhileStarting(t *testing.T) {
 		is   func() bool
 	}{
 		{"the port is open", func() bool { return n.Local("/rest/v2/liveness") != 0 }},
-		// LiveApp is the last. Who asks it now takes its settings.
+		// LiveApp starts last. A request during its start makes it lose its settings.
 		{"the applications are being initialized", func() bool {
 			return n.Local("/rest/v2/liveness") == http.StatusOK && n.Served("LiveApp") == 0
 		}},
@@ -80,7 +80,7 @@ func TestRealWhileStarting(t *testing.T) {
 		n.setting(m.name)
 	}
 
-	// Of what it reads now the server saves its own copy.
+	// The server saves a copy of the settings that it reads at this start.
 	n.MustRun(t, "sed", "-i", `s/`+now+`\(\\*:\)`+users[now]+`@/`+other+`\1`+users[other]+`@/`, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
 	restart(moments[1].name, moments[1].is)
 	out := n.MustRun(t, bins.agent, "converge")
@@ -107,7 +107,7 @@ func TestRealWhileStarting(t *testing.T) {
 	n.setting("the node left")
 }
 
-// setting looks that what changeSetting changed is kept.
+// setting checks that the server keeps the setting of changeSetting.
 func (n *realNode) setting(when string) {
 	n.t.Helper()
 	text := n.Read(n.t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")

@@ -15,10 +15,9 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// The vendor's installer puts 2.17.1 in the place of an older release on a node that serves,
-// with the default files, and then with those that it restores. Its own starts are the only
-// ones: what is called before each start puts the files right (issue 11, story 8). The daemon,
-// which runs on, asks no application in a start: that 2.10.0 may be asked tells nothing of 2.17.1.
+// TestRealUpgrade: the vendor's installer replaces an older release by 2.17.1 on a node that serves, first with the default files and
+// then with restored ones. Only the installer starts the server; the agent repairs the files before each start (issue 11, story 8).
+// The running daemon sends no request to an application that starts: 2.10.0 tolerates one, 2.17.1 may not.
 func TestRealUpgrade(t *testing.T) {
 	t.Parallel()
 	for _, from := range []string{realams.Older, realams.Oldest} {

@@ -156,7 +156,7 @@ func (d *realDaemon) end() {
 	}
 }
 
-// readyNode is a node that has joined, whose server tells the agent who is on it, and whose daemon says that it is ready.
+// readyNode returns a joined node whose server lets the agent read its statistics, and its daemon, which is ready.
 func readyNode(t testing.TB, w *realams.World) (*realNode, *realDaemon) {
 	t.Helper()
 	n := newRealNode(t, w, realRelease())
@@ -210,9 +210,8 @@ func (n *realNode) files() map[string]string {
 	return all
 }
 
-// settled waits until the server has written its settings: it does so a moment after
-// an application serves. Each has to have kept its name, which one that was asked in the
-// middle of its start loses, with all that an operator set.
+// settled waits until the server has saved its settings, a moment after an application serves, and returns the files. Each
+// application must have kept its name: one that gets a request during its start loses its name and the operator's settings.
 func (n *realNode) settled() map[string]string {
 	n.t.Helper()
 	n.WaitServed(n.t, realApps(n.Release)...)
@@ -250,7 +249,7 @@ func (n *realNode) same(what string, before map[string]string) {
 	}
 }
 
-// asked compares what the service was asked for.
+// asked compares the calls of the service.
 func (n *realNode) asked(what string, before []string) {
 	n.t.Helper()
 	if now := n.Asked(); !slices.Equal(before, now) {

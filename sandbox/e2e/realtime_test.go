@@ -62,23 +62,23 @@ func TestDaemonMongoAway(t *testing.T) {
 			t.Errorf("%s: health: %d %s", f.Mode, code, body)
 		}
 		if s := p.Notified(); !strings.Contains(strings.Join(s[len(s)-3:], "\n"), "MongoDB does not take it") {
-			t.Errorf("%s: the service manager was told %q", f.Mode, s[len(s)-3:])
+			t.Errorf("%s: the service manager was notified of %q", f.Mode, s[len(s)-3:])
 		}
 		before := len(updates(h.Mongo))
 		h.Mongo.Faults().Clear()
 		healed := time.Now()
 		v = p.Beats()
-		// The back-off has an end, and a pace: what follows is one beat, not a queue.
+		// The back-off is bounded, and one heartbeat follows, not a queue.
 		if took := v.Beat.Last.Sub(healed); took > 12*time.Second {
-			t.Errorf("%s: the first beat came %s after MongoDB", f.Mode, took)
+			t.Errorf("%s: the first heartbeat came %s after MongoDB", f.Mode, took)
 		}
 		if n := len(updates(h.Mongo)) - before; n > 4 {
 			t.Errorf("%s: %d updates after MongoDB was back", f.Mode, n)
 		}
-		// However many losses there are, the log has one a minute, and a return for each.
+		// The log has at most one loss a minute, and a return for each.
 		a, b, most := p.Said(lost)-losses, p.Said(back)-returns, 1+int(time.Since(begun)/time.Minute)
 		if a != b || a < 1 || a > most || first && a != 1 {
-			t.Errorf("%s: the loss was told %d times, the return %d times; at most %d", f.Mode, a, b, most)
+			t.Errorf("%s: the loss was logged %d times, the return %d times; at most %d", f.Mode, a, b, most)
 		}
 		first = false
 	}
@@ -86,19 +86,19 @@ func TestDaemonMongoAway(t *testing.T) {
 		t.Errorf("the row: %+v", n)
 	}
 
-	// Somebody took the row away: it comes back as it was, with all there is.
+	// Another process deletes the record: the daemon writes a complete one.
 	forget(t, h.Node)
 	h.RecordIs(cluster.StateActive)
 	p.Says("registered again: the record was missing")
-	// The row is there a moment before its first beat.
-	until(t, "the row has all there is", func() string {
+	// The record exists a moment before its first heartbeat.
+	until(t, "the record is complete", func() string {
 		if n := h.Record(); n.Role != "edge" || n.Interval != seconds.Duration(time.Second) || n.Load == nil {
 			return fmt.Sprintf("%+v", n)
 		}
 		return ""
 	})
 
-	// A cut is over at once, and costs a beat at most.
+	// A cut connection costs at most one heartbeat.
 	h.Fault(mongod.Fault{Mode: mongod.Cut})
 	p.Beats()
 
@@ -261,9 +261,9 @@ func TestDrainMongoAway(t *testing.T) {
 				}
 				v := p.Step(lifecycle.StepDone)
 				if v.RegistryTold || !slices.ContainsFunc(v.Notes, func(n lifecycle.Note) bool { return strings.Contains(n.Text, "could not be updated") }) {
-					t.Errorf("what is owed is not said: %+v", v)
+					t.Errorf("the pending registry update is not reported: %+v", v)
 				}
-				// Also a daemon that is started meanwhile knows what is owed.
+				// A restarted daemon also has the pending update.
 				if j == 0 {
 					p.End(syscall.SIGKILL)
 					p = h.Daemon()
@@ -273,14 +273,14 @@ func TestDrainMongoAway(t *testing.T) {
 				if n.Cut == nil || *n.Cut != 0 || n.Reason != "scale-in" {
 					t.Errorf("the row: %+v", n)
 				}
-				p.Life("it is told", func(v lifecycle.View) bool { return v.RegistryTold })
+				p.Life("the registry is updated", func(v lifecycle.View) bool { return v.RegistryTold })
 			})
 		}
 	}
 }
 
-// TestDrainOrigin: an origin waits for who publishes. Where neither MongoDB nor AMS
-// can tell, it waits for the deadline, and no longer.
+// TestDrainOrigin: a draining origin waits for its publishers. If it can count them neither by MongoDB nor by AMS, it waits for the
+// deadline, and no longer.
 func TestDrainOrigin(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.30", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
@@ -297,7 +297,7 @@ func TestDrainOrigin(t *testing.T) {
 	wait(2 * time.Second)
 	h.People(http.MethodPost, "/behaviour", "statistics", "500")
 	h.Fault(mongod.Fault{Mode: mongod.Refuse})
-	p.Life("nobody can count", func(v lifecycle.View) bool { return v.Trouble["sessions"] != "" })
+	p.Life("sessions are not countable", func(v lifecycle.View) bool { return v.Trouble["sessions"] != "" })
 	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
 		if st := h.Live(); st.Live.Publishers != 1 {
 			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
