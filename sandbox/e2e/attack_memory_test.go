@@ -26,8 +26,8 @@ const (
 	unitMemory = 256 << 10
 )
 
-// TestAttackMemory: the server's user makes his files as large, and as dense, as they are read at all. No command takes more
-// memory than a unit has.
+// TestAttackMemory: the settings of all applications have the maximum size, half of them with the maximum number of lines. No
+// command uses more memory than its unit may.
 func TestAttackMemory(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root and a second user")

@@ -15,8 +15,8 @@ import (
 // bootedDrains is how many drains, joins and restarts TestSystemdAttack makes: 8 s each under attack.
 const bootedDrains = 20
 
-// TestSystemdAttack is an attack on a booted machine, by the server's own user: the daemon drains with the rights of its
-// unit and no more, and each start of the server lets the agent put the files right before.
+// TestSystemdAttack attacks a booted machine as the server's own user. The daemon drains with only the capabilities of its
+// unit, and the agent repairs the files before each start of the server.
 func TestSystemdAttack(t *testing.T) {
 	m := newMachine(t)
 	// A node that left is joined by hand alone.
@@ -27,7 +27,7 @@ func TestSystemdAttack(t *testing.T) {
 	m.agent(t, 0, "join")
 	m.active(t, nodeID, nodeAddress)
 	p := newPrey(t, m.root, m.path(nodeHome), m.path("/opt/marks"))
-	if err := p.harmless(); err != nil { // else it would tell of what was there
+	if err := p.harmless(); err != nil { // a later error must come from the attack
 		t.Fatal(err)
 	}
 	held, all := capabilitiesIn(m.read(t, "/proc/"+m.unit(t, daemonUnit)["MainPID"]+"/status")), capabilitiesIn(m.sh(t, "cat /proc/self/status"))
@@ -44,7 +44,7 @@ func TestSystemdAttack(t *testing.T) {
 		for _, args := range [][]string{{"amsagent", "drain", "--now"}, {"amsagent", "join", "--timeout", "10s"}, {"systemctl", "restart", nodeUnit}} {
 			var r nodeRun
 			// A join fails, too, where the server found one of its files strange when it started.
-			done := p.again(t, args, func() bool {
+			done := p.retry(t, args, func() bool {
 				r = m.run(t, args...)
 				return r.code == 0
 			})

@@ -29,14 +29,13 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// prey is a server's folder that belongs to a hostile user, and files of root's that
-// he would like to have.
+// prey is a server's folder that belongs to the hostile user, and files of root that the attack must not reach.
 type prey struct {
 	// folder and outside are where they are on this machine.
 	folder, outside string
 	was             []string // what is outside
 	marks           string   // the inodes of files that others than the agent made setuid, setgid or capable
-	// linkable are the inodes of root's files to which the kernel lets him give another name.
+	// linkable are the inodes of root's files that the kernel lets the hostile user link to.
 	linkable []uint64
 	// roots are the inodes of all that is outside.
 	roots []uint64
@@ -53,9 +52,9 @@ func newPrey(t *testing.T, root, folder, marks string) *prey {
 		os.WriteFile(p.marks, nil, 0o600), os.MkdirAll(p.outside, 0o755),
 		os.WriteFile(filepath.Join(p.outside, "passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644),
 		os.WriteFile(filepath.Join(p.outside, "shadow"), []byte("root:$y$secret:1:0:99999:7:::\n"), 0o600),
-		// With fs.protected_hardlinks he can give another name only to what he may write.
+		// With fs.protected_hardlinks the hostile user can link only to files that it may write.
 		os.WriteFile(filepath.Join(p.outside, "shared"), []byte("root's\n"), 0o600), os.Chmod(filepath.Join(p.outside, "shared"), 0o666),
-		// By the names that the agent looks for, where a folder is exchanged.
+		// The names that the agent opens when a folder is exchanged.
 		os.WriteFile(filepath.Join(p.outside, "red5.properties"), []byte("a=1\n"), 0o644),
 		os.WriteFile(filepath.Join(p.outside, "red5-web.properties"), []byte("a=1\n"), 0o644),
 		os.CopyFS(filepath.Join(p.outside, "WEB-INF"), os.DirFS(filepath.Join(p.folder, "webapps/LiveApp/WEB-INF"))),
@@ -114,7 +113,7 @@ func newAttackedNode(t *testing.T, number int, variant string, o crashNodeOption
 	n := newCrashNode(t, number, o)
 	base := filepath.Dir(n.Path("/"))
 	if err := errors.Join(
-		os.Chmod(base, 0o711), // for the hostile user, where no server runs as him
+		os.Chmod(base, 0o711), // the hostile user must reach the folder
 		os.MkdirAll(filepath.Join(n.StandIn.Tree.Dir, "log"), 0o755), os.Chown(filepath.Join(n.StandIn.Tree.Dir, "log"), amsOwner, amsOwner),
 	); err != nil {
 		t.Fatal(err)
@@ -127,13 +126,13 @@ func sealedNames() []string {
 	return []string{"instanceId", "SECRET_KEY", ".closed", "liveapp.db", "ant-media-server.log", "key.pem", "red5-web.properties.amsagent-saved"}
 }
 
-// litter makes them as the server does, wherever its names lead by now.
+// litter writes the sealedNames as the server does, through any links that its folders are by now.
 func (a *attacked) litter() {
 	const line = `for dir in . conf log webapps/LiveApp webapps/LiveApp/WEB-INF; do for name; do echo x >"$dir/$name"; done; done`
-	_ = a.shell(line, sealedNames()...).Run() // a folder that is not his at the moment takes none
+	_ = a.shell(line, sealedNames()...).Run() // fails if a folder is not the hostile user's at the moment
 }
 
-// shell is a shell line of the hostile user's, in the server's folder.
+// shell returns a shell line that runs as the hostile user in the server's folder.
 func (a *attacked) shell(line string, args ...string) *exec.Cmd {
 	cmd := exec.Command("sh", append([]string{"-c", line, "sh"}, args...)...)
 	cmd.Dir = a.StandIn.Tree.Dir
@@ -190,7 +189,7 @@ func (p *prey) harmless() error {
 			return ignoreGone(err)
 		}
 		st, ok := info.Sys().(*syscall.Stat_t)
-		// By a folder that is a link for the moment this look itself gets outside, where no file has a second name.
+		// While a folder is a link, the walk itself gets outside, and no file there has a second name.
 		astray := ok && slices.Contains(p.roots, st.Ino) && (info.IsDir() || st.Nlink == 1)
 		if ok && st.Uid == 0 && !astray && !slices.Contains(p.linkable, st.Ino) {
 			return fmt.Errorf("%s belongs to root: %v", name, info.Mode())
@@ -204,7 +203,7 @@ func (p *prey) harmless() error {
 		}
 		return nil
 	}))
-	// All others than the agent note a file before they make it so.
+	// Other processes record the inode of a file before they make it privileged.
 	marks, err := os.ReadFile(p.marks)
 	if err != nil {
 		return err
@@ -220,9 +219,9 @@ func (p *prey) harmless() error {
 	return errors.Join(errs...)
 }
 
-// again runs a command until it is done, which does no harm meanwhile: a drain is refused until the daemon has taken up the node,
-// and a join as long as a file is not the server's own.
-func (p *prey) again(t *testing.T, args []string, done func() bool) bool {
+// retry runs a command until it succeeds, and checks after each run that it did no harm. A drain is refused until the daemon
+// manages the node, and a join while a file does not belong to the server.
+func (p *prey) retry(t *testing.T, args []string, done func() bool) bool {
 	t.Helper()
 	for deadline := time.Now().Add(patience); ; wait(50 * time.Millisecond) {
 		ok := done()
@@ -243,9 +242,8 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// TestAttackKept: the container is one of the releases before 1.9.1, replaced as a
-// whole. The user edits it, makes it setuid and leaves; the copy that is kept must
-// not be root's, nor be written through a link of his.
+// TestAttackKept: a join replaces the whole container of releases before 1.9.1. The hostile user edits it and makes it setuid.
+// The copy that a leave keeps must not belong to root, nor be written through a link of that user.
 func TestAttackKept(t *testing.T) {
 	for _, link := range []bool{false, true} {
 		a := newAttacked(t, "1.9.0", crashNodeOptions{shm: true})
@@ -282,7 +280,7 @@ func TestAttackKept(t *testing.T) {
 	}
 }
 
-// TestAttackLinks: what a join refuses, and a leave leaves alone.
+// TestAttackLinks: files that a join refuses and a leave ignores.
 func TestAttackLinks(t *testing.T) {
 	const app = "webapps/LiveApp/WEB-INF/red5-web.properties"
 	for name, tt := range map[string]struct{ line, id string }{
@@ -532,7 +530,7 @@ func struck(t *testing.T, said string, chance ...string) {
 		}
 	}
 	if kinds == 0 {
-		t.Error("the adversary tells of no kind of attack")
+		t.Error("the adversary reports no kind of attack")
 	}
 }
 
@@ -545,7 +543,7 @@ func (a *attacked) wayBack(t *testing.T) {
 	if err := a.harmless(); err != nil {
 		t.Error(err)
 	}
-	// What else is in his files is his to spoil: what was there in the middle of a join is given back by its leave.
+	// The hostile user may spoil the rest of its own files: a leave restores the content that the join found.
 	in, err := ams.Open(a.Path("/"), "")
 	must.OK(t, err)
 	if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
@@ -672,7 +670,7 @@ func (a *attacked) drains(t *testing.T, times int) {
 	for range times {
 		for _, args := range [][]string{{"drain", "--now"}, {"join"}} {
 			var r ran
-			done := a.again(t, args, func() bool {
+			done := a.retry(t, args, func() bool {
 				r = a.agent(args...)
 				return r.Exit == 0
 			})

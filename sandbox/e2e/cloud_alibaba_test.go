@@ -48,8 +48,8 @@ func newESS(t *testing.T, o fakealibaba.CloudOptions, hooks ...fakes.Hook) *fake
 	return ess
 }
 
-// newOnAlibaba starts a machine of the group. Its user data tell where MongoDB is and
-// what it is for, so that its daemon joins by itself.
+// newOnAlibaba starts a machine of the group. Its user data set MongoDB's address, the role and the group, so that its daemon
+// joins by itself.
 func newOnAlibaba(t *testing.T, db *mongod.Server, ess *fakealibaba.Cloud, n int, change func(*fakealibaba.Instance)) *onAlibaba {
 	t.Helper()
 	ip := fmt.Sprintf("10.0.62.%d", n)
@@ -94,9 +94,8 @@ func written(c *fakealibaba.Cloud, what fakes.What) (n int) {
 	return n
 }
 
-// TestCloudAlibabaWorstDay: a scale-in, two hooks, and everything that can go wrong
-// with the API while somebody watches: its clock, its storms, its lists, and
-// credentials that end in the middle. Nobody is cut, and the cloud is told last.
+// TestCloudAlibabaWorstDay: a scale-in with two hooks while viewers watch and the API fails: clock skew, throttling, lists in
+// the form of 2014, and credentials that expire. No session is cut, and the hooks are completed last.
 func TestCloudAlibabaWorstDay(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{
@@ -108,7 +107,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	h.Env = append(h.Env, "AMSAGENT_HOOKS=ash-*") // of two, none is known by its name
 	p := h.Serving()
 	if n := h.Record(); n.Provider != "alibaba" || n.Group != "eu" || n.Name != "edge-1" || n.ID != h.ID || n.Zone != "cn-hangzhou-i" || n.Role != "edge" {
-		t.Errorf("the row: %+v", n)
+		t.Errorf("the record: %+v", n)
 	}
 	if out, code := h.Run("metadata"); code != 0 || strings.Contains(out, daemonPassword) || strings.Contains(out, "STS.") || !strings.Contains(out, alibabaGroup) {
 		t.Errorf("metadata: exit %d\n%s", code, out)
@@ -136,7 +135,7 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	must.OK(t, ess.AddFault(fakes.Fault{Code: "Throttling.User"}))
 	wait(2 * time.Second)
 	if st := h.Live(); st.Live.Viewers != 2 || !h.ServerRuns() {
-		t.Errorf("those who watch: %+v", st)
+		t.Errorf("the sessions: %+v", st)
 	}
 	h.ViewersGo()
 	n := h.HasLeft()
@@ -147,10 +146,10 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	gone := h.noted(fakes.Gone)
 	p.Step(lifecycle.StepDone)
 	if gone.Text != fakes.ByHook || written(ess, fakes.Completed) != 2 || n.StateSince.After(gone.Time) {
-		t.Errorf("%+v, told %d times, row %s", gone, written(ess, fakes.Completed), n.StateSince)
+		t.Errorf("%+v, %d completions, left at %s", gone, written(ess, fakes.Completed), n.StateSince)
 	}
 	if st := h.Sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 2 || n.Cut == nil || *n.Cut != 0 {
-		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+		t.Errorf("the sessions: %+v, the record: %+v", st, n)
 	}
 	if n := p.Said("clock of this machine differs"); n != 1 {
 		t.Errorf("the clock: said %d times", n)
@@ -160,9 +159,8 @@ func TestCloudAlibabaWorstDay(t *testing.T) {
 	}
 }
 
-// TestCloudAlibabaOneToken: one activity takes three machines with one token. The
-// first to be empty leaves, and waits with the word for the last; the third runs no
-// agent and is waited for by nobody.
+// TestCloudAlibabaOneToken: one activity removes three machines with one token. The first machine without sessions leaves, and
+// completes the hook only when the other one has left. The third runs no agent and delays nothing.
 func TestCloudAlibabaOneToken(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-drain", Timeout: 25 * time.Second})
@@ -197,12 +195,12 @@ func TestCloudAlibabaOneToken(t *testing.T) {
 	pa.Step(lifecycle.StepDone)
 	pb.Step(lifecycle.StepDone)
 	if n := written(ess, fakes.Completed); n != 1 {
-		t.Errorf("the word was said %d times", n)
+		t.Errorf("the hook was completed %d times", n)
 	}
 }
 
-// TestCloudAlibabaOOS: the hook starts a template of OOS, which runs `amsagent drain`
-// on the machine and says the word itself. The agent has no right to say it.
+// TestCloudAlibabaOOS: the hook starts a template of OOS, which runs `amsagent drain` on the machine and completes the hook
+// itself. The agent needs no permission for that.
 func TestCloudAlibabaOOS(t *testing.T) {
 	t.Parallel()
 	db := newDatabase(t)
@@ -228,7 +226,7 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			must.OK(t, ess.ScaleIn(h.ID))
 			h.noted(fakes.Wait)
 			waiting := ess.Members()[0].Waiting[0]
-			// A command that has no time says so: the template then says ABANDON, or waits.
+			// A command that times out fails: the template then completes with ABANDON, or waits.
 			if out, code := h.Run("drain", "--timeout", "1s"); code == 0 || code == 2 {
 				t.Errorf("a drain that is not over: exit %d\n%s", code, out)
 			}
@@ -250,30 +248,29 @@ func TestCloudAlibabaOOS(t *testing.T) {
 			}
 			err := ess.Complete(waiting.Hook, waiting.Token, "CONTINUE")
 			if tt.name == "every permission" {
-				// Both say it, and whoever comes second is told that it is over.
+				// The agent and the template both complete the hook: the second completion finds the activity over.
 				if n := written(ess, fakes.Completed); n != 1 {
-					t.Errorf("the word was said %d times: %v", n, err)
+					t.Errorf("the hook was completed %d times: %v", n, err)
 				}
 			} else if err != nil || written(ess, fakes.Completed) != 1 || written(ess, fakes.Heartbeat) != 0 {
-				t.Errorf("%v, said %d times, %d heartbeats", err, written(ess, fakes.Completed), written(ess, fakes.Heartbeat))
+				t.Errorf("%v, %d completions, %d heartbeats", err, written(ess, fakes.Completed), written(ess, fakes.Heartbeat))
 			}
 			h.noted(fakes.Gone)
 			p.Step(lifecycle.StepDone)
-			// Whoever may not is told once, and the drain is none the worse for it.
+			// A missing permission is logged once, and does not affect the drain.
 			if n := p.Said("cannot be seen from here"); tt.name == "every permission" && n != 0 || tt.name != "every permission" && n != 1 {
-				t.Errorf("said %d times what cannot be seen:\n%s", n, p.Output())
+				t.Errorf("\"cannot be seen from here\" is logged %d times:\n%s", n, p.Output())
 			}
 			if strings.Contains(p.Output(), "drain step failed") || strings.Contains(out.String(), "ess:") {
 				t.Errorf("complaints:\n%s\n%s", out.String(), p.Output())
 			}
-			// The same machine again: it is out, and that is what was wanted.
+			// A second drain succeeds: the machine is already out.
 			if out, code := h.Run("drain"); code != 0 {
-				t.Errorf("once more: exit %d\n%s", code, out)
+				t.Errorf("the second drain: exit %d\n%s", code, out)
 			}
 		})
 	}
-	// What the template hands over names the machines and the token; then the agent
-	// makes the hook wait and says the word.
+	// The template passes the machines and the token, and the agent completes the hook.
 	all.run(t, "event", func(t *testing.T) {
 		ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-oos", Timeout: 30 * time.Second})
 		h := newOnAlibaba(t, db, ess, 7, nil)
@@ -295,15 +292,15 @@ func TestCloudAlibabaOOS(t *testing.T) {
 	})
 }
 
-// TestCloudAlibabaSpot: five minutes, here sixteen seconds, are all there is, whatever
-// else is said. Nobody needs a permission for that.
+// TestCloudAlibabaSpot: an interruption leaves five minutes, here sixteen seconds, even with another notice pending. It needs
+// no permission.
 func TestCloudAlibabaSpot(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{})
 	h := newOnAlibaba(t, newDatabase(t), ess, 8, func(i *fakealibaba.Instance) { i.Role = "" })
 	p := h.Serving()
 	h.Viewers(2)
-	// A reboot that is announced for the day after tomorrow drains nobody today.
+	// A reboot in two days does not drain the node now.
 	h.meta.Announce(`[{"EventId":"e-1","EventType":{"Name":"SystemMaintenance.Reboot"},"EventCycleStatus":{"Name":"Scheduled"},"NotBefore":"` +
 		time.Now().Add(48*time.Hour).UTC().Format(time.RFC3339) + `"}]`)
 	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
@@ -322,7 +319,7 @@ func TestCloudAlibabaSpot(t *testing.T) {
 	}
 	n := h.HasLeft()
 	if n.StateSince.After(at) || n.Cut == nil || *n.Cut != 2 || !strings.Contains(n.Reason, "spot") {
-		t.Errorf("taken at %s, and the row: %+v", at, n)
+		t.Errorf("taken at %s, and the record: %+v", at, n)
 	}
 	p.Step(lifecycle.StepDone)
 	if written(ess, fakes.Call) > 0 {
@@ -330,8 +327,7 @@ func TestCloudAlibabaSpot(t *testing.T) {
 	}
 }
 
-// TestCloudAlibabaLaunch: a scale-out waits until the node serves, and is told so by
-// the node itself.
+// TestCloudAlibabaLaunch: a scale-out waits until the node serves, and the node itself completes the launch hook.
 func TestCloudAlibabaLaunch(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-ready", Launching: true, Timeout: 30 * time.Second, Default: "ABANDON"})
@@ -339,15 +335,15 @@ func TestCloudAlibabaLaunch(t *testing.T) {
 	must.OK(t, ess.ScaleOut(h.ID))
 	h.noted(fakes.Wait)
 	p := h.Daemon()
-	told := h.noted(fakes.Completed)
-	if told.Text != "CONTINUE" || h.Record().State != cluster.StateActive || told.Time.Before(h.Record().StateSince.Add(-clockGrain)) {
-		t.Errorf("told %+v, the row: %+v", told, h.Record())
+	completed := h.noted(fakes.Completed)
+	if completed.Text != "CONTINUE" || h.Record().State != cluster.StateActive || completed.Time.Before(h.Record().StateSince.Add(-clockGrain)) {
+		t.Errorf("completed: %+v, the record: %+v", completed, h.Record())
 	}
 	if m := ess.Members(); len(m) != 1 || m[0].State != "InService" {
 		t.Errorf("%+v", m)
 	}
 	p.Life("the start is over", func(v lifecycle.View) bool { return v.Start == "" && v.State == lifecycle.StateActive })
-	// Out of service and back, of which no hook tells.
+	// Standby and back: no hook waits for either.
 	h.Viewers(1)
 	must.OK(t, ess.Move(h.ID, "Standby"))
 	h.RecordIs(cluster.StateDraining)

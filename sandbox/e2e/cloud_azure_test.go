@@ -105,7 +105,7 @@ func (h *onAzure) acked(event string) fakeazure.Entry {
 	h.T.Helper()
 	e := h.noted(fakeazure.Acked, event)
 	if n := h.Record(); n.State != cluster.StateLeft || n.StateSince.After(e.Time) {
-		h.T.Errorf("acknowledged at %s, and the row: %+v", e.Time, n)
+		h.T.Errorf("acknowledged at %s, and the record: %+v", e.Time, n)
 	}
 	return e
 }
@@ -123,15 +123,15 @@ func (h *onAzure) moderate() {
 	}
 }
 
-// TestCloudAzureTogether: one event names two machines, and one word frees both. It is
-// said when the last of them has left, by one of them.
+// TestCloudAzureTogether: one event names two machines, and one acknowledgement releases both. One of the agents sends it when
+// both nodes have left.
 func TestCloudAzureTogether(t *testing.T) {
 	t.Parallel()
 	db, set := newDatabase(t), newAzureSet(t)
 	a, b := newOnAzure(t, db, set, 4, "10.0.62.2"), newOnAzure(t, db, set, 5, "10.0.62.3")
 	pa, pb := a.Serving(), b.Serving()
 	b.Viewers(1)
-	// In whatever case Azure writes their names.
+	// The case of the names does not matter.
 	id, _ := a.announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{"EDGE_4", "Edge_5"}, Lead: time.Minute})
 	a.HasLeft()
 	pa.Life("it waits for the other", func(v lifecycle.View) bool {
@@ -142,7 +142,7 @@ func TestCloudAzureTogether(t *testing.T) {
 	}
 	wait(6 * time.Second) // more than one question
 	if a.written(fakeazure.Acked) > 0 || b.Live().Live.Viewers != 1 {
-		t.Fatal("it was said while the other one serves")
+		t.Fatal("the event was acknowledged while the other machine serves")
 	}
 	b.ViewersGo()
 	e := a.noted(fakeazure.Acked, id)
@@ -160,8 +160,8 @@ func TestCloudAzureTogether(t *testing.T) {
 	if st := b.Sessions(); st.Cut.Viewers != 0 {
 		t.Errorf("the sessions: %+v", st)
 	}
-	// Both may say it in the same moment: it is the same word. Who comes later is told
-	// that there is no such event any more, and takes that for the end of it.
+	// Both agents may acknowledge at the same moment. The later one is refused because the event is gone, and treats that as
+	// done.
 	if acked, refused := a.written(fakeazure.Acked), a.written(fakeazure.Refused); acked+refused > 2 {
 		t.Errorf("acknowledged %d times, and refused %d times", acked, refused)
 	}
@@ -170,8 +170,8 @@ func TestCloudAzureTogether(t *testing.T) {
 	}
 }
 
-// TestCloudAzureDeadline: on one of two machines somebody stays. He is cut by that
-// machine's own deadline, and not by the word of the other, which has long left.
+// TestCloudAzureDeadline: a viewer stays on one of two machines. That machine's own deadline cuts the session, and not an
+// acknowledgement of the other machine, which has long left.
 func TestCloudAzureDeadline(t *testing.T) {
 	t.Parallel()
 	db, set := newDatabase(t), newAzureSet(t)
@@ -190,7 +190,7 @@ func TestCloudAzureDeadline(t *testing.T) {
 	}
 	n := b.HasLeft()
 	if st := b.Sessions(); st.Cut.Viewers != 1 || n.Cut == nil || *n.Cut != 1 {
-		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+		t.Errorf("the sessions: %+v, the record: %+v", st, n)
 	}
 	if e := b.noted(fakeazure.Acked, id); e.Time.Before(n.StateSince) || e.Time.After(at) {
 		t.Errorf("acknowledged at %s, left at %s, the time was %s", e.Time, n.StateSince, at)
@@ -236,21 +236,21 @@ func TestCloudAzurePreempt(t *testing.T) {
 		h.Viewers(1)
 		id, _ := h.announce(fakeazure.Event{Type: fakeazure.Preempt, Lead: time.Hour})
 		must.OK(t, h.azure.Set().Begin(id))
-		// Nobody knows when the machine goes: nobody new comes, and nobody is cut.
+		// The end of the machine is not known: the node accepts no new sessions, and none is cut.
 		h.RecordIs(cluster.StateDraining)
 		p.Counted(1)
 		h.noted(fakeazure.Gone, id)
 		if st := h.Live(); st.Live.Viewers != 1 || h.written(fakeazure.Acked) > 0 {
-			t.Errorf("who watches: %+v", st)
+			t.Errorf("the sessions: %+v", st)
 		}
-		// And who is still there when it is over serves.
+		// A node that is still there after the event serves again.
 		h.RecordIs(cluster.StateActive)
 		p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	})
 }
 
-// TestCloudAzureReboot: a machine that is started again drains, says so, and serves
-// again when it is back, while the event is still listed.
+// TestCloudAzureReboot: a node drains before a reboot, acknowledges it, and serves again after the boot, while the event is
+// still listed.
 func TestCloudAzureReboot(t *testing.T) {
 	t.Parallel()
 	set := fakeazure.NewSet("edge", fakeazure.SetOptions{StartedTime: 8 * time.Second})
@@ -277,12 +277,12 @@ func TestCloudAzureReboot(t *testing.T) {
 	h.noted(fakeazure.Over, id)
 	wait(2500 * time.Millisecond)
 	if h.Record().State != cluster.StateActive || h.written(fakeazure.Acked) != 1 {
-		t.Errorf("the row: %+v", h.Record())
+		t.Errorf("the record: %+v", h.Record())
 	}
 }
 
-// TestCloudAzureMoves: the time of an event moves, later and earlier, and while no daemon runs. The node drains throughout, with the
-// new deadline, and whoever watches is not cut.
+// TestCloudAzureMoves: the time of an event moves, later and earlier, and while no daemon runs. The node drains throughout, with
+// the new deadline, and no session is cut.
 func TestCloudAzureMoves(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 16, "10.0.62.12")
@@ -320,7 +320,7 @@ func TestCloudAzureMoves(t *testing.T) {
 	p.Life("it drains again", func(v lifecycle.View) bool { return v.Step == lifecycle.StepDraining })
 	drainsUntil(to)
 	if h.Live().Live.Viewers != 1 || h.written(fakeazure.Acked) != 0 {
-		t.Errorf("who watches: %+v", h.Live())
+		t.Errorf("the sessions: %+v", h.Live())
 	}
 	h.ViewersGo()
 	h.acked(id)
@@ -331,7 +331,7 @@ func TestCloudAzureMoves(t *testing.T) {
 	h.moderate()
 }
 
-// TestCloudAzureCancelled: an event is taken back while no daemon runs.
+// TestCloudAzureCancelled: an event is cancelled while no daemon runs.
 func TestCloudAzureCancelled(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 13, "10.0.62.9")
@@ -347,7 +347,7 @@ func TestCloudAzureCancelled(t *testing.T) {
 	h.RecordIs(cluster.StateActive)
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 	if h.Live().Live.Viewers != 1 || h.Touches() != touched {
-		t.Errorf("who watches: %+v", h.Live())
+		t.Errorf("the sessions: %+v", h.Live())
 	}
 }
 
@@ -379,7 +379,7 @@ func TestCloudAzureBoot(t *testing.T) {
 	}
 	// Events were asked for while the machine did not know itself yet.
 	if !slices.ContainsFunc(late.Requests(), func(r fakes.Request) bool { return r.Path == "/metadata/scheduledevents" && r.Status == 410 }) {
-		t.Errorf("nobody asked for events at first: %+v", late.Requests())
+		t.Errorf("no early request for events was refused: %+v", late.Requests())
 	}
 }
 
@@ -410,10 +410,10 @@ func TestCloudAzureValve(t *testing.T) {
 	}
 	h.Must("join", "--remote-ip-valve", "keep")
 	if !strings.Contains(read(), valve) {
-		t.Error("the valve is gone although it was to be kept")
+		t.Error("the valve is gone despite --remote-ip-valve keep")
 	}
 	h.Must("leave")
-	// The cloud decides: the same machine, whose metadata nobody asks.
+	// The provider decides: generic reads no metadata on the same machine.
 	h.Must("join", "--provider", "generic", "--address", h.Address)
 	if !strings.Contains(read(), valve) {
 		t.Error("the valve is gone although this is not Azure")

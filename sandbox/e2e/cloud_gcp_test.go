@@ -27,8 +27,8 @@ type onGCP struct {
 	gcp *fakegcp.Server
 }
 
-// newOnGCP starts a Spot VM of a managed instance group. The project's attributes
-// tell where MongoDB is, so that the daemon joins by itself.
+// newOnGCP starts a Spot VM of a managed instance group. The project's attributes set MongoDB's address, so that the daemon
+// joins by itself.
 func newOnGCP(t *testing.T, m *mongod.Server, ip string) *onGCP {
 	t.Helper()
 	h := &onGCP{Node: newNode(t, m, "gcp", "45678901234567"+strings.ReplaceAll(ip, ".", ""), ip)}
@@ -49,8 +49,8 @@ func newOnGCP(t *testing.T, m *mongod.Server, ip string) *onGCP {
 	return h
 }
 
-// gone waits until the machine is off.
-func (h *onGCP) gone() fakegcp.Entry {
+// waitOff waits until the machine is off.
+func (h *onGCP) waitOff() fakegcp.Entry {
 	h.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
@@ -67,18 +67,18 @@ func deciding(t *testing.T, v lifecycle.View) lifecycle.Moment {
 			return m
 		}
 	}
-	t.Fatalf("no word decides: %+v", v.Timeline)
+	t.Fatalf("no entry decides: %+v", v.Timeline)
 	return lifecycle.Moment{}
 }
 
-// TestCloudGCPPreemptionStays: who watches to the end is cut before the machine is,
-// so that the server ends in order and the cluster knows.
+// TestCloudGCPPreemptionStays: a viewer who stays is cut before the machine is switched off, so that the server stops in order
+// and the registry has the number of sessions cut.
 func TestCloudGCPPreemptionStays(t *testing.T) {
 	t.Parallel()
 	h := newOnGCP(t, newDatabase(t), "10.0.61.2")
 	p := h.Serving()
 	h.Viewers(1)
-	told := time.Now()
+	noticed := time.Now()
 	h.gcp.Preempt(0)
 	v := p.Counted(1)
 	for time.Now().Before(v.Deadline.Add(-300 * time.Millisecond)) {
@@ -88,28 +88,27 @@ func TestCloudGCPPreemptionStays(t *testing.T) {
 		wait(100 * time.Millisecond)
 	}
 	n := h.HasLeft()
-	left := time.Since(told)
-	t.Logf("served for %s, left after %s", v.Deadline.Sub(told).Round(time.Millisecond), left.Round(time.Millisecond))
-	if served := v.Deadline.Sub(told); served < 14*time.Second || served > 17*time.Second {
+	left := time.Since(noticed)
+	t.Logf("served for %s, left after %s", v.Deadline.Sub(noticed).Round(time.Millisecond), left.Round(time.Millisecond))
+	if served := v.Deadline.Sub(noticed); served < 14*time.Second || served > 17*time.Second {
 		t.Errorf("served for %s of 30 s", served)
 	}
-	if e := h.gone(); !e.Late || e.Time.Sub(told) < left {
+	if e := h.waitOff(); !e.Late || e.Time.Sub(noticed) < left {
 		t.Errorf("the machine's end: %+v", e)
 	}
 	if st := h.Sessions(); st.Cut.Viewers != 1 || st.State != "stopped" || n.Cut == nil || *n.Cut != 1 {
-		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+		t.Errorf("the sessions: %+v, the record: %+v", st, n)
 	}
 }
 
-// TestCloudGCPStop: a graceful shutdown tells how long it waits, and a machine that
-// has left does not use it up.
+// TestCloudGCPStop: a graceful shutdown has a timeout, and a machine that has left does not use it up.
 func TestCloudGCPStop(t *testing.T) {
 	t.Parallel()
 	h := newOnGCP(t, newDatabase(t), "10.0.61.3")
 	h.gcp.Update(func(i *fakegcp.Instance) { i.Spot, i.Migrates = false, true })
 	p := h.Serving()
 	h.Viewers(2)
-	// Taken back while they watch: nothing has happened.
+	// A shutdown that is cancelled while viewers watch has no effect on them.
 	h.gcp.Stop(5*time.Minute, "STOPPED")
 	h.RecordIs(cluster.StateDraining)
 	h.gcp.Unstop()
@@ -117,11 +116,11 @@ func TestCloudGCPStop(t *testing.T) {
 	if st := h.Live(); st.Live.Viewers != 2 || !h.ServerRuns() {
 		t.Errorf("the sessions: %+v", st)
 	}
-	told := time.Now()
+	noticed := time.Now()
 	h.gcp.Stop(3*time.Minute, "DELETED")
 	v := p.Counted(2)
 	m := deciding(t, v)
-	if v.Kind != lifecycle.Terminate || v.Reason != "graceful shutdown (to be deleted)" || m.Ends.Sub(told.Add(3*time.Minute)).Abs() > 2*time.Second {
+	if v.Kind != lifecycle.Terminate || v.Reason != "graceful shutdown (to be deleted)" || m.Ends.Sub(noticed.Add(3*time.Minute)).Abs() > 2*time.Second {
 		t.Errorf("the drain: %+v", v)
 	}
 	if out, _ := h.Run("status"); !strings.Contains(out, "graceful shutdown (to be deleted)") {
@@ -134,21 +133,21 @@ func TestCloudGCPStop(t *testing.T) {
 	h.ViewersGo()
 	n := h.HasLeft()
 	h.gcp.Off()
-	if e := h.gone(); e.Late || e.Time.Sub(told) > 25*time.Second {
+	if e := h.waitOff(); e.Late || e.Time.Sub(noticed) > 25*time.Second {
 		t.Errorf("the machine's end: %+v", e)
 	}
 	if st := h.Sessions(); st.Cut.Viewers != 0 || n.Cut == nil || *n.Cut != 0 {
-		t.Errorf("the sessions: %+v, the row: %+v", st, n)
+		t.Errorf("the sessions: %+v, the record: %+v", st, n)
 	}
 	p.Step(lifecycle.StepDone)
 }
 
-// TestCloudGCPWorstDay: the service goes and comes, answers what it likes, and tells
-// the truth only now and then. Nobody is sent away by it, and a preemption is seen.
+// TestCloudGCPWorstDay: the metadata service vanishes, sends invalid answers and withdraws a notice. No session is cut, and a
+// preemption is still seen.
 func TestCloudGCPWorstDay(t *testing.T) {
 	t.Parallel()
 	h := newOnGCP(t, newDatabase(t), "10.0.61.4")
-	// It vanishes once more right after it has been there.
+	// The service vanishes soon after it has come up.
 	must.OK(t, h.gcp.Vanish(400*time.Millisecond))
 	p := h.Serving()
 	h.Viewers(1)
@@ -177,9 +176,9 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	fault(fakes.Fault{NoFlavor: true, Times: 2})
 	must.OK(t, h.gcp.Vanish(300*time.Millisecond))
 	wait(3 * time.Second)
-	quiet("answers that are none")
+	quiet("invalid answers")
 	h.gcp.ClearFaults()
-	// It cannot make up its mind.
+	// A notice that is withdrawn.
 	h.gcp.Announce(true)
 	h.RecordIs(cluster.StateDraining)
 	h.gcp.Announce(false)
@@ -193,7 +192,7 @@ func TestCloudGCPWorstDay(t *testing.T) {
 	h.ViewersGo()
 	h.HasLeft()
 	h.gcp.Off()
-	if e := h.gone(); e.Late {
+	if e := h.waitOff(); e.Late {
 		t.Errorf("%+v", e)
 	}
 }

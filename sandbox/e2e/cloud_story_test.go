@@ -28,57 +28,51 @@ import (
 // cloudStory is what the story of a machine that leaves well is like on one cloud.
 type cloudStory struct {
 	name string
-	// patient is a cloud that waits long enough for somebody to hang up, short one
-	// that does not wait for the end of a concert.
+	// patient is a cloud that waits until a viewer hangs up, short one with an early deadline.
 	patient, short fakecloud.Options
-	// told: the cloud takes a word of ours. Elsewhere the machine's own end is all
-	// that it sees.
-	told bool
-	// unseen is how long a notice may go unseen at most, and the rounding of its time:
-	// by so much the agent may take the cloud's deadline for a later one. What it keeps
-	// for the last steps is far more.
+	// takesAnswer: the agent acknowledges the termination. Other clouds see only the end of the machine.
+	takesAnswer bool
+	// unseen is the maximum delay before a notice is seen, plus the rounding of its time: the agent may assume a deadline
+	// that is later than the cloud's by this much. It reserves far more for the last steps.
 	unseen time.Duration
-	// early is by how much the agent may take the cloud's deadline for an earlier one;
-	// 0: 3 s.
+	// early is by how much the deadline that the agent assumes may be earlier than the cloud's; 0: 3 s.
 	early time.Duration
-	// source is what a notice of the end comes from, in the words of the agent, and
-	// reason how what the row says of it begins.
+	// source is the agent's name for the source of the notice, and reason the prefix of the reason in the node record.
 	source, reason string
 }
 
 func cloudStories() []cloudStory {
 	return []cloudStory{
 		{
-			name: "aws", told: true, source: "aws-lifecycle", reason: "scale-in",
+			name: "aws", takesAnswer: true, source: "aws-lifecycle", reason: "scale-in",
 			patient: fakecloud.Options{Lead: 90 * time.Second}, // from word to word
 			short:   fakecloud.Options{Lead: 5 * time.Second, Limit: 20 * time.Second},
-			unseen:  2500 * time.Millisecond, // a hook does not tell since when it waits
+			unseen:  2500 * time.Millisecond, // a hook does not report when its wait began
 		},
 		{
-			// Nothing makes Azure wait longer than it says at first.
-			name: "azure", told: true, source: "azure-events", reason: "scale-in",
+			// Azure's first deadline cannot be extended.
+			name: "azure", takesAnswer: true, source: "azure-events", reason: "scale-in",
 			short:  fakecloud.Options{Lead: 16 * time.Second},
 			unseen: 1500 * time.Millisecond, // its times have whole seconds
 		},
 		{
-			// The groups are looked at every ten seconds or so, and nobody tells since when a
-			// machine waits: where nothing makes that longer, the agent reckons with the worst.
-			name: "alibaba", told: true, source: "alibaba-lifecycle", reason: "scale-in",
+			// The agent polls the groups about every ten seconds, and the API does not report when a wait began: if the
+			// wait cannot be extended, the agent assumes the worst.
+			name: "alibaba", takesAnswer: true, source: "alibaba-lifecycle", reason: "scale-in",
 			patient: fakecloud.Options{Lead: 90 * time.Second}, // to the first word
 			short:   fakecloud.Options{Lead: 24 * time.Second, Limit: 24 * time.Second},
 			unseen:  1500 * time.Millisecond, early: 13 * time.Second,
 		},
 		{
-			// A Spot VM has 30 s. Of the scale-in of a group nobody tells anything but the
-			// power button, which is a story for systemd.
+			// A Spot VM has 30 s. Only the power button announces a scale-in of a group; that needs systemd and is tested
+			// elsewhere.
 			name: "gcp", source: "gcp-preempted", reason: "preemption of a Spot VM", unseen: 1500 * time.Millisecond,
 		},
 	}
 }
 
-// TestCloudStory: each cloud takes a machine away while somebody watches there. The
-// story is the same everywhere, and so is what is checked; the signals, the deadline
-// and who is told are the cloud's own.
+// TestCloudStory: each cloud removes a machine that has a viewer. The story and its checks are the same for all clouds; the
+// signals, the deadline and the acknowledgement differ.
 func TestCloudStory(t *testing.T) {
 	for _, c := range cloudStories() {
 		t.Run(c.name, func(t *testing.T) {
@@ -94,13 +88,13 @@ func TestCloudStory(t *testing.T) {
 	}
 }
 
-// TestCloudStoryOfAll: a cloud that can be pretended has its story told.
+// TestCloudStoryOfAll: each fake cloud has a story.
 func TestCloudStoryOfAll(t *testing.T) {
-	var told []string
+	var names []string
 	for _, c := range cloudStories() {
-		told = append(told, c.name)
+		names = append(names, c.name)
 	}
-	if got, want := strings.Join(told, " "), strings.Join(fakecloud.Names(), " "); got != want {
+	if got, want := strings.Join(names, " "), strings.Join(fakecloud.Names(), " "); got != want {
 		t.Errorf("the stories are those of %s, the clouds %s", got, want)
 	}
 }
@@ -110,7 +104,7 @@ type onCloud struct {
 	*rig.Node
 	cloud *fakecloud.Cloud
 	meta  *fakecloud.Metadata
-	// touched is what the service had been asked for when the cloud began to take it.
+	// touched is the number of calls of the service command before the termination.
 	touched int
 }
 
@@ -169,8 +163,7 @@ func (h *onCloud) written(what string) (n int) {
 	return n
 }
 
-// taken lets the cloud take a machine with a viewer, and waits until the cluster and
-// the load balancers know.
+// taken lets the cloud terminate a machine with a viewer, and waits until the node record and readiness show it.
 func (c cloudStory) taken(t *testing.T, h *onCloud, p *rig.Daemon) lifecycle.View {
 	t.Helper()
 	row := h.Record()
@@ -180,7 +173,7 @@ func (c cloudStory) taken(t *testing.T, h *onCloud, p *rig.Daemon) lifecycle.Vie
 	begin := time.Now()
 	h.touched = h.Touches()
 	must.OK(t, h.cloud.ScaleIn(h.ID))
-	// Who asks a service that fails asks it less often, 15 s apart at last.
+	// The interval of requests to a service that fails grows to 15 s.
 	until(t, "the row says draining", func() string {
 		n, err := h.Client.Node(context.Background(), h.ID)
 		if err == nil && n.State == cluster.StateDraining {
@@ -197,15 +190,14 @@ func (c cloudStory) taken(t *testing.T, h *onCloud, p *rig.Daemon) lifecycle.Vie
 		t.Errorf("the drain: %+v", v)
 	}
 	if h.written(fakecloud.Answer)+h.written(fakecloud.Gone) > 0 {
-		t.Error("the cloud was told while somebody watches")
+		t.Error("the termination was acknowledged while a viewer watches")
 	}
 	return v
 }
 
-// leaves waits for the end of the story and holds its order: the server has ended,
-// then the row says so, then the cloud is told, then the machine is gone and not
-// because the time was over. A daemon that is killed may repeat the stop and the answer,
-// which then have no effect.
+// leaves waits for the end of the story and checks its order: the server stops, the record is left, the agent acknowledges, and
+// the machine is gone before its time is over. After a kill the daemon may repeat the stop and the acknowledgement, which then
+// have no effect.
 func (c cloudStory) leaves(t *testing.T, h *onCloud, p *rig.Daemon, cut, stops int) {
 	t.Helper()
 	n := h.HasLeft()
@@ -221,34 +213,34 @@ func (c cloudStory) leaves(t *testing.T, h *onCloud, p *rig.Daemon, cut, stops i
 		}
 		t.Errorf("of %d sessions cut the row says %s: %+v", cut, said, n)
 	}
-	var told time.Time
-	if c.told {
-		told = h.noted(fakecloud.Answer).Time
+	var acked time.Time
+	if c.takesAnswer {
+		acked = h.noted(fakecloud.Answer).Time
 		p.Step(lifecycle.StepDone)
 	} else {
 		p.Step(lifecycle.StepDone)
-		told = time.Now()
-		// The machine ends, which is the only word that there is.
+		acked = time.Now()
+		// The end of the machine is the only signal to this cloud.
 		if err := h.cloud.Off(h.ID); err != nil {
 			t.Error(err)
 		}
 	}
 	gone := h.noted(fakecloud.Gone)
-	if n.StateSince.After(told) || told.After(gone.Time) || gone.Late {
-		t.Errorf("the row said left at %s, the cloud was told at %s, and: %+v", n.StateSince, told, gone)
+	if n.StateSince.After(acked) || acked.After(gone.Time) || gone.Late {
+		t.Errorf("left at %s, acknowledged at %s, and: %+v", n.StateSince, acked, gone)
 	}
 	if n := h.Touches() - h.touched; n < 1 || n > stops {
 		t.Errorf("the service was asked for something %d times, at most %d is right", n, stops)
 	}
-	if n := h.written(fakecloud.Answer); n > stops || (n > 0) != c.told || h.written(fakecloud.Gone) != 1 {
-		t.Errorf("the cloud was told %d times", n)
+	if n := h.written(fakecloud.Answer); n > stops || (n > 0) != c.takesAnswer || h.written(fakecloud.Gone) != 1 {
+		t.Errorf("%d acknowledgements", n)
 	}
 }
 
 // clockGrain is what a date in MongoDB is rounded by.
 const clockGrain = time.Millisecond
 
-// serves holds that the viewer is served for some time.
+// serves checks that the viewer is served until then.
 func (h *onCloud) serves(until time.Time) {
 	h.T.Helper()
 	for time.Now().Before(until) {
@@ -259,7 +251,7 @@ func (h *onCloud) serves(until time.Time) {
 	}
 }
 
-// hangsUp: nobody is cut, and the cloud has its machine as soon as it can.
+// hangsUp: no session is cut, and the machine is released soon after its last viewer.
 func (c cloudStory) hangsUp(t *testing.T, h *onCloud) {
 	p := h.Serving()
 	h.Viewers(1)
@@ -271,8 +263,8 @@ func (c cloudStory) hangsUp(t *testing.T, h *onCloud) {
 	t.Logf("the machine was gone %s after its last viewer", h.noted(fakecloud.Gone).Time.Sub(gone).Round(10*time.Millisecond))
 }
 
-// neverGoes: served until the cloud's own deadline less what the last steps take,
-// then cut, once, and done before the machine is taken.
+// neverGoes: the viewer is served until the cloud's deadline less the time of the last steps, then cut, and the node has left
+// before the machine is terminated.
 func (c cloudStory) neverGoes(t *testing.T, h *onCloud) {
 	p := h.Serving()
 	h.Viewers(1)
@@ -322,7 +314,7 @@ func (c cloudStory) bursts(t *testing.T, h *onCloud) {
 			if i == 0 {
 				close(failing)
 			}
-			// Their period is none of those in which the agent looks.
+			// This period differs from all polling intervals of the agent.
 			for _, d := range []time.Duration{900 * time.Millisecond, 1430 * time.Millisecond} {
 				select {
 				case <-time.After(d):
@@ -340,7 +332,7 @@ func (c cloudStory) bursts(t *testing.T, h *onCloud) {
 	c.leaves(t, h, p, 0, 1)
 }
 
-// killed: who is started after a daemon that was killed goes on with its drain.
+// killed: the next daemon continues the drain of one that was killed.
 func (c cloudStory) killed(t *testing.T, h *onCloud) {
 	p := h.Serving()
 	h.Viewers(1)

@@ -28,9 +28,8 @@ var crashPlaces = []string{
 	"etc/systemd/system/antmedia.service.d",
 }
 
-// TestCrashDisks joins and leaves where one of the file systems is full to the
-// brim, or read-only. Where the command fails, everything is as it was, and when
-// there is room again the next one does it.
+// TestCrashDisks joins and leaves with one of the file systems full or read-only. A command that fails changes nothing, and the
+// next one succeeds on a writable disk.
 func TestCrashDisks(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to mount small file systems")
@@ -273,13 +272,12 @@ func (n *crashNode) differencesHere(want map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// TestCrashOtherUser runs the agent as somebody who may not write one of the
-// folders, or not give files their owner.
+// TestCrashOtherUser runs the agent as a user that may not write one of the folders, or not change the owner of files.
 func TestCrashOtherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root to become somebody else")
+		t.Skip("needs root to run as another user")
 	}
-	const somebody = amsOwner
+	const otherUser = amsOwner
 	n := newCrashNode(t, 4, crashNodeOptions{shm: true, tree: func(o *tree.Options) { o.NoUnit = true }})
 	agent := filepath.Join(filepath.Dir(n.Path("/")), "amsagent")
 	if out, err := exec.Command("cp", bins.agent, agent).CombinedOutput(); err != nil {
@@ -295,12 +293,12 @@ func TestCrashOtherUser(t *testing.T) {
 		os.MkdirAll(n.Path("run/amsagent"), 0o755), os.MkdirAll(n.Path("etc/amsagent"), 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	own(somebody, secretFile, "var/lib", crashStateDir, "run", "run/amsagent", "etc", "etc/amsagent", "etc/hosts")
+	own(otherUser, secretFile, "var/lib", crashStateDir, "run", "run/amsagent", "etc", "etc/amsagent", "etc/hosts")
 	run := func(cmd string) ran {
 		t.Helper()
 		c := n.command(cmd, "-o", "json")
 		c.Path = agent
-		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: somebody, Gid: somebody, NoSetGroups: true}}
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: otherUser, Gid: otherUser, NoSetGroups: true}}
 		var out, errs strings.Builder
 		c.Stdout, c.Stderr = &out, &errs
 		if err := c.Run(); err != nil && c.ProcessState == nil {
@@ -331,13 +329,13 @@ func TestCrashOtherUser(t *testing.T) {
 	} {
 		tt.set(0)
 		refused(tt.what, "join", n.snapshot(t))
-		tt.set(somebody)
+		tt.set(otherUser)
 		if r := run("join"); r.Exit != 0 {
 			t.Fatalf("%s no more: exit %d\n%s", tt.what, r.Exit, r.Err)
 		}
 		tt.set(0)
 		refused(tt.what, "leave", n.snapshot(t))
-		tt.set(somebody)
+		tt.set(otherUser)
 		if r := run("leave"); r.Exit != 0 {
 			t.Fatalf("%s no more: exit %d\n%s", tt.what, r.Exit, r.Err)
 		}
@@ -347,8 +345,7 @@ func TestCrashOtherUser(t *testing.T) {
 	}
 }
 
-// TestCrashLocked: whoever waits for another amsagent until his time is over is
-// told who it is, and nothing was done.
+// TestCrashLocked: a command that times out while another amsagent holds the lock reports that, and changes nothing.
 func TestCrashLocked(t *testing.T) {
 	n := newCrashNode(t, 5, crashNodeOptions{shm: true})
 	lock := n.Path("run/amsagent/lock")

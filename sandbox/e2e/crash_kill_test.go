@@ -105,8 +105,8 @@ func TestCrashKill(t *testing.T) {
 	}
 }
 
-// TestCrashKillRollback kills a join that is taken back, because the server does
-// not come up with the new files, before every call.
+// TestCrashKillRollback kills a join before every call. The join is rolled back, because the server does not start with the new
+// files.
 func TestCrashKillRollback(t *testing.T) {
 	nodes := make([]*crashNode, crashWorkers)
 	var m *mongod.Server

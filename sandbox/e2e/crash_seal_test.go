@@ -17,8 +17,8 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// TestCrashKillSeal kills a seal before every call that changes something. The next seal ends well each time,
-// and the disk is as if nobody had been killed.
+// TestCrashKillSeal kills a seal before every call that changes something. The next seal succeeds each time, and the disk is the
+// same as after a seal that was not killed.
 func TestCrashKillSeal(t *testing.T) {
 	dir := memoryDir(t)
 	used := filepath.Join(dir, "used")

@@ -53,10 +53,9 @@ type call struct {
 
 func (c call) String() string { return fmt.Sprintf("call %d, %s %s", c.N, c.Name, c.What) }
 
-// shot says what befalls the agent, and when.
+// shot is a fault of the agent, and the call that it hits.
 type shot struct {
-	// Counts tells the calls that are counted; nil: all of any kind but other
-	// and output.
+	// Counts reports whether a call is counted; nil: all kinds but other and output.
 	Counts func(call) bool
 	// At is the number of the call; 0: none.
 	At int

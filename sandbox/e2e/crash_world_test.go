@@ -31,8 +31,8 @@ import (
 // be kept.
 const amsOwner = 1500
 
-// The password is in the connection string: files that get it must not be readable by everybody. Only a join gets it, from
-// a file.
+// The password is in the connection string: files that hold it must not be readable by all users. Only a join gets it, from a
+// file.
 const crashUser, crashPassword, secretFile = "ams", "p@ss/w:rd", "/secret"
 
 // startCrashMongo starts one database for all nodes of a test.
@@ -63,7 +63,7 @@ type crashNodeOptions struct {
 	owner bool
 }
 
-// memoryDir is a folder in memory, where there is one.
+// memoryDir is a folder in memory if the machine has /dev/shm.
 func memoryDir(t testing.TB) string {
 	t.Helper()
 	if info, err := os.Stat("/dev/shm"); err != nil || !info.IsDir() {
@@ -215,8 +215,7 @@ func (n *crashNode) look() (map[string]string, error) {
 	return m, nil
 }
 
-// oldOrNew says where the tree is neither as it was nor as it is to be. Files
-// that the transaction has beside the others do not count.
+// oldOrNew lists the paths that are neither as before nor as after the transaction, except its own temporary files.
 func (n *crashNode) oldOrNew() error {
 	now, err := n.look()
 	if err != nil {
@@ -257,9 +256,8 @@ func (n *crashNode) differences(want map[string]string) error {
 	return errors.Join(errs...)
 }
 
-// strays lists temporary files anywhere below the root; ownTemps excuses those
-// that the agent has beside its own files: nobody can remove a file from a disk
-// that refuses it.
+// strays lists temporary files anywhere below the root. ownTemps allows those beside the agent's own files: the agent cannot
+// remove a file from a disk that refuses writes.
 func (n *crashNode) strays(ownTemps bool) error {
 	var errs []error
 	err := filepath.WalkDir(n.Path("/"), func(p string, _ fs.DirEntry, err error) error {
@@ -280,7 +278,7 @@ func (n *crashNode) strays(ownTemps bool) error {
 
 const crashStateDir = "var/lib/amsagent"
 
-// rememberedState is the state file; nil where there is none.
+// rememberedState reads the state file; nil if it does not exist.
 func (n *crashNode) rememberedState() (map[string]any, error) {
 	b, err := os.ReadFile(n.Path(crashStateDir + "/state.json"))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -17,8 +17,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// secretScript lists where whoever reads logs, or any user of the machine, could find a secret: nothing, if all is well. The
-// stand-in of the database is told its users on its command line; a real one is not.
+// secretScript lists the places where a reader of logs, or any user of the machine, can find a secret. It excepts the stand-in
+// of the database, which has its users on its command line.
 func secretScript(secret string) string {
 	return `{ journalctl --no-pager -b; systemctl show --all amsagent amsagent-node antmedia; cat /run/amsagent/*.json; } | grep -F '` + secret + `' | grep -v 'sandbox mongo ' || true
 for f in /proc/[0-9]*/cmdline /proc/[0-9]*/environ; do
@@ -44,12 +44,12 @@ func TestSystemdCredential(t *testing.T) {
 			m.write(t, "/etc/systemd/system/"+unit+".d/credential.conf", "[Service]\n"+line+"\n")
 		}
 	}
-	// kept: the agent works with it, and nobody else sees it.
+	// kept checks that the agent uses the password and that no other program can read it.
 	kept := func(t *testing.T, password string) {
 		t.Helper()
 		m.active(t, nodeID, nodeAddress)
 		if got := m.read(t, nodeHome+"/conf/red5.properties"); !strings.Contains(got, password) {
-			t.Errorf("Ant Media Server was not told of it") // else there were nothing to keep
+			t.Errorf("Ant Media Server does not have the password") // the checks below would prove nothing
 		}
 		if got := m.sh(t, secretScript(password)); got != "" {
 			t.Errorf("the password can be read by others:\n%s", got)
@@ -70,7 +70,7 @@ func TestSystemdCredential(t *testing.T) {
 		both("LoadCredential=mongo:/etc/credstore/amsagent.mongo")
 		m.boot(t)
 		kept(t, first)
-		// Who looks does find what is there to be found.
+		// The script finds a secret that can be read.
 		const planted = "planted-Pa55w0rd"
 		open := m.start(t, "env", "SECRET="+planted, "sleep", "300")
 		must.Until(t, "the planted word", func() bool { return m.sh(t, secretScript(planted)) != "" })
@@ -78,7 +78,7 @@ func TestSystemdCredential(t *testing.T) {
 		open.wait(t)
 	})
 	step("Encrypted", func(t *testing.T) {
-		// Nobody hands over the plain text: it comes by a pipe and is never in a file.
+		// The plain text comes through a pipe and is never in a file.
 		in := m.command("systemd-creds", "encrypt", "--with-key=host", "--name=mongo", "-", "/etc/credstore.encrypted/amsagent.mongo")
 		in.Stdin = strings.NewReader(uri(second))
 		if out, err := in.CombinedOutput(); err != nil {
@@ -101,7 +101,8 @@ func TestSystemdCredential(t *testing.T) {
 			t.Errorf("the old password can be read by others:\n%s", got)
 		}
 	})
-	// One that cannot be decrypted keeps the daemon from starting, which systemd tells; the server serves on, as the node it is.
+	// A credential that cannot be decrypted keeps the daemon from starting, and systemd reports it. The server still serves as a
+	// node.
 	step("CannotBeDecrypted", func(t *testing.T) {
 		server := m.unit(t, nodeUnit)["InvocationID"]
 		m.sh(t, `cd /etc/credstore.encrypted; mv amsagent.mongo mine; tr A-Za-z n-za-mN-ZA-M <mine >amsagent.mongo`)

@@ -64,9 +64,8 @@ func TestSystemdDaemon(t *testing.T) {
 	}
 }
 
-// machine is a disk that can be booted again and again: a golden image on which
-// nothing was ever joined. What it is told of its cloud stands in files, and its
-// network and the database are units of its own, there before the agent.
+// machine is a disk that can be booted repeatedly: a golden image without a join. Files on it describe its cloud; its network
+// and the database are units of its own that start before the agent.
 type machine struct {
 	*bootedNode
 	disk  string // its files, whether it is booted or not
@@ -92,7 +91,7 @@ type diskOptions struct {
 	copy string // the disk to begin with, in place of the tree alone
 }
 
-// newDisk makes one with a Debian on it, and whoever boots it.
+// newDisk makes a disk with a Debian on it, and starts the shell that boots it.
 func newDisk(t *testing.T, o diskOptions) *machine {
 	t.Helper()
 	giveUp := t.Skipf
@@ -138,7 +137,7 @@ done`
 		args = append([]string{"nsenter", "-t", strconv.Itoa(o.net), "-n"}, args...)
 	}
 	cmd := exec.Command(args[0], args[1:]...)
-	// Where user data joins, a boot ends with that.
+	// If user data joins, the boot ends after the join.
 	cmd.Env = append(os.Environ(), "NSPAWN_BOOT_LIMIT=180")
 	shell, err := hold(t, cmd)
 	if err != nil {
@@ -264,7 +263,7 @@ func (m *machine) write(t *testing.T, path, text string) {
 	must.OK(t, os.WriteFile(m.disk+path, []byte(text), 0o644))
 }
 
-// instance changes which machine the cloud says this is, from the next boot on.
+// instance changes the id and the address in the machine's metadata, from the next boot on.
 func (m *machine) instance(t *testing.T, id, ip string) {
 	t.Helper()
 	m.write(t, "/opt/cloud/instance", "ID="+id+"\nIP="+ip+"\n")
@@ -290,7 +289,7 @@ func (m *machine) tell(t *testing.T, what string) string {
 	return line
 }
 
-// boot starts the machine and returns when systemd says that all is up.
+// boot starts the machine and returns when systemd has finished starting.
 func (m *machine) boot(t *testing.T) time.Duration {
 	t.Helper()
 	begin := time.Now()
@@ -355,8 +354,7 @@ func (m *machine) rows(t *testing.T) map[string]bson.M {
 	return rows
 }
 
-// active waits until the row of id says that its node is in the cluster under this
-// address, and beats; systemd says the same.
+// active waits until the record of id is active with this address and gets heartbeats, and the status in systemd agrees.
 func (m *machine) active(t *testing.T, id, ip string) bson.M {
 	t.Helper()
 	must.Until(t, "an active row of "+id+" at "+ip, func() bool {
@@ -370,7 +368,7 @@ func (m *machine) active(t *testing.T, id, ip string) bson.M {
 	return m.rows(t)[id]
 }
 
-// beats waits for some.
+// beats waits for more than n heartbeats.
 func (m *machine) beats(t *testing.T, id string, n int) {
 	t.Helper()
 	seen := map[any]bool{}
@@ -382,8 +380,7 @@ func (m *machine) beats(t *testing.T, id string, n int) {
 	})
 }
 
-// started lists the addresses that the server was told at each start of it since
-// the boot.
+// started lists the addresses that the server got at each of its starts since the boot.
 func (m *machine) started(t *testing.T) []string {
 	t.Helper()
 	var out []string
@@ -409,14 +406,14 @@ func micros(t *testing.T, s string) int64 {
 	return n
 }
 
-// goldenImage: nobody ever said join; the settings say where MongoDB is.
+// goldenImage: the settings have MongoDB's address, and the daemon joins without a command.
 func (m *machine) goldenImage(t *testing.T) {
 	m.boot(t)
 	ready := m.unit(t, daemonUnit)
-	var told []string
+	var statuses []string
 	must.Until(t, "an active row", func() bool {
-		if s := m.unit(t, daemonUnit)["StatusText"]; len(told) == 0 || told[len(told)-1] != s {
-			told = append(told, s)
+		if s := m.unit(t, daemonUnit)["StatusText"]; len(statuses) == 0 || statuses[len(statuses)-1] != s {
+			statuses = append(statuses, s)
 		}
 		return m.rows(t)[nodeID]["state"] == "active"
 	})
@@ -424,7 +421,7 @@ func (m *machine) goldenImage(t *testing.T) {
 	if r["role"] != "origin" {
 		t.Errorf("row %v", r)
 	}
-	t.Logf("status: %q", told)
+	t.Logf("status: %q", statuses)
 	// Ready before anything was waited for: the server that joined began later.
 	server := m.unit(t, nodeUnit)
 	if up, again := micros(t, ready["ActiveEnterTimestampMonotonic"]), micros(t, server["ExecMainStartTimestampMonotonic"]); up == 0 || up >= again {
@@ -537,8 +534,7 @@ func (m *machine) secondDaemon(t *testing.T) {
 	if got := m.agent(t, 0, "status").stdout; !strings.HasPrefix(got, "active: ") {
 		t.Errorf("the first one does not answer any more: %s", got)
 	}
-	// The other way round: somebody tries one by hand. systemd's own does not come up
-	// meanwhile, and does so by itself afterwards.
+	// With a daemon that was started by hand, systemd's own does not start until the first one has ended.
 	m.sh(t, "systemctl stop amsagent")
 	byHand := m.start(t, "amsagent", "run")
 	m.beats(t, nodeID, 1)
@@ -586,19 +582,18 @@ func (m *machine) otherAddress(t *testing.T) {
 	if now["boot_id"] == was["boot_id"] || len(m.rows(t)) != 1 {
 		t.Errorf("rows %v, before %v", m.rows(t), was)
 	}
-	// The files were mended before the server's first start, and once was enough.
+	// The files were repaired before the server's first start, and one start was enough.
 	m.startedWith(t, moved)
 	if env := m.read(t, "/proc/"+m.unit(t, nodeUnit)["MainPID"]+"/environ"); !strings.Contains(env, "\x00AMS_HOST_ADDRESS="+moved+"\x00") {
 		t.Errorf("the server's environment is %q", env)
 	}
 	if got := m.journal(t); !strings.Contains(got, "AGENT-MOVED") {
-		t.Errorf("nobody tells of it:\n%s", got)
+		t.Errorf("the journal does not have AGENT-MOVED:\n%s", got)
 	}
 }
 
-// upgrade: an installer puts its own files in the place of ours while the server
-// serves somebody. While it runs nobody writes them, and nobody restarts it, with
-// or without sessions on it; they are put right just before its next start.
+// upgrade: an installer replaces the agent's files while the server has a publisher. The agent neither writes the files of a
+// server that runs nor restarts it, with or without sessions; it repairs them just before the next start.
 func (m *machine) upgrade(t *testing.T) {
 	const moved = "10.9.0.8"
 	m.stream(t, http.MethodPost)
@@ -611,19 +606,19 @@ func (m *machine) upgrade(t *testing.T) {
 	if installed == joined {
 		t.Fatal("the installer's file is that of a node")
 	}
-	// It looks once a minute.
+	// The daemon checks the files once a minute.
 	for !strings.Contains(m.journal(t), "the server's files are not as joined") {
 		if time.Since(begin) > 70*time.Second {
-			t.Fatal("nobody tells that the files are not as joined")
+			t.Fatal("no warning that the files are not as joined")
 		}
 		m.beats(t, nodeID, 1)
 	}
-	t.Logf("told after %s", time.Since(begin).Round(time.Second))
+	t.Logf("reported after %s", time.Since(begin).Round(time.Second))
 	if r := m.agent(t, 0, "status"); !strings.Contains(r.stdout, "amsagent drain && amsagent join") {
 		t.Errorf("the status does not say what to do: %s", r)
 	}
 	m.stream(t, http.MethodDelete)
-	// Longer than it watches a server that nobody is on.
+	// Longer than the daemon watches a server without sessions.
 	m.beats(t, nodeID, 22)
 	m.startedWith(t, moved)
 	if m.read(t, container) != installed {
@@ -632,7 +627,7 @@ func (m *machine) upgrade(t *testing.T) {
 	// The installer restarts the server in the end.
 	m.sh(t, "systemctl restart "+nodeUnit)
 	if m.read(t, container) != joined {
-		t.Error("the file was not put right before the start")
+		t.Error("the file was not repaired before the start")
 	}
 	lines := m.run(t, "journalctl", "--no-pager", "-b", "-o", "cat", "-u", nodeUnit, "-t", "amsagent").stdout
 	if strings.Count(lines, "\n") != 1 || !strings.Contains(lines, "AMS-DRIFT") {
@@ -722,7 +717,7 @@ func (m *machine) leaveAndJoin(t *testing.T) {
 	if now := m.touched(t); !slices.Equal(files, now) {
 		t.Errorf("a second join wrote files\n%s", nodeDifference(files, now))
 	}
-	// Somebody stopped it.
+	// The operator has stopped the daemon.
 	m.sh(t, "systemctl stop amsagent")
 	m.agent(t, 0, "join").says(t, "nothing to do")
 	on("after a join on a machine whose daemon was stopped")
@@ -740,18 +735,18 @@ func (m *machine) clone(t *testing.T) {
 		t.Errorf("the clone touched the row of its origin: %v, before %v", now, was)
 	}
 	if got := m.journal(t); !strings.Contains(got, "AGENT-CLONED") {
-		t.Errorf("nobody tells of it:\n%s", got)
+		t.Errorf("the journal does not have AGENT-CLONED:\n%s", got)
 	}
 	m.instance(t, nodeID, nodeAddress)
 	m.reboot(t, func() {})
 	m.active(t, nodeID, nodeAddress)
 }
 
-// mongoAwayAtBoot: the boot, and the server, wait for nobody.
+// mongoAwayAtBoot: a database that is down delays neither the boot nor the start of the server.
 func (m *machine) mongoAwayAtBoot(t *testing.T) {
 	usual := m.reboot(t, func() {})
 	m.active(t, nodeID, nodeAddress)
-	// A server without a database is none: this one waits for it.
+	// The server exits without a database; this timeout makes it wait.
 	m.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=60s\n")
 	took := m.reboot(t, func() { m.write(t, cloudNoMongo, "") })
 	if took > usual+5*time.Second {
@@ -763,7 +758,7 @@ func (m *machine) mongoAwayAtBoot(t *testing.T) {
 	if held > 3000 || server["ActiveState"] != "active" || m.unit(t, daemonUnit)["ActiveState"] != "active" {
 		t.Errorf("%v, %v", u, server)
 	}
-	must.Until(t, "a status that tells", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "MongoDB") })
+	must.Until(t, "a status that names MongoDB", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "MongoDB") })
 	t.Logf("status: %s", m.unit(t, daemonUnit)["StatusText"])
 	begin := time.Now()
 	m.sh(t, "rm "+cloudNoMongo+"; systemctl start mongo")
@@ -772,8 +767,8 @@ func (m *machine) mongoAwayAtBoot(t *testing.T) {
 	m.startedWith(t, nodeAddress)
 }
 
-// metadataAwayAtBoot: the machine is taken for the one that joined, and the server
-// waits no longer than the unit says.
+// metadataAwayAtBoot: without metadata the agent assumes the identity that joined, and the server waits no longer than the
+// unit allows.
 func (m *machine) metadataAwayAtBoot(t *testing.T) {
 	m.reboot(t, func() { m.write(t, "/opt/cloud/no-metadata", "") })
 	u := m.unit(t, convergeUnit)
@@ -808,7 +803,7 @@ WantedBy=sysinit.target
 	m.sh(t, "systemctl disable -q early; rm /etc/systemd/system/early.service")
 }
 
-// staysLeft: who left does not come back with the next boot.
+// staysLeft: a node that left does not rejoin at the next boot.
 func (m *machine) staysLeft(t *testing.T) {
 	m.agent(t, 0, "leave")
 	left := m.rows(t)[nodeID]

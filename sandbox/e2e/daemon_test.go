@@ -54,7 +54,7 @@ func scrape(t *testing.T, p *rig.Daemon) map[string]*dto.MetricFamily {
 	return families
 }
 
-// value is that of one line, by the value of its one label; -1 where there is none.
+// value returns the value of the series with this label value; -1 if there is no such series.
 func value(f *dto.MetricFamily, label string) float64 {
 	for _, m := range f.GetMetric() {
 		if label != "" && !slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetValue() == label }) {
@@ -72,8 +72,8 @@ func value(f *dto.MetricFamily, label string) float64 {
 	return -1
 }
 
-// TestDaemonLife: a machine of a golden image joins by itself, and whatever
-// happens to its daemon happens to nobody else.
+// TestDaemonLife: a machine of a golden image joins by itself. New settings, ends and kills of its daemon affect neither the
+// node record nor the server.
 func TestDaemonLife(t *testing.T) {
 	t.Parallel()
 	h := newOnAWS(t, newDatabase(t), "10.0.7.41")
@@ -83,7 +83,7 @@ func TestDaemonLife(t *testing.T) {
 	h.RecordIs(cluster.StateActive)
 	joined := h.Record()
 	if joined.Role != "edge" || joined.Group != "edge-asg" || joined.IP != h.Address || joined.Zone != "eu-west-1a" {
-		t.Errorf("the row: %+v", joined)
+		t.Errorf("the record: %+v", joined)
 	}
 	v := p.Beats()
 	if v.State != cluster.StateActive || v.Phase != bootstrap.PhaseJoined || v.ID != h.ID || v.Load.CPU == nil || v.Trouble != "" {
@@ -129,8 +129,8 @@ func TestDaemonLife(t *testing.T) {
 	p.Notifies("the last heartbeat", func(s string) bool {
 		return strings.HasPrefix(s, "STATUS=active; 0 publishers; 0 viewers; last heartbeat at ")
 	})
-	if told := p.Notified(); !rig.IsReady(told[0]) {
-		t.Errorf("the service manager was told %q", told)
+	if sent := p.Notified(); !rig.IsReady(sent[0]) {
+		t.Errorf("the notifications of the service manager: %q", sent)
 	}
 	touched := h.Touches()
 
@@ -155,7 +155,7 @@ func TestDaemonLife(t *testing.T) {
 		return ""
 	})
 	reloading := regexp.MustCompile(`^RELOADING=1\nMONOTONIC_USEC=\d+$`)
-	until(t, "the service manager is told of the reload and of its end", func() string {
+	until(t, "the service manager is notified of the reload and of its end", func() string {
 		since := p.Notified()[was:]
 		if i := slices.IndexFunc(since, reloading.MatchString); i < 0 || !slices.ContainsFunc(since[i:], rig.IsReady) {
 			return fmt.Sprintf("%q", since)
@@ -164,7 +164,7 @@ func TestDaemonLife(t *testing.T) {
 	})
 	h.Config("mongo: file:/etc/amsagent/where\n")
 
-	// Its end is nobody's business.
+	// The end of the daemon changes neither the record nor the server.
 	if code, took := p.End(syscall.SIGTERM); code != 0 {
 		t.Errorf("exit %d after %s", code, took)
 	}
@@ -187,14 +187,14 @@ func TestDaemonLife(t *testing.T) {
 	p.Beats()
 	same("after a kill")
 
-	// What others say of the node stays.
+	// A state that another program has set stays.
 	must.OK(t, h.Client.SetOwnState(t.Context(), h.Record(), cluster.StateDraining, "operator", cluster.Details{}))
 	p.End(syscall.SIGTERM)
 	p = h.Daemon()
 	p.Says("Ant Media Server is in the cluster")
 	v = p.ViewIs("draining", func(v daemon.View) bool { return v.State == cluster.StateDraining })
 	if n := h.Record(); n.State != cluster.StateDraining || n.Reason != "operator" || v.StateSince.IsZero() {
-		t.Errorf("the row: %+v", n)
+		t.Errorf("the record: %+v", n)
 	}
 	must.OK(t, h.Client.SetOwnState(t.Context(), h.Record(), cluster.StateActive, "", cluster.Details{}))
 
@@ -218,14 +218,14 @@ func TestDaemonLife(t *testing.T) {
 	h.RecordIs(cluster.StateActive)
 }
 
-// TestDaemonFromTags: nothing but tags, and then somebody knows better.
+// TestDaemonFromTags: the daemon joins from tags alone, and a later join by hand overrides them.
 func TestDaemonFromTags(t *testing.T) {
 	t.Parallel()
 	h := newOnAWS(t, newDatabase(t), "10.0.7.42")
 	h.Config("")
 	p := h.Daemon()
 	p.Says("not a member; waiting for amsagent join")
-	// A port that is taken keeps nobody from beating.
+	// A port that is taken does not stop the heartbeats.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
 	defer l.Close()
@@ -387,13 +387,13 @@ func TestBalanceCrowd(t *testing.T) {
 	}
 }
 
-// TestDaemonMayNot: the settings say that a person joins.
+// TestDaemonMayNot: with auto_join off, only the operator joins.
 func TestDaemonMayNot(t *testing.T) {
 	t.Parallel()
 	h := newOnAWS(t, newDatabase(t), "10.0.7.43")
 	h.Config("auto_join: false\n")
 	h.Env = append(h.Env, "AMSAGENT_MONGO="+h.Mongo.LoginURI())
-	// What stands where the socket belongs is not ours to remove, nor to fail at.
+	// Another file in the socket's place is neither removed nor an error.
 	h.Write("run/amsagent/control.sock", "precious")
 	p := h.Daemon()
 	p.Says("no control socket")

@@ -16,7 +16,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// The database wants a password, and nobody else shall read it.
+// The password of the database, which must not appear in any output.
 const (
 	daemonUser     = "cluster"
 	daemonPassword = "s3cret-of-the-cluster"
@@ -28,7 +28,7 @@ func newDatabase(t testing.TB) *mongod.Server {
 	return servers.Start(t, mongod.Options{Users: map[string]string{daemonUser: daemonPassword}})
 }
 
-// nodeOptions are a machine with the load of this one, whose server tells the agent who is on it.
+// nodeOptions are a machine with the load of this one, whose server reports its sessions to the agent.
 func nodeOptions(m *mongod.Server, id, ip string) rig.Options {
 	return rig.Options{
 		Options: standin.Options{
@@ -39,7 +39,7 @@ func nodeOptions(m *mongod.Server, id, ip string) rig.Options {
 	}
 }
 
-// newNode makes a machine with the firmware of a cloud. Who is to tell it about itself is for Node.Env to say.
+// newNode makes a machine with the firmware of a cloud. Node.Env sets its metadata service.
 func newNode(t testing.TB, m *mongod.Server, cloud, id, ip string) *rig.Node {
 	t.Helper()
 	o := nodeOptions(m, id, ip)
@@ -67,7 +67,7 @@ func until(t testing.TB, what string, why func() string) {
 	rig.Until(t, what, why)
 }
 
-// soFar is a text that is not what until waits for, also where there is none yet.
+// soFar keeps until waiting even if text is empty.
 func soFar(text string) string { return "so far: " + text }
 
 // patience is how long a test waits for what must come. Only a defect reaches it.

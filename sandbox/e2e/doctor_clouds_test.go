@@ -34,8 +34,8 @@ func doctored(h *rig.Node) []doctor.Result {
 	return d.Checks
 }
 
-// TestCloudAlibabaDoctor: the hook, its times and each right but the last are found at a machine in service, and what
-// waits is neither told nor prolonged.
+// TestCloudAlibabaDoctor: on a machine in service the doctor checks the hook, its timeouts and all permissions but the last. It
+// neither completes nor extends a wait.
 func TestCloudAlibabaDoctor(t *testing.T) {
 	t.Parallel()
 	ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-end", Timeout: 10 * time.Minute}, fakes.Hook{Name: "ash-ready", Launching: true, Timeout: time.Minute})
@@ -55,11 +55,11 @@ func TestCloudAlibabaDoctor(t *testing.T) {
 	h.noted(fakes.Wait)
 	finds(t, doctored(h.Node), "AGENT-HOOK", bootstrap.Good, "ash-end of group "+alibabaGroup+"; whether this machine may keep it waiting and complete it shows only when it waits")
 	if n := written(ess, fakes.Heartbeat) + written(ess, fakes.Completed); n > 0 {
-		t.Errorf("what waits was told %d times", n)
+		t.Errorf("the doctor completed or extended the wait %d times", n)
 	}
 }
 
-// TestCloudAzureDoctor: what no machine can see is not taken for missing.
+// TestCloudAzureDoctor: a setting that no machine can read is not reported as missing.
 func TestCloudAzureDoctor(t *testing.T) {
 	t.Parallel()
 	h := newOnAzure(t, newDatabase(t), newAzureSet(t), 21, "10.0.61.21")

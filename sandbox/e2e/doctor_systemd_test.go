@@ -75,7 +75,7 @@ func TestSystemdDoctor(t *testing.T) {
 	}
 	n.same(t, "after the doctor", n.pure)
 
-	// Somebody who is not root learns less, and nothing breaks.
+	// A user that is not root gets fewer results, and no check fails.
 	r := n.run(t, "runuser", "-u", "antmedia", "--", "amsagent", "doctor", "--mongo", nodeMongo)
 	if r.code != 0 || !strings.Contains(r.stdout, "only root") || strings.Contains(r.stdout, "AGENT-FAILED") {
 		t.Errorf("as another user: %s", r)
@@ -113,7 +113,7 @@ func TestSystemdDoctor(t *testing.T) {
 	finds(t, all, "AGENT-DAEMON-DOWN", bootstrap.Bad, "nothing drains it")
 	n.sh(t, `systemctl start amsagent`)
 	finds(t, doctorOn(t, n), "AGENT-DAEMON-UNITS", bootstrap.Bad, "does not start at boot")
-	// From here on nobody is to mend what is broken.
+	// From here on the agent must not repair the damage.
 	n.sh(t, `systemctl disable -q --now amsagent amsagent-node; rm /etc/systemd/system/amsagent*.service; systemctl daemon-reload`)
 
 	// A later drop-in stands over ours.
@@ -138,7 +138,7 @@ systemctl daemon-reload; systemctl restart `+nodeUnit)
 
 	// The server is stopped, and another process has one of its ports.
 	n.sh(t, `systemctl stop `+nodeUnit+`; systemd-run -q --unit=squatter -p Type=exec sandbox mongo --listen 127.0.0.1:1935`)
-	must.Until(t, "somebody on port 1935", func() bool {
+	must.Until(t, "a listener on port 1935", func() bool {
 		return strings.Contains(n.sh(t, `ss -ltn`), ":1935 ")
 	})
 	all = doctorOn(t, n)

@@ -28,8 +28,8 @@ import (
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
-// TestCrashKillDrain kills the daemon at each step of a drain. Who is started after
-// it goes on with the same drain to the same deadline, and nobody is cut.
+// TestCrashKillDrain kills the daemon at each step of a drain. The next daemon continues the same drain with the same deadline,
+// and no session is cut.
 func TestCrashKillDrain(t *testing.T) {
 	for i, c := range []struct {
 		step  lifecycle.Step
@@ -78,7 +78,7 @@ func TestCrashKillDrain(t *testing.T) {
 			served := c.step == lifecycle.StepAnnouncing || c.step == lifecycle.StepDraining
 			wait(time.Second)
 			if served && h.Live().Live.Viewers != 1 {
-				t.Errorf("those who watch: %+v", h.Live())
+				t.Errorf("the sessions: %+v", h.Live())
 			}
 			p = h.Daemon()
 			p.Says("continuing the drain")
@@ -93,14 +93,14 @@ func TestCrashKillDrain(t *testing.T) {
 				h.RecordIs(cluster.StateDraining)
 				p.Counted(1)
 				if h.Live().Live.Viewers != 1 || p.Ready() {
-					t.Errorf("those who watch: %+v", h.Live())
+					t.Errorf("the sessions: %+v", h.Live())
 				}
 				h.ViewersGo()
 			}
 			h.completed("drain")
 			n := h.HasLeft()
 			if st := h.Sessions(); st.Cut.Viewers != 0 || st.Left.Viewers != 1 || n.Cut == nil || *n.Cut != 0 {
-				t.Errorf("the sessions: %+v, the row: %+v", st, n)
+				t.Errorf("the sessions: %+v, the record: %+v", st, n)
 			}
 			p.Step(lifecycle.StepDone)
 		})
@@ -187,14 +187,13 @@ type scaleIn struct {
 	number int
 
 	faults []string
-	// noticed and told are from the change of the target state to readiness being
-	// off and the registry knowing; after is from the last session's end to the
-	// hook's completion.
-	noticed, told, after time.Duration
-	cut                  bool
+	// noticed and recorded are the times from the change of the target state until readiness is off and until the record is
+	// draining; after is the time from the end of the last session to the hook's completion.
+	noticed, recorded, after time.Duration
+	cut                      bool
 }
 
-// play returns false where no other can be played on this machine.
+// play returns false if no other scale-in can be played on this machine.
 func (r *scaleIn) play() bool {
 	h := r.h
 	t := h.T
@@ -204,7 +203,7 @@ func (r *scaleIn) play() bool {
 			return false
 		}
 	} else {
-		if err := h.asg.Detach(h.ID); err != nil { // nobody signs with another's key
+		if err := h.asg.Detach(h.ID); err != nil { // the instance signs with its own key only
 			t.Error(err)
 			return false
 		}
@@ -254,7 +253,7 @@ func (r *scaleIn) play() bool {
 			}
 			return ""
 		})
-		r.told = time.Since(began)
+		r.recorded = time.Since(began)
 	}
 	h.kept(func(step lifecycle.Step) bool { return step != lifecycle.StepNone })
 	if v, _, err := p.Ask(t.Context()); err == nil {
@@ -280,10 +279,10 @@ func (r *scaleIn) play() bool {
 		t.Errorf("%d (%s): %d viewers: %+v", r.number, strings.Join(r.faults, ", "), viewers, st)
 	}
 	if n := h.Record(); n.Cut == nil || *n.Cut != st.Cut.Viewers {
-		t.Errorf("%d: the row: %+v, AMS: %+v", r.number, n, st)
+		t.Errorf("%d: the record: %+v, AMS: %+v", r.number, n, st)
 	}
 	if timedOut := h.entries(func(e fakes.Entry) bool { return e.What == fakes.TimedOut }); len(timedOut) > 0 {
-		t.Errorf("%d: a hook waited in vain: %+v", r.number, timedOut)
+		t.Errorf("%d: a hook timed out: %+v", r.number, timedOut)
 	}
 	p.Step(lifecycle.StepDone)
 	p.End(syscall.SIGKILL) // the machine is gone
@@ -292,7 +291,7 @@ func (r *scaleIn) play() bool {
 	return !t.Failed()
 }
 
-// watch holds that nobody is cut while they watch, and lets them go.
+// watch checks that no viewer is cut early, and disconnects them.
 func (r *scaleIn) watch(deadline time.Time, viewers int) {
 	h := r.h
 	if viewers == 0 {
@@ -408,16 +407,16 @@ func (h *onAWS) forgetDrain() error {
 
 // drainFigures are the times of all that were played.
 type drainFigures struct {
-	rounds               int
-	noticed, told, after []time.Duration
-	calm                 []time.Duration // after, where nothing failed
+	rounds                   int
+	noticed, recorded, after []time.Duration
+	calm                     []time.Duration // after, of rounds without faults
 }
 
 func (f *drainFigures) add(r *scaleIn) {
 	f.rounds++
 	f.noticed = append(f.noticed, r.noticed)
-	if r.told > 0 {
-		f.told = append(f.told, r.told)
+	if r.recorded > 0 {
+		f.recorded = append(f.recorded, r.recorded)
 	}
 	if r.after > 0 {
 		f.after = append(f.after, r.after)
@@ -434,9 +433,9 @@ func (f *drainFigures) text() string {
 		list []time.Duration
 	}{
 		{"notice → readiness off", f.noticed},
-		{"notice → registry draining", f.told},
+		{"notice → registry draining", f.recorded},
 		{"last session gone → hook completed", f.after},
-		{"the same, where nothing failed", f.calm},
+		{"the same, without faults", f.calm},
 	} {
 		if len(line.list) == 0 {
 			continue

@@ -30,8 +30,8 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
-// TestDrainScaleIn: a group takes a machine with viewers on it. They are served to
-// the end, and then everybody is told, the cloud last.
+// TestDrainScaleIn: a group terminates a machine with viewers. They are served to the end, then the node leaves, and the hook is
+// completed.
 func TestDrainScaleIn(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.1", fakeaws.AutoScalingOptions{ScalingOptions: fakes.ScalingOptions{WaitDelay: 3 * time.Second, ActionDelay: time.Second}}, endHook(20*time.Second))
@@ -47,7 +47,7 @@ func TestDrainScaleIn(t *testing.T) {
 	if v.Kind != lifecycle.Terminate || v.Reason != "scale-in" || v.State != lifecycle.StateDraining || v.Deadline.IsZero() {
 		t.Errorf("the drain: %+v", v)
 	}
-	// The hook hears of it while they watch, and more than once.
+	// Heartbeats extend the hook while they watch.
 	until(t, "two heartbeats", func() string {
 		if n := len(h.entries(func(e fakes.Entry) bool { return e.What == fakes.Heartbeat })); n < 2 {
 			return h.story()
@@ -55,7 +55,7 @@ func TestDrainScaleIn(t *testing.T) {
 		return ""
 	})
 	if st := h.Live(); st.Live.Viewers != 2 || !h.ServerRuns() {
-		t.Errorf("those who watch: %+v", st)
+		t.Errorf("the sessions: %+v", st)
 	}
 	h.ViewersGo()
 	gone := time.Now()
@@ -66,17 +66,17 @@ func TestDrainScaleIn(t *testing.T) {
 		t.Errorf("the sessions: %+v", st)
 	}
 	if n.Reason != "scale-in" || n.Cut == nil || *n.Cut != 0 {
-		t.Errorf("the row: %+v", n)
+		t.Errorf("the record: %+v", n)
 	}
 	p.Step(lifecycle.StepDone)
 	h.kept(func(s lifecycle.Step) bool { return s == lifecycle.StepDone })
 	// The daemon that comes after this one has nothing to do.
-	touched, told := h.Touches(), len(h.calls("CompleteLifecycleAction"))
+	touched, completions := h.Touches(), len(h.calls("CompleteLifecycleAction"))
 	p.End(syscall.SIGKILL)
 	p = h.Daemon()
 	p.ViewIs("it has left", func(v daemon.View) bool { return v.Activity == "this node has left the cluster" })
 	wait(2 * time.Second)
-	if h.Touches() != touched || len(h.calls("CompleteLifecycleAction")) != told || h.Record().State != cluster.StateLeft || h.ServerRuns() {
+	if h.Touches() != touched || len(h.calls("CompleteLifecycleAction")) != completions || h.Record().State != cluster.StateLeft || h.ServerRuns() {
 		t.Errorf("after it had left: %+v\n%s", h.Record(), h.story())
 	}
 }
@@ -89,7 +89,7 @@ func TestDrainLateWrite(t *testing.T) {
 	c, err := mongo.Connect(options.Client().ApplyURI(h.Mongo.LoginURI()))
 	must.OK(t, err)
 	defer func() { _ = c.Disconnect(context.Background()) }()
-	// It comes again each time that it is removed: nobody can tell from here when the daemon looks.
+	// The document comes back after each removal: the test does not know when the daemon checks.
 	ctx, stop := context.WithCancel(t.Context())
 	var writes sync.WaitGroup
 	defer writes.Wait()
@@ -121,8 +121,7 @@ func TestDrainLateWrite(t *testing.T) {
 	times(3) // after the removal, and after the second look
 }
 
-// TestDrainWords: what says nothing, what is taken back, and what two people say
-// at once. Nobody is cut by any of it.
+// TestDrainWords: notices without effect, drains that are cancelled, and concurrent commands. None of them cuts a session.
 func TestDrainWords(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.2", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
@@ -131,7 +130,7 @@ func TestDrainWords(t *testing.T) {
 	h.Viewers(3)
 	touched := h.Touches()
 
-	// What is announced for Monday drains nobody today.
+	// A reboot in three days does not drain the node now.
 	v := p.Life("the reboot is known", func(v lifecycle.View) bool { return len(v.Notices) == 1 })
 	if v.Notices[0].Kind != lifecycle.Reboot || v.NextDrain.Before(time.Now().Add(70*time.Hour)) || !v.Ready {
 		t.Errorf("a reboot in three days: %+v", v)
@@ -158,10 +157,10 @@ func TestDrainWords(t *testing.T) {
 	say(1, 0, "this node is not draining", "undrain")
 	p.UntilReady()
 	if h.Record().State != cluster.StateActive {
-		t.Errorf("after what says nothing: %+v", h.Record())
+		t.Errorf("after events without effect: %+v", h.Record())
 	}
 
-	// Many at once: one drain, and who takes it back last has it.
+	// Concurrent commands: at most one drain, and the last undrain cancels it.
 	for range 3 {
 		var all sync.WaitGroup
 		for i := range 6 {
@@ -171,7 +170,7 @@ func TestDrainWords(t *testing.T) {
 					args = []string{"undrain"}
 				}
 				if out, code := h.Run(args...); code != 0 {
-					// A drain that begins while the other is taken back is told.
+					// An undrain fails if another drain begins meanwhile.
 					if i%2 == 0 || !strings.Contains(out, "another one has begun") {
 						t.Errorf("%v: exit %d\n%s", args, code, out)
 					}
@@ -184,7 +183,7 @@ func TestDrainWords(t *testing.T) {
 	h.RecordIs(cluster.StateActive)
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 
-	// A person overrules the cloud, whatever it goes on saying.
+	// An undrain overrules the cloud, also if the notice is repeated.
 	if out, code := h.Event(hookEvent(h.ID, "drain", false), "--detach"); code != 0 {
 		t.Errorf("a hook's event: exit %d\n%s", code, out)
 	}
@@ -194,10 +193,10 @@ func TestDrainWords(t *testing.T) {
 	if out, code := h.Event(hookEvent(h.ID, "drain", false), "--detach"); code != 0 {
 		t.Errorf("the same event: exit %d\n%s", code, out)
 	}
-	p.Life("both tell of it", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
+	p.Life("both notices are known", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
 	wait(3 * time.Second)
 	if w := p.View().Lifecycle; len(w.Notices) != 2 || !w.Begun.Equal(v.Begun) || w.Deadline.Sub(v.Deadline).Abs() > 2*time.Second {
-		t.Errorf("one drain from two who tell of it: %+v\nbefore: %+v", w, v)
+		t.Errorf("one drain from two notices: %+v\nbefore: %+v", w, v)
 	}
 	say(0, 0, "overruled", "undrain")
 	h.RecordIs(cluster.StateActive)
@@ -209,7 +208,7 @@ func TestDrainWords(t *testing.T) {
 	if out, code := h.Event(hookEvent(h.ID, "drain", false)); code != 1 || !strings.Contains(out, "overruled by hand") {
 		t.Errorf("the event that was overruled: exit %d\n%s", code, out)
 	}
-	// And is overruled, by somebody who has no time.
+	// A drain with --now overrules the undrain, and cuts the sessions.
 	out, code := h.Run("drain", "--now", "--repair-streams")
 	if code != 0 || !strings.Contains(out, "3 sessions cut") {
 		t.Errorf("drain --now: exit %d\n%s", code, out)
@@ -222,8 +221,8 @@ func TestDrainWords(t *testing.T) {
 	say(0, 0, "left", "drain") // already so
 }
 
-// TestDrainPark: standby and a warm pool. The node leaves and comes back, and the
-// group lets nobody come to it before AMS is seen.
+// TestDrainPark: standby and a warm pool. The node leaves and rejoins, and its launch hook is completed only when its server is
+// seen.
 func TestDrainPark(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.4", fakeaws.AutoScalingOptions{}, endHook(30*time.Second),
@@ -265,10 +264,10 @@ func TestDrainPark(t *testing.T) {
 	e := h.completed("serve")
 	n := h.Record()
 	if n.State != cluster.StateActive || e.Time.Before(n.StateSince.Add(-50*time.Millisecond)) || len(h.Documents()) != 1 {
-		t.Errorf("the launch hook was completed at %s, and the row is %+v\n%s", e.Time, n, h.story())
+		t.Errorf("the launch hook was completed at %s, and the record is %+v\n%s", e.Time, n, h.story())
 	}
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
-	// Into the pool once more, and from there to its end.
+	// Into the pool again, and from there to its end.
 	must.OK(t, h.asg.Pool(h.ID, "Running", false))
 	until(t, "in the pool", func() string {
 		if m := h.asg.Members(); m[0].State != "Warmed:Running" {
@@ -325,8 +324,8 @@ func TestDrainReimage(t *testing.T) {
 	p.ViewIs("it serves", func(v daemon.View) bool { return v.Ready })
 }
 
-// TestDrainNeverJoined: a machine that has not finished joining holds nobody up, and
-// does not join any more once it is to go.
+// TestDrainNeverJoined: a machine that has not finished joining does not delay its termination, and does not join after the
+// notice.
 func TestDrainNeverJoined(t *testing.T) {
 	t.Parallel()
 	var all together
@@ -380,8 +379,8 @@ func TestDrainNeverJoined(t *testing.T) {
 	}
 }
 
-// TestDrainDuringAbsence: the notice comes while no daemon runs. Who is started then
-// is a node with people on it, not one that never joined.
+// TestDrainDuringAbsence: the notice comes while no daemon runs. The next daemon treats the machine as a node with viewers, not
+// as one that never joined.
 func TestDrainDuringAbsence(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.6", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
@@ -389,8 +388,7 @@ func TestDrainDuringAbsence(t *testing.T) {
 	h.Viewers(2)
 	p.End(syscall.SIGTERM)
 	h.terminate()
-	// Another command is at work, so that the daemon has not looked at anything when
-	// it hears of it.
+	// Another command holds the lock, so that the daemon gets the notice before it has checked the machine.
 	lock, err := (&conf.Store{Root: h.StandIn.Tree.Root, Dir: bootstrap.StateDir}).Lock(t.Context(), "/run/amsagent/lock", nil)
 	must.OK(t, err)
 	p = h.Daemon()
@@ -403,7 +401,7 @@ func TestDrainDuringAbsence(t *testing.T) {
 	h.RecordIs(cluster.StateDraining)
 	wait(2 * time.Second)
 	if st := h.Live(); st.Live.Viewers != 2 || len(h.calls("CompleteLifecycleAction")) > 0 {
-		t.Errorf("those who watch: %+v\n%s", st, h.story())
+		t.Errorf("the sessions: %+v\n%s", st, h.story())
 	}
 	h.ViewersGo()
 	h.completed("drain")
@@ -440,7 +438,7 @@ func TestDrainAPI(t *testing.T) {
 		if !strings.Contains(out, "autoscaling:DescribeLifecycleHooks") {
 			t.Errorf("the status does not name the permission: %s", out)
 		}
-		// Somebody grants it: the hook is told all the same.
+		// The operator grants the permissions.
 		h.asg.Allow()
 	})
 	all.run(t, "completion denied", func(t *testing.T) {
@@ -491,12 +489,12 @@ func TestDrainAPI(t *testing.T) {
 			return ""
 		})
 		if st := h.Live(); st.Live.Viewers != 1 {
-			t.Errorf("those who watch: %+v", st)
+			t.Errorf("the sessions: %+v", st)
 		}
 		for _, f := range []fakes.Fault{
 			{Path: "CompleteLifecycleAction", Code: "Throttling", Times: 1},
 			{Path: "CompleteLifecycleAction", Code: "ServiceUnavailable", Status: 503, Times: 1},
-			{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}, // it is done, and nobody hears it
+			{Path: "CompleteLifecycleAction", Deaf: true, Times: 1}, // done, but the answer is lost
 		} {
 			must.OK(t, h.asg.AddFault(f))
 		}
@@ -552,8 +550,8 @@ func TestDrainMetadata(t *testing.T) {
 	h.HasLeft()
 }
 
-// TestDrainHungMetadata: the daemon starts while the metadata service takes each question and answers none, and a person
-// takes the node out at once. The machine's lock, which the server's stop needs, is free: nobody holds it who asks.
+// TestDrainHungMetadata: the daemon starts while the metadata service hangs, and the operator runs drain --now. The server's stop
+// needs the machine's lock, so the daemon must not hold it during a request.
 func TestDrainHungMetadata(t *testing.T) {
 	t.Parallel()
 	h := newScaled(t, newDatabase(t), "10.0.8.12", fakeaws.AutoScalingOptions{})
@@ -570,12 +568,12 @@ func TestDrainHungMetadata(t *testing.T) {
 	})
 	h.Must("drain", "--now")
 	h.HasLeft()
-	// After two seconds the daemon goes on as it is, and holds the lock for a moment.
+	// After two seconds the daemon continues without an answer, and holds the lock for a moment.
 	log := p.Output()
 	if waited := regexp.MustCompile(`(?m)^time=(\S+) .*another command or the daemon is at work`).FindStringSubmatch(log); waited != nil {
 		at, err := time.Parse(time.RFC3339Nano, waited[1])
 		if err != nil || at.Before(begun.Add(2*time.Second)) {
-			t.Errorf("the stop waited for who asks the metadata service (%v):\n%s", err, log)
+			t.Errorf("the stop waited for a request to the metadata service (%v):\n%s", err, log)
 		}
 	}
 }

@@ -36,8 +36,8 @@ func (w *together) run(t *testing.T, name string, test func(*testing.T)) {
 	w.Go(func() { t.Run(name, test) })
 }
 
-// newScaled makes a machine in an Auto Scaling group of its own. The settings tell where MongoDB is, so that its daemon
-// joins by itself.
+// newScaled makes a machine in an Auto Scaling group of its own. Its environment sets MongoDB's address, so that its daemon joins
+// by itself.
 func newScaled(t testing.TB, m *mongod.Server, ip string, o fakeaws.AutoScalingOptions, hooks ...fakes.Hook) *onAWS {
 	t.Helper()
 	h := newOnAWS(t, m, ip)
@@ -66,7 +66,7 @@ func (h *onAWS) calls(action string) []fakes.Entry {
 	return h.entries(func(e fakes.Entry) bool { return e.What == fakes.Call && e.Text == action })
 }
 
-// completed waits until a hook was told, and gives the line about it.
+// completed waits until a hook is completed, and returns its entry.
 func (h *onAWS) completed(hook string) fakes.Entry {
 	h.T.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -138,8 +138,7 @@ type record struct {
 	Begun time.Time
 }
 
-// kept waits until a step is on disk. A daemon tells of a step before it is kept, and one
-// that is killed in between does it again.
+// kept waits until a step is on disk. A daemon reports a step before it stores it, and repeats the step after a kill in between.
 func (h *onAWS) kept(is func(lifecycle.Step) bool) {
 	h.T.Helper()
 	until(h.T, "the step is kept", func() string {

@@ -72,7 +72,7 @@ func scriptCommands(script string) []string {
 	return out
 }
 
-// TestGuidesArePlayed: what a guide tells people to type is run by its script as it stands there, and its flags exist.
+// TestGuidesArePlayed: the script of a guide runs each of its commands unchanged, and their flags exist.
 func TestGuidesArePlayed(t *testing.T) {
 	helps := map[string]string{}
 	for _, g := range playedGuides {

@@ -16,8 +16,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// held is a command that is told what to do on its standard input and ends with it, in order: that comes also when this
-// process dies. A session of its own keeps signals meant for us from it.
+// held is a command that takes its orders from standard input and cleans up at its end, also if this process dies. A session of
+// its own keeps this process's signals from it.
 type held struct {
 	*exec.Cmd
 	in   io.WriteCloser
@@ -40,7 +40,7 @@ func hold(t *testing.T, cmd *exec.Cmd) (*held, error) {
 	return h, cmd.Start()
 }
 
-// line is what it says next, "" where it has ended.
+// line returns the next line of its output, "" after its end.
 func (h *held) line() string {
 	text, _ := h.out.ReadString('\n')
 	return text

@@ -17,9 +17,8 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
-// TestTimeoutOfAJoin: `timeout N amsagent join` leaves a node or what was there
-// before, whenever it strikes. It signals its child and its process group, which is
-// two signals, and the second one used to stop the taking back (as-a-new-user B2).
+// TestTimeoutOfAJoin: `timeout N amsagent join` leaves either a node or the files as before. timeout signals its child and its
+// process group, and the second signal used to stop the rollback (as-a-new-user B2).
 func TestTimeoutOfAJoin(t *testing.T) {
 	t.Parallel()
 	var moments []time.Duration
@@ -73,9 +72,8 @@ func interruptJoins(t *testing.T, moments []time.Duration) {
 	}
 }
 
-// TestCalledOff: a signal comes while a join, or a leave, writes the row. What was sent to
-// MongoDB may be done after nobody waits for its answer any more, and no row says for good
-// that a machine joins, or drains, which does not (TestDrainNeverJoined met one).
+// TestCalledOff: a signal comes while a join or a leave writes the record. MongoDB may apply the write after the command has
+// stopped waiting for it. No record may stay joining or draining if the machine does neither (TestDrainNeverJoined met one).
 func TestCalledOff(t *testing.T) {
 	t.Parallel()
 	h := newOnAWS(t, newDatabase(t), "10.0.7.62")
