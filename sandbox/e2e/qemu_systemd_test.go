@@ -149,7 +149,7 @@ func (g *limited) killed(t *testing.T) (names []string) {
 func (g *limited) firmware(t *testing.T) {
 	g.active(t)
 	if got := g.sh(t, "cat /run/credentials/@system/amsagent.mongo"); !strings.Contains(got, guestPassword) {
-		t.Errorf("the credential is %q", got) // the machine joined by another one
+		t.Errorf("the credential is %q", got) // then the machine joined by another source
 	}
 	if got := g.sh(t, secretScript(guestPassword)); got != "" {
 		t.Errorf("the password can be read by others:\n%s", got)

@@ -62,7 +62,7 @@ func TestDaemonMongoAway(t *testing.T) {
 			t.Errorf("%s: health: %d %s", f.Mode, code, body)
 		}
 		if s := p.Notified(); !strings.Contains(strings.Join(s[len(s)-3:], "\n"), "MongoDB does not take it") {
-			t.Errorf("%s: the service manager was notified of %q", f.Mode, s[len(s)-3:])
+			t.Errorf("%s: the last notifications to the service manager are %q", f.Mode, s[len(s)-3:])
 		}
 		before := len(updates(h.Mongo))
 		h.Mongo.Faults().Clear()

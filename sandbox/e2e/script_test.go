@@ -70,9 +70,8 @@ func run(m *testing.M) int {
 	return servers.Main(m)
 }
 
-// TestScripts tells the agent's stories, each in a file of testdata/script:
-// `amsagent` is the real binary, started without a terminal and with standard
-// input at /dev/null. What a story needs around it are the commands of [world].
+// TestScripts runs the scripts of testdata/script. `amsagent` is the real binary, without a terminal and with standard input at
+// /dev/null. The commands of [world] emulate its environment.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	var files []string
@@ -288,7 +287,7 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	if err != nil {
 		return err
 	}
-	id := m.Path("etc/machine-id") // nobody but root may write to one that has 0444, as on a machine
+	id := m.Path("etc/machine-id") // replaced: it has mode 0444, and the test may not run as root
 	if err := errors.Join(os.Remove(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", len(w.nodes)+1), 0o644)); err != nil {
 		return err
 	}
@@ -316,11 +315,10 @@ func (w *world) service(ts *testscript.TestScript, neg bool, args []string) erro
 	return nil
 }
 
-// snapshot NAME: remembers every byte, mode and owner of the node's tree.
-// same NAME: fails where it is not as it was. What the agent keeps of its own
-// below /var/lib and /run is left out.
-// same NAME saved: the same, where the server has saved the settings of its
-// applications since: those are compared by what the server reads.
+// snapshot NAME: records contents, modes and owners of the node's tree.
+// same NAME: fails if the tree has changed. The agent's files below /var/lib and /run are ignored.
+// same NAME saved: the same after the server has saved the settings of its applications: those are compared by the values that
+// the server reads.
 func (w *world) snapshot(_ *testscript.TestScript, _ bool, args []string) error {
 	s, err := w.take(args[0])
 	if w.taken == nil {
@@ -339,8 +337,7 @@ func (w *world) take(name string) (t taken, err error) {
 	return t, err
 }
 
-// meaning is what the server reads in an application's settings; other files stay as
-// they are.
+// meaning returns the values that the server reads in an application's settings, and the content of any other file.
 func meaning(path string, content []byte) ([]byte, error) {
 	// A link may lead to settings of another name.
 	if filepath.Ext(path) != ".properties" || filepath.Base(path) == "red5.properties" {
@@ -476,8 +473,7 @@ func (w *world) replace(ts *testscript.TestScript, _ bool, args []string) error 
 	return os.WriteFile(file, []byte(strings.Replace(string(b), old, repl, 1)), 0o644)
 }
 
-// noleak TEXT: neither the last command's output nor any file below $WORK that
-// everybody may read holds the text.
+// noleak TEXT: fails if the last command's output or a world-readable file below $WORK has the text.
 func (w *world) noleak(ts *testscript.TestScript, _ bool, args []string) error {
 	for _, name := range []string{"stdout", "stderr"} {
 		if strings.Contains(ts.ReadFile(name), args[0]) {

@@ -124,7 +124,7 @@ func (w *world) server(_ *testscript.TestScript, _ bool, args []string) error {
 	return err
 }
 
-// freeAddress VARIABLE: a host:port of loopback where nobody listens.
+// freeAddress VARIABLE: sets it to a loopback host:port without a listener.
 func (w *world) freeAddress(ts *testscript.TestScript, _ bool, args []string) error {
 	p, err := freePort()
 	if err != nil {

@@ -36,17 +36,16 @@ const (
 	shutdownDropIn   = "/etc/systemd/system/amsagent.service.d/90-short.conf"
 )
 
-// TestSystemdShutdown is how a machine goes down with people on it, again and
-// again with one disk. Each step but the first begins with a machine that is off,
-// and ends with one.
+// TestSystemdShutdown shuts down a machine with sessions, repeatedly with one disk. Each step begins (except the first) and ends with
+// a machine that is off.
 func TestSystemdShutdown(t *testing.T) {
 	s := &goingDown{machine: newMachine(t), id: nodeID}
-	// Its statistics tell who watches, and its file tells it after the end, too. The
-	// journal is to outlive the machine.
+	// The daemon counts viewers by the server's statistics; --stats keeps the counts after the server has ended. The journal must
+	// survive the shutdown.
 	s.onDisk(t, `mkdir -p "$1/var/log/journal"
 printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>"$1`+nodeHome+`/conf/red5.properties"`)
 	s.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=1s\n--stats="+shutdownStats+"\n")
-	// The unit's own 15 minutes would keep a machine whose test has failed.
+	// The unit's own 15 minutes would delay the end of a failed test.
 	s.write(t, shutdownPatience, "[Service]\nTimeoutStopSec=60s\n")
 	s.steps(t, []downStep{
 		{"NoLeave", s.noLeave},
@@ -64,29 +63,29 @@ printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456
 	})
 }
 
-// downStep is one way in which a machine goes down.
+// downStep is a shutdown under one condition.
 type downStep struct {
 	name string
 	do   func(*testing.T)
 }
 
-// steps are run one after another, up to the first that fails.
+// steps runs the steps in order, up to the first that fails.
 func (s *goingDown) steps(t *testing.T, steps []downStep) {
 	t.Helper()
 	for _, step := range steps {
 		if !t.Run(step.name, step.do) {
-			// Also of the boot before: what was wrong on the way down is there.
+			// Also the previous boot, which has the shutdown.
 			t.Logf("the journal:\n%s\nof all units:\n%s", s.lines(t, "-o", "short-monotonic"), s.journal("-o", "short-monotonic", "-p", "notice", "-n", "200"))
 			t.FailNow()
 		}
 	}
 }
 
-// goingDown is a machine that goes down.
+// goingDown is a machine that shuts down.
 type goingDown struct {
 	*machine
 	id    string    // of the instance
-	begun time.Time // when it was told
+	begun time.Time // of the shutdown
 }
 
 // up boots the machine and waits until its node serves.
@@ -99,14 +98,14 @@ func (s *goingDown) up(t *testing.T) bson.M {
 	return r
 }
 
-// goDown tells systemd to power off, or to reboot.
+// goDown starts a systemctl poweroff or reboot.
 func (s *goingDown) goDown(t *testing.T, verb string) {
 	t.Helper()
 	s.begun = time.Now()
 	s.run(t, "systemctl", verb).expect(t, 0)
 }
 
-// off waits until the machine is.
+// off waits until the machine is off.
 func (s *goingDown) off(t *testing.T) {
 	t.Helper()
 	s.offWithin(t, 90*time.Second)
@@ -147,8 +146,8 @@ func viewAt(socket string) (v daemon.View, err error) {
 	return v, json.NewDecoder(resp.Body).Decode(&v)
 }
 
-// viewers lets some come (POST) or go (DELETE), and gives how many there are. A
-// server whose database is away says that it failed, and they are gone all the same.
+// viewers adds (POST) or removes (DELETE) n viewers, and returns how many there are. A server whose database is away reports an error
+// and removes them all the same.
 func (s *goingDown) viewers(t *testing.T, method string, n int) int {
 	t.Helper()
 	ask := func(method, path string) []byte {
@@ -187,7 +186,7 @@ func (s *goingDown) counted(t *testing.T, n int) {
 	})
 }
 
-// draining waits until nobody new is sent here.
+// draining waits until the node gets no new sessions.
 func (s *goingDown) draining(t *testing.T) {
 	t.Helper()
 	must.Until(t, "readiness off", func() bool { v, err := s.status(); return err == nil && !v.Ready })
@@ -196,7 +195,7 @@ func (s *goingDown) draining(t *testing.T) {
 	t.Logf("readiness off within %s, the row draining within %s", ready.Round(time.Millisecond), time.Since(s.begun).Round(time.Millisecond))
 }
 
-// sessions are those of the server's life that has ended.
+// sessions returns the statistics of the server that has ended.
 func (s *goingDown) sessions(t *testing.T) fakeams.Stats {
 	t.Helper()
 	st, err := fakeams.ReadStats(s.disk + shutdownStats)
@@ -238,17 +237,17 @@ func (s *goingDown) left(t *testing.T, cut any) {
 		t.Errorf("the row is %v, and there are %d documents of the server", row, documents)
 	}
 	if fmt.Sprint(row["cut"]) != fmt.Sprint(cut) {
-		t.Errorf("the row says that %v sessions were cut, want %v", row["cut"], cut)
+		t.Errorf("the record has %v cut sessions, want %v", row["cut"], cut)
 	}
 }
 
-// lines are those of the journal since the last boot.
+// lines returns the journal since the last boot.
 func (s *goingDown) lines(t *testing.T, more ...string) string {
 	t.Helper()
 	return s.journal(append([]string{"-b", "-u", "amsagent", "-u", "amsagent-node", "-u", "antmedia"}, more...)...)
 }
 
-// journal is what journalctl says of the machine's disk.
+// journal runs journalctl on the machine's disk.
 func (s *goingDown) journal(more ...string) string {
 	args := append([]string{"-D", s.disk + "/var/log/journal", "--no-pager", "-q"}, more...)
 	out, err := exec.Command("journalctl", args...).CombinedOutput()
@@ -289,7 +288,7 @@ func (s *goingDown) moments(t *testing.T) moments {
 	}
 	for i, what := range order {
 		if _, ok := at[what]; !ok {
-			t.Fatalf("the journal does not tell when %s", what)
+			t.Fatalf("the journal has no line for %q", what)
 		}
 		if i > 0 && at[what] < at[order[i-1]] {
 			t.Errorf("%s came before %s", what, order[i-1])
@@ -301,7 +300,7 @@ func (s *goingDown) moments(t *testing.T) moments {
 	return at
 }
 
-// noLeave: a unit that is stopped alone says nothing of the machine.
+// noLeave: the stop of a single unit is no shutdown.
 func (s *goingDown) noLeave(t *testing.T) {
 	was := s.up(t)
 	s.watched(t, 1)
@@ -323,7 +322,7 @@ func (s *goingDown) noLeave(t *testing.T) {
 		r.expect(t, 0)
 		t.Logf("%s took %s", what, r.took.Round(time.Millisecond))
 		if r.took > 5*time.Second {
-			t.Errorf("%s waited for somebody", what)
+			t.Errorf("%s waited for the viewer", what)
 		}
 		if n := s.viewers(t, "", 0); n != 1 {
 			t.Errorf("after %s there are %d viewers", what, n)
@@ -342,7 +341,7 @@ func (s *goingDown) noLeave(t *testing.T) {
 	s.left(t, 0)
 }
 
-// noSessions: nobody is there, and nobody is waited for.
+// noSessions: a shutdown without sessions does not wait.
 func (s *goingDown) noSessions(t *testing.T) {
 	s.up(t)
 	s.beats(t, nodeID, 1)
@@ -352,14 +351,14 @@ func (s *goingDown) noSessions(t *testing.T) {
 	server := at["antmedia stopped"] - at["antmedia stopping"]
 	more := at["amsagent-node stopped"] - at["amsagent stopping"] - server
 	t.Logf("from SIGTERM of the daemon to the end of deregistering: %s more than the server's own %s", more.Round(time.Millisecond), server.Round(time.Millisecond))
-	// 150 ms where nobody else works on this machine. That no count is waited for is shown by package lifecycle.
+	// 150 ms on an idle host. Package lifecycle tests that the daemon does not wait for a count.
 	if more > time.Minute {
 		t.Errorf("going down takes %s more than the stop of the server", more)
 	}
 	s.left(t, 0)
 }
 
-// untilTheyEnd: two watch, and both see the end.
+// untilTheyEnd: the shutdown waits until both viewers have left.
 func (s *goingDown) untilTheyEnd(t *testing.T) {
 	s.up(t)
 	s.watched(t, 2)
@@ -444,7 +443,7 @@ func (s *goingDown) untilTheDeadline(t *testing.T) {
 	s.onDisk(t, `rm "$1`+shutdownDropIn+`"`)
 }
 
-// inTheMiddle: the drain that somebody asked for goes on, with its own deadline.
+// inTheMiddle: a shutdown continues the operator's drain with its own deadline.
 func (s *goingDown) inTheMiddle(t *testing.T) {
 	s.up(t)
 	s.watched(t, 1)
@@ -474,8 +473,8 @@ func (s *goingDown) inTheMiddle(t *testing.T) {
 	s.left(t, 1)
 }
 
-// killedAgent: systemd does not start it again on the way down. Nobody waits for
-// the viewer then, and the last word is said all the same.
+// killedAgent: systemd does not restart a daemon that is killed during a shutdown. The shutdown does not wait for the viewer then, and
+// deregisters the node all the same.
 func (s *goingDown) killedAgent(t *testing.T) {
 	s.up(t)
 	s.watched(t, 1)
@@ -495,8 +494,7 @@ func (s *goingDown) killedAgent(t *testing.T) {
 	s.left(t, nil)
 }
 
-// hook: a scale-in is under way when somebody powers the machine off. The cloud is
-// not left waiting.
+// hook: the machine powers off during a scale-in. The agent completes the hook.
 func (s *goingDown) hook(t *testing.T) {
 	const dropIn, control, api = "/etc/systemd/system/imds.service.d/group.conf", "127.0.0.1:5998", "127.0.0.1:5997"
 	s.write(t, dropIn, "[Service]\nExecStart=\nExecStart=/usr/local/bin/sandbox aws --listen 169.254.169.254:80 --id ${ID} --ip ${IP} "+
@@ -529,21 +527,21 @@ func (s *goingDown) hook(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	_, end, _ := strings.Cut(string(out), "Stopped "+nodeUnit)
-	var told []string
+	var lines []string
 	for line := range strings.Lines(end) {
 		if strings.Contains(line, "CompleteLifecycleAction") || strings.Contains(line, "deregistered: ") {
-			told = append(told, strings.TrimSpace(line))
+			lines = append(lines, strings.TrimSpace(line))
 		}
 	}
-	t.Logf("after the server had stopped:\n%s", strings.Join(told, "\n"))
+	t.Logf("after the server had stopped:\n%s", strings.Join(lines, "\n"))
 	if n := strings.Count(string(out), "CompleteLifecycleAction"); n != 1 || !strings.Contains(end, "CompleteLifecycleAction") || !strings.Contains(end, "hook completed") {
 		t.Errorf("the hook was completed %d times:\n%s", n, end)
 	}
-	// Booted again it is to go all the same; a cloud that cannot be reached then holds
-	// it for as long as it usually takes to tell it, and no longer.
+	// After the next boot the node still has to leave. The cloud, now unreachable, delays the shutdown only by the usual time for a
+	// completion.
 	s.onDisk(t, `rm -r "$1/etc/systemd/system/imds.service.d"`)
 	s.boot(t)
-	must.Until(t, "a node that has left once more", func() bool {
+	must.Until(t, "a node that completes its hook again", func() bool {
 		v, err := s.status()
 		return err == nil && v.Lifecycle != nil && v.Lifecycle.Step == "completing"
 	})
@@ -555,9 +553,8 @@ func (s *goingDown) hook(t *testing.T) {
 	s.left(t, 0)
 }
 
-// googleCloud: a cloud that takes the machine 30 s after the power button, whatever
-// systemd would wait for. Of these the server has what it needs, and the status says
-// whose time it is.
+// googleCloud: the cloud stops the machine 30 s after the power button, whatever systemd waits for. The drain leaves the server time
+// to stop, and the status names the source of the deadline.
 func (s *goingDown) googleCloud(t *testing.T) {
 	const shutdownServer = `printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>"$1` + nodeHome + `/conf/red5.properties"`
 	s.id = "4567890123456789012"
@@ -599,8 +596,7 @@ cp -a "$1/opt/cloud/vendor" "$1`+nodeHome+`"
 	s.left(t, 1)
 }
 
-// noMongo: nobody can be told, and the viewer is served by the word of the server
-// alone.
+// noMongo: the registry cannot be updated, and the shutdown waits for the viewer that the server alone counts.
 func (s *goingDown) noMongo(t *testing.T) {
 	was := s.up(t)
 	s.watched(t, 1)
@@ -626,15 +622,14 @@ func (s *goingDown) noMongo(t *testing.T) {
 		t.Errorf("sessions %+v", st)
 	}
 	if said := s.lines(t, "-o", "cat"); !strings.Contains(said, "cannot deregister") || !strings.Contains(said, "step=registry") {
-		t.Errorf("nobody says what could not be written:\n%s", said)
+		t.Errorf("the failed registry updates are not logged:\n%s", said)
 	}
 	if row, documents, _ := s.remains(t); row["state"] != "active" || documents != 1 || row["boot_id"] != was["boot_id"] {
 		t.Errorf("the row is %v, with %d documents", row, documents)
 	}
 }
 
-// noMongoNoSessions: what cannot be told to MongoDB is not waited for by a machine
-// on which nobody is. It took 136 s more than the stop of the server.
+// noMongoNoSessions: a shutdown without sessions does not wait for MongoDB. It once took 136 s more than the stop of the server.
 func (s *goingDown) noMongoNoSessions(t *testing.T) {
 	s.up(t)
 	s.counted(t, 0)
@@ -654,8 +649,7 @@ func (s *goingDown) noMongoNoSessions(t *testing.T) {
 	}
 }
 
-// reboots: a leave and a join. What boots the machine again is the one who booted it
-// before: a container ends with the order to be started anew.
+// reboots: a reboot is a departure and a rejoin. The test boots the machine again, because a container ends with its reboot.
 func (s *goingDown) reboots(t *testing.T) {
 	was := s.up(t)
 	s.watched(t, 1)

@@ -91,15 +91,15 @@ type soak struct {
 	mongo *mongod.Server
 
 	mu       sync.Mutex
-	daemons  []*rig.Daemon // by node; nil while it is to be away
+	daemons  []*rig.Daemon // by node; nil while the test keeps it stopped
 	starts   []int
 	logged   []int // bytes that the daemons before wrote
 	timeline []string
 	problems []string
-	// broken tells that MongoDB is not as it should be; healed since when it is.
+	// broken is true while MongoDB has a fault; healed is when the last fault ended.
 	broken bool
 	healed time.Time
-	// disturbed is when a node was last dealt a blow.
+	// disturbed is when the test last disturbed each node.
 	disturbed []time.Time
 	base      map[*rig.Daemon]proc.Usage // when it had settled
 	most      map[*rig.Daemon]proc.Usage
@@ -286,7 +286,7 @@ func (s *soak) restartAgent(signal syscall.Signal) func() string {
 		if signal == syscall.SIGHUP {
 			s.say("agent of node %d: reads its settings again", i+1)
 			d.Signal(signal)
-			s.pause(2 * soakBeat) // what follows counts its beats anew
+			s.pause(2 * soakBeat) // the next count of heartbeats must start after the reload
 			return "the settings were read again"
 		}
 		what := fmt.Sprintf("agent of node %d: %s, away for %s", i+1, signal, away.Round(time.Millisecond))
@@ -304,8 +304,7 @@ func (s *soak) restartAgent(signal syscall.Signal) func() string {
 	}
 }
 
-// recovered waits until every node beats again, and then counts: not one may be
-// lost, and the row says what the agent says.
+// recovered waits until every node sends heartbeats again. After that none may be lost, and record and agent agree.
 func (s *soak) recovered(from string) {
 	deadline := time.Now().Add(soakRecovery)
 	before := make([]int64, len(s.nodes))
@@ -348,7 +347,7 @@ func (s *soak) recovered(from string) {
 	}
 }
 
-// agrees compares what the agent says of its beats with the row.
+// agrees compares the agent's heartbeats with the record.
 func (s *soak) agrees(i int) (daemon.View, error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 3*time.Second)
 	defer cancel()
@@ -377,7 +376,7 @@ func (s *soak) agrees(i int) (daemon.View, error) {
 	return is, nil
 }
 
-// watch looks all the time at the rows and at the processes.
+// watch checks the records and the processes all the time.
 func (s *soak) watch(ctx context.Context) {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
@@ -421,18 +420,18 @@ func (s *soak) watch(ctx context.Context) {
 						}
 					}
 					if left := time.Since(since); !broken && left > soakJoining {
-						s.problem("node %d says joining for %s, because of %q", i+1, left.Round(time.Second), n.Reason)
+						s.problem("node %d is joining for %s, reason %q", i+1, left.Round(time.Second), n.Reason)
 					}
 				default:
-					s.problem("node %d says %s, because of %q: nobody told it to", i+1, n.State, n.Reason)
+					s.problem("node %d is %s without a command, reason %q", i+1, n.State, n.Reason)
 				}
 			}
 		}
 	}
 }
 
-// What a process may have more than when it had settled. A call to a server that
-// does not answer holds a descriptor or two, and a blocked one a thread.
+// Bounds on the growth of a process after it has settled. A call to a server that does not answer holds up to two descriptors, and a
+// blocked one a thread.
 const (
 	settled     = 20 * time.Second
 	moreThreads = 8
@@ -451,7 +450,7 @@ func (s *soak) processes() {
 		if d == nil {
 			continue
 		}
-		// Asked again: it may have been told to end meanwhile.
+		// Checked again: the test may have stopped it meanwhile.
 		if d.Ended() && s.daemon(i) == d {
 			s.problem("the agent of node %d has ended by itself", i+1)
 			continue

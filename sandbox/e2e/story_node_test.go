@@ -69,7 +69,7 @@ WantedBy=multi-user.target
 [ "$*" = "secretsmanager get-secret-value --region eu-west-1 --secret-id `+storySecret+` --query SecretString --output text" ] || { echo "aws: $*" >&2; exit 252; }
 exec curl -fsS http://`+storyServices+`/secret
 `)
-	// Nothing is resized, and nobody but root is there.
+	// No resize of the disk, and no user except root.
 	n.write(t, "/etc/cloud/cloud.cfg.d/99-story.cfg", `datasource_list: [NoCloud, None]
 network: {config: disabled}
 locale: false
@@ -79,7 +79,7 @@ ssh_genkeytypes: []
 growpart: {mode: 'off'}
 resize_rootfs: false
 `)
-	// The unit's own 15 minutes would keep a machine whose test has failed.
+	// The unit's own 15 minutes would delay the end of a failed test.
 	n.write(t, "/usr/local/lib/systemd/system/amsagent.service.d/50-patience.conf", "[Service]\nTimeoutStopSec=60s\n")
 	n.write(t, nodeFlags, storyFlags)
 	n.installServer(t)
@@ -125,7 +125,7 @@ func (n *storyNode) slowly(t *testing.T, do func()) {
 	n.write(t, nodeFlags, storyFlags)
 }
 
-// own is this node's row.
+// own returns this node's record.
 func (n *storyNode) own(t *testing.T) bson.M {
 	t.Helper()
 	return n.rows(t)[n.id]
@@ -181,7 +181,7 @@ func (n *storyNode) listing(t *testing.T) []string {
 	return append(all, named...)
 }
 
-// tells is what a person would look at where something went wrong.
+// It returns the logs to print after a failure.
 func (n *storyNode) tells(t *testing.T) string {
 	if n.machine == nil {
 		return ""

@@ -37,7 +37,7 @@ func TestSystemdStory(t *testing.T) {
 	s.world.offer(t, map[string][]byte{"amsagent.deb": s.file(t, s.set.deb[packageNew]), "secret": []byte(storyURI + "\n")})
 	s.a.raise(t, s.world, "")
 	s.b.raise(t, s.world, "")
-	// Of this one's server the statistics tell who watches; of the other one the connections do.
+	// The agent counts the viewers of this server by its statistics, and those of the other one by connections.
 	s.b.onDisk(t, `printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>"$1`+nodeHome+`/conf/red5.properties"
 rm -r "$1/opt/cloud/vendor"; cp -a "$1`+nodeHome+`" "$1/opt/cloud/vendor"`)
 	for _, step := range []struct {
@@ -191,7 +191,7 @@ func (s *story) otherAddress(t *testing.T) {
 	if now["boot_id"] == was["boot_id"] || len(s.rows(t)) != 2 {
 		t.Errorf("rows %v, before %v", s.rows(t), was)
 	}
-	// The files were mended before the first start of the server.
+	// The agent repaired the files before the server's first start.
 	n.startedWith(t, n.address)
 	if d := n.documents(t, former); len(d) != 0 {
 		t.Errorf("the server is still at its former address: %v", d)
@@ -203,12 +203,12 @@ func (s *story) otherAddress(t *testing.T) {
 		t.Errorf("the former address is still in\n%s", out)
 	}
 	if got := n.lines(t, "-o", "cat"); !strings.Contains(got, "AGENT-MOVED") {
-		t.Error("nobody tells of it")
+		t.Error("AGENT-MOVED is not logged")
 	}
 	s.world.serves(t, n)
 }
 
-// agentUpgrade: the package of the next version comes to the edge while somebody watches.
+// agentUpgrade: an upgrade of the agent's package on the edge does not disturb its viewers.
 func (s *story) agentUpgrade(t *testing.T) {
 	n := s.a
 	was := n.isNode(t)
@@ -300,9 +300,8 @@ func (s *story) follow(t *testing.T, n *storyNode) (stop func() (states map[stri
 	}
 }
 
-// serverUpgrade: the vendor's installer ran on the origin, which nobody had drained: it puts the server's folder aside, brings
-// its own files, and starts the server. It comes up as a node: its files are put right before its first start. Then the machine
-// boots.
+// serverUpgrade: the vendor's installer ran on the origin without a drain: it moves the server's folder aside, installs its own
+// files and starts the server. The agent repairs the files before that start, so the server is a node. Then the machine reboots.
 func (s *story) serverUpgrade(t *testing.T) {
 	n := s.b
 	n.isNode(t)
@@ -329,7 +328,7 @@ systemctl start antmedia amsagent`)
 	n.sh(t, "rm -r "+nodeHome+"-backup")
 }
 
-// poweroffWithViewers: of three on the origin two leave in time; the third one is served until the time is over.
+// poweroffWithViewers: two of the origin's three viewers leave in time; the third is served until the deadline.
 func (s *story) poweroffWithViewers(t *testing.T) {
 	const patience = 30 * time.Second
 	n := s.b
@@ -346,7 +345,7 @@ func (s *story) poweroffWithViewers(t *testing.T) {
 	})
 	n.goDown(t, "poweroff")
 	s.world.sees(t, n.name, "DOWN")
-	t.Logf("the load balancer sends nobody there %s after the order", time.Since(n.begun).Round(10*time.Millisecond))
+	t.Logf("the load balancer reports the node down %s after the order", time.Since(n.begun).Round(10*time.Millisecond))
 	v, err := n.status()
 	if err != nil || v.Lifecycle == nil || v.Ready || n.unit(t, nodeUnit)["ActiveState"] != "active" {
 		t.Fatalf("it does not drain any more when the load balancer sees it: %+v, %v", v, err)
@@ -381,13 +380,13 @@ func (s *story) poweroffWithViewers(t *testing.T) {
 	n.onDisk(t, `rm "$1`+shutdownDropIn+`"`)
 }
 
-// clone: somebody made an image of the origin's disk as it was, and the cloud starts a machine with it while the origin serves.
+// clone: the cloud starts a machine from an unsealed image of the origin's disk while the origin serves.
 func (s *story) clone(t *testing.T) {
 	n := s.copy
 	n.raise(t, s.world, s.b.disk)
 	defer func() {
 		if t.Failed() {
-			t.Log(n.tells(t)) // its disk goes with this step
+			t.Log(n.tells(t)) // the disk is removed after this step
 		}
 	}()
 	n.seed(t, n.onlyDisk(t, storySeed+"/user-data"))
@@ -396,12 +395,12 @@ func (s *story) clone(t *testing.T) {
 	n.boots(t)
 	row := n.isNode(t)
 	if row["boot_id"] == was["boot_id"] {
-		t.Errorf("the clone and its origin are taken for the same machine: %v", row)
+		t.Errorf("the clone and its origin are treated as the same machine: %v", row)
 	}
-	// The disk's own files were mended before the first start; user data had nothing left to do.
+	// The agent repaired the disk's files before the first start; user data had nothing left to do.
 	n.startedWith(t, n.address)
 	if got := n.lines(t, "-o", "cat"); !strings.Contains(got, "AGENT-CLONED") {
-		t.Error("nobody tells of it")
+		t.Error("AGENT-CLONED is not logged")
 	}
 	now := s.b.isNode(t)
 	for _, k := range []string{"state", "state_since", "boot_id", "ip"} {
@@ -423,7 +422,7 @@ func (s *story) clone(t *testing.T) {
 	}
 }
 
-// purge: the edge leaves, the package goes, and the disk is as the vendor's installer left it.
+// purge: the edge leaves and its package is purged: the disk is as the vendor's installer left it.
 func (s *story) purge(t *testing.T) {
 	n := s.a
 	n.isNode(t)
@@ -464,13 +463,13 @@ const (
 	packageThere = "the package is there"
 )
 
-// joinTime tells how long the way from user data to an active node took, and what of it was not the server's own end and
-// start. No figure is wrong here: the machine may have much else to do.
+// joinTime logs the time from user data to an active node, and its share besides the server's own stop and start. It has no bound:
+// the host may be loaded.
 func (n *storyNode) joinTime(t *testing.T) {
 	t.Helper()
 	stamp := regexp.MustCompile(`(?m)^(\S+ \S+) - .*` + regexp.QuoteMeta(userDataStarts)).FindStringSubmatch(n.read(t, "/var/log/cloud-init.log"))
 	if stamp == nil {
-		t.Fatal("cloud-init does not tell when it ran user data")
+		t.Fatal("cloud-init.log has no time for user data")
 	}
 	begin, err := time.Parse("2006-01-02 15:04:05,000", stamp[1])
 	must.OK(t, err)

@@ -27,7 +27,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
-// What is beside the nodes, in a network that only they share.
+// Addresses of the services in the nodes' network.
 const (
 	storyMongo    = "10.77.0.4"
 	storyServices = "10.77.0.5" // packages, and the vault with the secret
@@ -52,8 +52,8 @@ func (w *storyWorld) DialContext(ctx context.Context, network, address string) (
 	return netns.Dial(ctx, w.pid, network, address)
 }
 
-// newStoryWorld makes it. Each node is in the balancer from the beginning, by an address that nobody may have yet, as in a
-// cloud's target group.
+// newStoryWorld starts it. The balancer has each node's address from the beginning, also while no machine has it, as a cloud's
+// target group.
 func newStoryWorld(t *testing.T, nodes ...*storyNode) *storyWorld {
 	t.Helper()
 	giveUp := t.Skipf
@@ -101,10 +101,9 @@ wait`
 	return w
 }
 
-// configure writes the balancer's file. It asks each node's agent, often, so that nobody waits for it here; the templates ask
-// every ten seconds. It keeps no idle connections to the servers: Ant Media Server never ends them, and an agent that counts
-// viewers by connections would wait for each. And who has gone is gone: the stand-in has nothing to send in which that would be
-// noticed.
+// configure writes the balancer's configuration. It checks the agents every 500 ms to keep the test short; the templates do so every
+// 10 s. http-server-close: Ant Media Server never closes idle connections, and an agent that counts viewers by connections would
+// wait for each. abortonclose: the stand-in sends no data by which HAProxy would notice that a viewer has left.
 func (w *storyWorld) configure(t *testing.T, nodes []*storyNode) {
 	t.Helper()
 	var b strings.Builder
@@ -132,7 +131,7 @@ defaults
 	must.OK(t, os.WriteFile(filepath.Join(w.dir, "haproxy.cfg"), []byte(b.String()), 0o600))
 }
 
-// balancer tells the load balancer something, and gives its answer.
+// balancer sends a command to the load balancer's socket and returns the answer.
 func (w *storyWorld) balancer(command string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -149,7 +148,7 @@ func (w *storyWorld) balancer(command string) (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-// servers are what the load balancer thinks of each node: its columns by name.
+// servers returns the load balancer's statistics of each node: columns by name.
 func (w *storyWorld) servers() map[string]map[string]string {
 	out := map[string]map[string]string{}
 	text, err := w.balancer("show stat")
@@ -176,7 +175,7 @@ func (w *storyWorld) servers() map[string]map[string]string {
 	return out
 }
 
-// sees waits until the load balancer takes a node for this: UP or DOWN.
+// sees waits until the load balancer reports a node UP or DOWN.
 func (w *storyWorld) sees(t *testing.T, node, status string) {
 	t.Helper()
 	must.Until(t, "a load balancer that sees "+node+" "+status, func() bool { return w.servers()[node]["status"] == status })
@@ -187,7 +186,7 @@ func (w *storyWorld) http(timeout time.Duration) *http.Client {
 	return &http.Client{Timeout: timeout, Transport: &http.Transport{DialContext: w.DialContext, DisableKeepAlives: true}}
 }
 
-// get asks the load balancer at the port of a role, and says which node answered.
+// get sends a request to the load balancer's port of a role, and returns which node answered.
 func (w *storyWorld) get(role, path string) (node string, status int, body io.ReadCloser, err error) {
 	resp, err := w.http(0).Get("http://" + net.JoinHostPort(storyBalancer, storyPorts[role]) + path)
 	if err != nil {
@@ -215,11 +214,11 @@ type storyViewer struct {
 	over chan struct{}
 }
 
-// watch lets somebody come.
+// watch connects a viewer.
 func (w *storyWorld) watch(t *testing.T, n *storyNode) *storyViewer {
 	t.Helper()
 	v := &storyViewer{over: make(chan struct{})}
-	must.Until(t, "somebody who watches on "+n.name, func() bool {
+	must.Until(t, "a viewer on "+n.name, func() bool {
 		node, status, body, err := w.get(n.role, "/LiveApp/play/s1?kind=hls")
 		if err != nil {
 			return false
@@ -239,13 +238,13 @@ func (w *storyWorld) watch(t *testing.T, n *storyNode) *storyViewer {
 	return v
 }
 
-// leave ends it from the viewer's side.
+// leave closes the viewer's connection.
 func (v *storyViewer) leave() {
 	_ = v.body.Close()
 	<-v.over
 }
 
-// cut: the stream has ended, and not by the viewer.
+// cut reports whether the stream has ended, and not by the viewer.
 func (v *storyViewer) cut() bool {
 	select {
 	case <-v.over:
@@ -255,7 +254,7 @@ func (v *storyViewer) cut() bool {
 	}
 }
 
-// offer serves files and the vault in that network: name to what is there.
+// offer serves files, by name, in that network.
 func (w *storyWorld) offer(t *testing.T, files map[string][]byte) {
 	t.Helper()
 	l, err := netns.Listen(t.Context(), w.pid, "tcp", storyServices+":80")
@@ -272,7 +271,7 @@ func (w *storyWorld) offer(t *testing.T, files map[string][]byte) {
 	t.Cleanup(func() { _ = srv.Close() })
 }
 
-// tells is what the services said.
+// It returns the services' logs and the load balancer's view.
 func (w *storyWorld) tells() string {
 	var b strings.Builder
 	for _, name := range []string{"mongo.log", "haproxy.log"} {

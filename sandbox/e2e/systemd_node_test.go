@@ -133,9 +133,8 @@ func nodeCopy(t *testing.T, from, to string) {
 	must.OK(t, os.WriteFile(to, b, 0o755))
 }
 
-// nodeTraces lists what a container could leave behind on this machine: mounts of
-// its own or in the folder that it was made for, and network interfaces with the
-// names it uses. Who works with the trees in the cache meanwhile is somebody else.
+// nodeTraces lists what a container could leave behind on this host: its mounts, mounts in its folder, and network interfaces with
+// its names. Mounts of the cached trees are ignored: another process may use them.
 func nodeTraces(t *testing.T, dir string) (mounts, links []string) {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/mountinfo")
@@ -389,13 +388,13 @@ func (s nodeUnitState) want(t *testing.T, want map[string]string) {
 	}
 }
 
-// starts is how often the server was started since the last reset.
+// starts returns how often the server was started since the last reset.
 func (n *bootedNode) starts(t *testing.T) int {
 	t.Helper()
 	return strings.Count(n.read(t, nodeStarts), "\n")
 }
 
-// liveness is the server's answer; 0 where there is none.
+// liveness returns the status code of the server's answer, or 0.
 func (n *bootedNode) liveness() int {
 	resp, err := n.http.Get("http://127.0.0.1:5080/rest/v2/liveness")
 	if err != nil {
@@ -405,8 +404,7 @@ func (n *bootedNode) liveness() int {
 	return resp.StatusCode
 }
 
-// mode is how the running server runs; empty where none is up. One that is up and
-// cannot resolve its own name answers 500.
+// mode returns the running server's mode, empty if it is not up. A server that cannot resolve its own host name answers 500.
 func (n *bootedNode) mode(t *testing.T) string {
 	t.Helper()
 	if code := n.liveness(); code != http.StatusOK && code != http.StatusInternalServerError {
@@ -464,8 +462,7 @@ func nodeDifference(was, now []string) string {
 	return b.String()
 }
 
-// touched lists inode, size and times of every file: equal lists, and nobody has
-// written any, not even the same bytes.
+// touched lists inode, size and times of every file. They also change if a process writes the same bytes.
 func (n *bootedNode) touched(t *testing.T) []string {
 	t.Helper()
 	var all []string
@@ -551,8 +548,7 @@ func (n *bootedNode) row(t *testing.T, state string) {
 	}
 }
 
-// looks counts how often somebody has read AMS's documents: who proves a join
-// does nothing else.
+// looks counts the reads of AMS documents, which a join repeats while it verifies the server.
 func (n *bootedNode) looks(t *testing.T) int {
 	t.Helper()
 	resp, err := n.http.Get("http://" + nodeControl + "/commands?name=find")

@@ -265,7 +265,7 @@ func (n *bootedNode) doesNotComeUp(t *testing.T) {
 				t.Errorf("nothing comes any more: %s", rest)
 			}
 			if tt.name == "WrongAddress" {
-				// Whose document that is, nobody knows for certain: it stays.
+				// The agent cannot be certain whose document this is, so it stays.
 				if nodes := n.clusternode(t); len(nodes) != 1 || nodes[0].IP != "10.9.0.99" {
 					t.Errorf("clusternode: %+v", nodes)
 				}
@@ -287,8 +287,7 @@ func (n *bootedNode) doesNotComeUp(t *testing.T) {
 	}
 }
 
-// wasStopped: a server that did not run is started by a join, and stopped again
-// where that fails.
+// wasStopped: a join starts a server that is stopped, and stops it again if the join fails.
 func (n *bootedNode) wasStopped(t *testing.T) {
 	n.reset(t, "--only-in=cluster", "--fail-start")
 	n.sh(t, "systemctl stop "+nodeUnit)
@@ -299,7 +298,7 @@ func (n *bootedNode) wasStopped(t *testing.T) {
 	n.behave(t)
 	n.agent(t, 0, "join", "--mongo", nodeMongo)
 	n.joined(t, "after a start")
-	// Somebody stops it: leave must not start it.
+	// The operator stops the server: leave must not start it.
 	n.sh(t, "systemctl stop "+nodeUnit)
 	n.agent(t, 0, "leave", "--now")
 	n.same(t, "after the leave", n.pure)
@@ -309,7 +308,7 @@ func (n *bootedNode) wasStopped(t *testing.T) {
 	}
 }
 
-// service: a unit that cannot be restarted is found out before anything changes.
+// service: a join detects a unit that cannot be restarted before it changes anything.
 func (n *bootedNode) service(t *testing.T) {
 	const unit = "/etc/systemd/system/" + nodeUnit
 	for _, tt := range []struct {
@@ -378,7 +377,7 @@ systemctl daemon-reload`)
 	})
 }
 
-// verifying waits until a join has restarted the server and looks for it.
+// verifying waits until a join has restarted the server and verifies it.
 func (n *bootedNode) verifying(t *testing.T, p *nodeProcess, before nodeUnitState) {
 	t.Helper()
 	must.Until(t, "the restart", func() bool {
@@ -392,7 +391,7 @@ func (n *bootedNode) verifying(t *testing.T, p *nodeProcess, before nodeUnitStat
 	}
 }
 
-// interrupted: somebody presses Ctrl-C, or the system stops the command.
+// interrupted: the operator presses Ctrl-C, or the system stops the command.
 func (n *bootedNode) interrupted(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -439,7 +438,7 @@ chmod 755 /run/systemd/system-generators/hold
 	t.Cleanup(func() { n.release(t) })
 }
 
-// held waits until systemd is held. It answers nobody now.
+// held waits until systemd is held. It does not answer any client now.
 func (n *bootedNode) held(t *testing.T) {
 	t.Helper()
 	must.Until(t, "the reload", func() bool { return n.read(t, "/run/fakeams-hold") == "held\n" })
@@ -537,7 +536,7 @@ func (n *bootedNode) killed(t *testing.T) {
 			t.Errorf("%s", r)
 		}
 		must.Until(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
-		// Nobody says again where MongoDB is.
+		// Without --mongo: the agent still has the URI.
 		n.agent(t, 0, "leave", "--now").says(t, "left: this machine is standalone")
 		n.standalone(t, "after the next leave")
 		n.row(t, "left")
@@ -589,8 +588,7 @@ systemctl daemon-reload`)
 	})
 }
 
-// mongoAway: leaving does not depend on the database. The same command, when it
-// is back, tells it.
+// mongoAway: a leave does not depend on MongoDB. The next leave, once MongoDB is back, updates the registry.
 func (n *bootedNode) mongoAway(t *testing.T) {
 	n.reset(t)
 	n.agent(t, 0, "join", "--mongo", nodeMongo)
@@ -613,7 +611,7 @@ func (n *bootedNode) mongoAway(t *testing.T) {
 	}
 }
 
-// mayNot: who may not change the machine changes nothing, and is told so.
+// mayNot: an agent without permission to change the machine changes nothing and reports that.
 func (n *bootedNode) mayNot(t *testing.T) {
 	unchanged := func(t *testing.T, id string, args ...string) {
 		t.Helper()
@@ -645,7 +643,7 @@ func (n *bootedNode) mayNot(t *testing.T) {
 	})
 }
 
-// twoAtOnce: user-data and a person at the same moment.
+// twoAtOnce: user data and the operator join at the same moment.
 func (n *bootedNode) twoAtOnce(t *testing.T) {
 	n.reset(t)
 	a := n.start(t, "amsagent", "join", "--mongo", nodeMongo)

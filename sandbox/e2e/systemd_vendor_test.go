@@ -12,8 +12,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// vendorsNode: a node that the vendor's script made, and made well, is taken over without a restart: its next start is
-// told its address, and the time it has to stop counts at once.
+// vendorsNode: a join accepts a correct node of the vendor's script without a restart. The stop timeout applies at once, and the
+// server gets its address at its next start.
 func (n *bootedNode) vendorsNode(t *testing.T) {
 	n.reset(t, "--local-address="+nodeAddress)
 	n.sh(t, `
@@ -38,7 +38,7 @@ systemctl restart `+nodeUnit)
 	n.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "nothing to do: ")
 
 	n.sh(t, "systemctl restart "+nodeUnit)
-	must.Until(t, "a server that was told its address", func() bool {
+	must.Until(t, "a server with AMS_HOST_ADDRESS", func() bool {
 		u := n.show(t)
 		return strings.Contains(n.read(t, "/proc/"+u["MainPID"]+"/environ"), "\x00AMS_HOST_ADDRESS="+nodeAddress+"\x00")
 	})

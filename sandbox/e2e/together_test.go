@@ -37,7 +37,7 @@ func newSingle(t *testing.T, address string) *rig.Node {
 	return rig.New(t, singleOptions(servers.Start(t, mongod.Options{}), address))
 }
 
-// meaningOf is the tree by what the server reads. What the agent keeps for itself is left out.
+// meaningOf returns the values that the server reads in the tree, without the agent's own files.
 func meaningOf(t *testing.T, n *rig.Node) string {
 	t.Helper()
 	lines, err := tree.SnapshotBy(n.Path("/"), meaning, "var/lib", "var", "run")
@@ -156,8 +156,8 @@ func TestJoinAgain(t *testing.T) {
 	}
 }
 
-// TestFullDisks fills, in turn, each file system that a join writes to: nothing
-// is changed, and the message says why. The same where it is read-only.
+// TestFullDisks fills, or makes read-only, each file system that a join writes to: the join changes nothing, and its message gives
+// the reason.
 func TestFullDisks(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to mount small file systems")

@@ -36,8 +36,7 @@ func (w *world) broadcast(_ *testscript.TestScript, _ bool, args []string) error
 	return err
 }
 
-// azure ADDRESS: Azure's metadata service says that this machine has the private
-// ADDRESS; $AMSAGENT_AZURE_ENDPOINT leads to it.
+// azure ADDRESS: starts Azure's metadata service for a machine with the private ADDRESS, at $AMSAGENT_AZURE_ENDPOINT.
 func (w *world) vm(ts *testscript.TestScript, _ bool, args []string) error {
 	vm := fakeazure.Sample()
 	vm.NICs[0].IPv4s = []string{args[0]}
@@ -49,8 +48,8 @@ func (w *world) vm(ts *testscript.TestScript, _ bool, args []string) error {
 	return nil
 }
 
-// imds start ADDRESS [tag=value…]: EC2's metadata service says that this machine
-// has the private ADDRESS and the tags; $AMSAGENT_AWS_ENDPOINT leads to it.
+// imds start ADDRESS [tag=value…]: starts EC2's metadata service for a machine with the private ADDRESS and the tags, at
+// $AMSAGENT_AWS_ENDPOINT.
 // imds fault PATH STATUS|hang|truncate|reset [times]; imds clear; imds notags;
 // imds tag KEY VALUE; imds expire; imds stop.
 func (w *world) imds(ts *testscript.TestScript, _ bool, args []string) error {
