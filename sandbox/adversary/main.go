@@ -190,8 +190,7 @@ func (a *adversary) linger() {
 	}
 }
 
-// lend lets root read a copy with more rights, and puts what he copied in its place
-// before root writes.
+// lend lets root read a copy with a wider mode through a link, and points the link to target before root writes.
 func (a *adversary) lend(file, target string) (done bool) {
 	copied, mine := file+".copy.mine", file+".mine"
 	if os.WriteFile(copied, a.passwd, 0o600) != nil || os.Chmod(copied, 0o666) != nil {
@@ -299,7 +298,7 @@ func (a *adversary) allKinds() []*kind {
 				if os.Link(filepath.Join(a.root, a.secret(file)), p) == nil {
 					return nil
 				}
-				// fs.protected_hardlinks allows it for what he may write.
+				// fs.protected_hardlinks allows a link to a file that the adversary may write.
 				return os.Link(filepath.Join(a.root, a.outside, "shared"), p)
 			})
 		}},

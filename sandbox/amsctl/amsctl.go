@@ -1,11 +1,10 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package amsctl starts, stops and asks after the stand-in AMS where there is no
-// systemd: what an agent calls as its service command.
+// Package amsctl is the agent's service command without systemd: it starts and stops the stand-in AMS and reports its state.
 //
-// It keeps one process for each state folder. Unlike systemd it does not start a
-// server again that has failed. Linux only; the API is not stable.
+// It keeps one process for each state folder. Unlike systemd it does not restart a failed
+// server. Linux only; the API is not stable.
 package amsctl
 
 import (
@@ -46,7 +45,7 @@ type Config struct {
 	StartWait time.Duration `json:"start_wait_ns"`
 	// StopWait is how long a stop waits before it kills (TimeoutStopSec).
 	StopWait time.Duration `json:"stop_wait_ns"`
-	// User is whom the server runs as, of root's; 0: as who starts it. He must be able to
+	// User is the uid of the server if root starts it; 0: that of the caller. This user must be able to
 	// reach the binary and State.
 	User int `json:"user,omitempty"`
 	// Asked is the file to which the wrapper adds a line for each call: what it was asked for.
@@ -87,7 +86,7 @@ func (c Config) lock() (release func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// running takes hold of the server's process; nil when there is none.
+// running opens the server's process; nil if it does not run.
 func (c Config) running() (*proc.Process, error) {
 	b, err := os.ReadFile(c.path("pid"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -218,8 +217,8 @@ func (c Config) start(ctx context.Context, env []string) error {
 	}
 }
 
-// startAndNote starts the server and writes its pid. A signal waits for that: coreutils'
-// timeout signals us together with the agent, and a server that nobody knows of would stay.
+// startAndNote starts the server and writes its pid. It holds back signals until then: coreutils' timeout signals this process
+// together with the agent, and a server without a pid file would keep running.
 func (c Config) startAndNote(cmd *exec.Cmd) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
@@ -350,7 +349,7 @@ func (c Config) Control(ctx context.Context, method, path string, query url.Valu
 		return nil, fmt.Errorf("reading what the server said of itself: %w", err)
 	}
 	if said.Control == "" {
-		return nil, errors.New("the server was told to have no control port")
+		return nil, errors.New("the server runs without a control port")
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+said.Control+path+"?"+query.Encode(), nil)
 	if err != nil {
@@ -403,8 +402,8 @@ func (c Config) WriteWrapper(file string) error {
 		script += "echo \"$1\" >>" + quote(c.Asked) + "\n"
 	}
 	script += "exec " + quote(c.Sandbox) + " amsctl --config " + quote(config) + " \"$@\"\n"
-	// Nobody forks meanwhile: a child has what we have open for writing until it becomes
-	// another program, and a file that somebody may write to cannot be run.
+	// No fork while the file is open for writing: the child would hold it open until its exec, and the script could not be run
+	// (ETXTBSY).
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(file, []byte(script), 0o755); err != nil {

@@ -31,7 +31,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/proc"
 )
 
-// What was promised of the clouds.
+// Bounds for the work of a cloud's metadata.
 const (
 	mostIdentity = 50.0 // ms, from nothing to a known instance
 	mostPolling  = 0.1  // % of a core
@@ -126,11 +126,11 @@ func onCloud(b *testing.B, name string, wait time.Duration) (opts metadata.Optio
 		case endpoint(name):
 			opts.Endpoints[name] = c.URL
 		case "AMSAGENT_ALIBABA_ECS_ENDPOINT":
-			opts.Endpoints[alibaba.EndpointECS] = c.URL // tells the tags
+			opts.Endpoints[alibaba.EndpointECS] = c.URL // has the tags
 		}
 	}
 	if opts.Endpoints[name] == "" {
-		b.Fatalf("%s tells no address of its metadata: %q", name, meta.Environ)
+		b.Fatalf("%s has no address of its metadata service: %q", name, meta.Environ)
 	}
 	root := b.TempDir()
 	file, value := firmware(name)
@@ -194,7 +194,7 @@ func BenchmarkCloudIdentity(b *testing.B) {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// The child that polls is told by these what to do.
+// Environment variables for the polling child.
 const (
 	pollCloud   = "AMSAGENT_BENCH_POLL"
 	pollSeconds = "AMSAGENT_BENCH_POLL_SECONDS"
@@ -206,9 +206,8 @@ type polled struct {
 	Reports   int64
 }
 
-// BenchmarkCloudPolling is what the looking for a cloud's signals takes of a core: the loops of the daemon, with their
-// usual intervals, in a process of their own, whose CPU time the kernel tells. It looks for BENCH_CLOUD_SECONDS (60) after
-// the first seconds, and what is shown of a minute is scaled from that. The bound is 0.1 % of a core.
+// BenchmarkCloudPolling measures the CPU time of the daemon's polling for a cloud's signals: its loops, at the default intervals,
+// in a child process, for BENCH_CLOUD_SECONDS (60) after a warm-up. Figures per minute are scaled. The bound is 0.1 % of a core.
 func BenchmarkCloudPolling(b *testing.B) {
 	seconds := setting(b, "BENCH_CLOUD_SECONDS", 60)
 	for _, name := range fakecloud.Names() {

@@ -18,16 +18,15 @@ import (
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
-// BenchmarkGone kills a node hard, agent and AMS at once, at any moment between
-// two heartbeats, and takes the time until `amsagent nodes --watch` says that it is
-// gone: BENCH_KILLS times (10).
+// BenchmarkGone kills a node's agent and AMS at a random moment between two heartbeats, and measures the time until
+// `amsagent nodes --watch` reports it as gone: BENCH_KILLS times (10).
 func BenchmarkGone(b *testing.B) {
 	const interval = 5 * time.Second
 	kills := int(setting(b, "BENCH_KILLS", 10))
 	agent, sandbox := buildAgent(b), buildSandbox(b)
 	mongo := startMongo(b, sandbox)
 	h, _ := rig.NewInEC2(b, nodeOptions(agent, sandbox, "10.0.9.1", interval))
-	// Where no node is heard, none is called gone.
+	// A node is reported gone only while another node sends heartbeats.
 	other, _ := rig.NewInEC2(b, nodeOptions(agent, sandbox, "10.0.9.2", interval))
 	for _, n := range []*rig.Node{h, other} {
 		n.Must("join", "--mongo", mongo, "--timeout", "60s")

@@ -35,9 +35,9 @@ type Options struct {
 	// Real takes real Ant Media Servers and a real mongod; it needs root and what
 	// `make real-fetch` fetches.
 	Real bool
-	// Mongo is a server that runs already, host:port; it must be empty. Embedded is the
-	// program of sandbox/embedded. Without either a mongod is started, and fetched first if
-	// there is none.
+	// Mongo is a running server, host:port; it must be empty. Embedded is the
+	// program of sandbox/embedded. Without either the demo starts a mongod, and fetches it
+	// first if it is missing.
 	Mongo, Embedded string
 
 	Out io.Writer
@@ -68,7 +68,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	// Whoever closes the window, or reads the first lines only, finds all tidied up.
+	// Clean up also if the terminal is closed, or the reader of a pipe ends early.
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGPIPE)
 	defer stop()
 	d := &demo{ctx: ctx, o: o, dir: dir, agent: agent, words: words, start: time.Now()}
@@ -144,7 +144,7 @@ func (d *demo) run() error {
 	if others := d.words.others(); others != "" {
 		d.print("(make demo CLOUD=NAME runs it on another cloud: %s.)", others)
 	}
-	for _, step := range []func() error{d.setUp, d.before, d.plan, d.refused, d.join, d.audience, d.scaleIn, d.finish, d.others, d.again, d.leave} {
+	for _, step := range []func() error{d.setUp, d.before, d.plan, d.refused, d.join, d.audience, d.scaleIn, d.finish, d.others, d.joinAgain, d.leave} {
 		if err := step(); err != nil {
 			if d.ctx.Err() != nil {
 				return fmt.Errorf("the demo was interrupted: %w", context.Cause(d.ctx))
@@ -179,7 +179,7 @@ func (d *demo) open() error {
 }
 
 func (d *demo) print(format string, args ...any) {
-	// A screen that cannot be written to is found out by whoever reads it.
+	// An error of the terminal is visible to its reader.
 	_, _ = fmt.Fprintf(d.o.Out, format+"\n", args...)
 }
 
@@ -189,7 +189,7 @@ func (d *demo) heading(text string) {
 	d.print("%d. %s", d.step, text)
 }
 
-// check counts a claim and fails the demo where it does not hold.
+// check counts a claim and fails the demo if it does not hold.
 func (d *demo) check(ok bool, format string, args ...any) error {
 	d.checks++
 	if !ok {
@@ -371,7 +371,7 @@ func (d *demo) joinNode(n *node) error {
 		d.check(len(seen) == 1 && seen[0].Fresh(time.Now()), "AMS has %d documents as %s", len(seen), n.address))
 }
 
-func (d *demo) again() error {
+func (d *demo) joinAgain() error {
 	n := d.nodes[0]
 	was, err := n.digest()
 	if err != nil {

@@ -64,7 +64,7 @@ type machine interface {
 	// givenBack compares files after a leave with those before the join, and says
 	// what holds.
 	givenBack(was, is []string) ([]string, error)
-	// running is empty where AMS does not run, and tells one run from another.
+	// running identifies the current run of AMS; empty: it does not run.
 	running() (string, error)
 	publish(ctx context.Context) error
 	endStream(ctx context.Context) error
@@ -185,7 +185,7 @@ func (d *demo) agentEnds(n *node, args ...string) (stdout, stderr string, err er
 	return strings.ReplaceAll(out.String(), "\r\n", "\n"), errs.String(), err
 }
 
-// wait waits for a command's end, and kills it where nobody waits for us.
+// wait waits for a command's end, and kills it if the demo is cancelled.
 func (d *demo) wait(p *proc.Program) error {
 	select {
 	case <-p.Done():

@@ -180,8 +180,7 @@ func (w *realWorld) reachable(ctx context.Context, environ []string) ([]string, 
 	return out, errors.Join(errs...)
 }
 
-// forward connects whoever comes to a listener with somebody else, until the listener
-// is closed.
+// forward proxies each connection of a listener to a connection of dial, until the listener is closed.
 func forward(l net.Listener, dial func() (net.Conn, error)) {
 	for {
 		a, err := l.Accept()
@@ -384,8 +383,7 @@ func (p player) leave() error {
 	return nil
 }
 
-// harness is what realams knows a test by. What it does not have here is not used
-// there.
+// harness is the testing.TB for realams. It has only the methods that realams calls.
 type harness struct {
 	testing.TB
 	ctx    context.Context

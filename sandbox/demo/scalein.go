@@ -260,7 +260,7 @@ func (d *demo) scaleIn() error {
 	run, err := edge.running()
 	return errors.Join(err,
 		d.check(run != "", "AMS does not run"),
-		d.check(!slices.ContainsFunc(d.noted(edge), over), "%s does not wait: %+v", d.words.short, d.noted(edge)))
+		d.check(!slices.ContainsFunc(d.noted(edge), endsWait), "%s does not wait: %+v", d.words.short, d.noted(edge)))
 }
 
 // thrice is a little less than three counts take, which are a second apart.
@@ -269,8 +269,8 @@ const thrice = 2500 * time.Millisecond
 // noted is what the cloud has in its books about a machine.
 func (d *demo) noted(n *node) []fakecloud.Entry { return fakecloud.Of(d.cloud.Books(), n.id) }
 
-// over is what ends a cloud's waiting.
-func over(e fakecloud.Entry) bool { return e.What == fakecloud.Answer || e.What == fakecloud.Gone }
+// endsWait reports whether an entry ends the cloud's wait.
+func endsWait(e fakecloud.Entry) bool { return e.What == fakecloud.Answer || e.What == fakecloud.Gone }
 
 // finish lets the viewer go.
 func (d *demo) finish() error {
@@ -322,13 +322,13 @@ func (d *demo) finish() error {
 		if told, err = awaited(fakecloud.Answer); err != nil {
 			return err
 		}
-		d.since(begin, "%s", d.words.told)
+		d.since(begin, "%s", d.words.outcome)
 	} else {
 		// The daemon ends as it does on the way down of a machine, and the machine with it.
 		if err := errors.Join(edge.stopAgent(), d.cloud.Off(edge.id)); err != nil {
 			return err
 		}
-		d.since(begin, "%s", d.words.told)
+		d.since(begin, "%s", d.words.outcome)
 	}
 	gone, err := awaited(fakecloud.Gone)
 	if err != nil {
@@ -343,9 +343,9 @@ func (d *demo) finish() error {
 	return errors.Join(
 		d.check(err == nil, "the viewer did not leave by itself: %v", err),
 		d.check(beats > 0 || !d.words.beats, "%s was never asked to wait longer", d.words.short),
-		d.check(strings.Contains(told.Text, d.words.answer), "%s was told %q", d.words.short, told.Text),
+		d.check(strings.Contains(told.Text, d.words.answer), "%s was notified with %q", d.words.short, told.Text),
 		d.check(!gone.Late, "%s took the machine when the time was over: %s", d.words.short, gone.Text),
-		d.check(!row.StateSince.After(told.Time), "%s was told before the node had left", d.words.short))
+		d.check(!row.StateSince.After(told.Time), "%s was notified before the node had left", d.words.short))
 }
 
 // books shows what the cloud noted, and counts how often it was asked to wait.
@@ -368,7 +368,7 @@ const silence = 3200 * time.Millisecond
 // others shows what is left of the edge for the other node.
 func (d *demo) others() error {
 	origin, edge := d.nodes[0], d.nodes[1]
-	d.heading("The machine is off. What the other node sees when edge-1 sends no more heartbeats")
+	d.heading("The machine is off. The view of the other node when edge-1 sends no more heartbeats")
 	if err := d.until("edge-1 is silent", func() string {
 		now, err := d.client.ServerTime(d.ctx)
 		if err != nil {
@@ -376,7 +376,7 @@ func (d *demo) others() error {
 		}
 		row, err := d.client.Node(d.ctx, edge.id)
 		if age, _ := row.Age(now); err != nil || age < silence {
-			return fmt.Sprintf("last heard %s ago: %v", age, err)
+			return fmt.Sprintf("last seen %s ago: %v", age, err)
 		}
 		return ""
 	}); err != nil {

@@ -132,7 +132,7 @@ func (p *standIns) startMongo(context.Context) error {
 	return nil
 }
 
-// standIn is one pretended machine.
+// standIn is one fake machine.
 type standIn struct {
 	*standin.Machine
 	agent string
@@ -248,7 +248,7 @@ func (n *standIn) watch(ctx context.Context) (viewer, error) {
 	line := ""
 	for err == nil && line != "\r\n" { // to the end of the answer's head
 		if line, err = v.r.ReadString('\n'); strings.HasPrefix(line, "HTTP/") && !strings.Contains(line, " 200 ") {
-			err = fmt.Errorf("the viewer is told %q", strings.TrimSpace(line))
+			err = fmt.Errorf("the viewer gets %q", strings.TrimSpace(line))
 		}
 	}
 	if err != nil {
@@ -257,7 +257,7 @@ func (n *standIn) watch(ctx context.Context) (viewer, error) {
 	return v, nil
 }
 
-// served reports whether nobody has hung up on the viewer.
+// served reports whether the viewer's connection is still open.
 func (v *connection) served() bool {
 	if err := v.conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
 		return false
@@ -268,7 +268,7 @@ func (v *connection) served() bool {
 
 func (v *connection) leave() error { return v.conn.Close() }
 
-// command shows the pretended machine to the agent.
+// command returns a command of the agent on the fake machine.
 func (n *standIn) command(args ...string) *exec.Cmd {
 	cmd := n.Command(append([]string{n.agent}, args...)...)
 	cmd.Env = append(cmd.Env,

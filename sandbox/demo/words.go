@@ -32,8 +32,8 @@ type words struct {
 	// beats: the agent asks it to wait longer.
 	beats bool
 	// answer is the cloud's log entry for the acknowledgement; empty if the cloud takes
-	// none and sees only the end of the machine. told is printed for either.
-	answer, told string
+	// none and sees only the end of the machine. outcome is printed in both cases.
+	answer, outcome string
 	// books is the line above the event log.
 	books string
 }
@@ -67,8 +67,8 @@ func aws() words {
 		budget:  "the longest time that AWS waits",
 		waits:   "edge-1 keeps waiting, and so does AWS",
 		beats:   true, answer: "is completed by edge-1: CONTINUE",
-		told:  "AWS: the hook is completed, the machine may be switched off",
-		books: "AWS's event log (here the hook expires 10 s after the last heartbeat; an hour is usual):",
+		outcome: "AWS: the hook is completed, the machine may be switched off",
+		books:   "AWS's event log (here the hook expires 10 s after the last heartbeat; an hour is usual):",
 	}
 }
 
@@ -87,7 +87,7 @@ func azure() words {
 		budget:  "the rest of Azure's minute is for the steps after that",
 		waits:   "edge-1 keeps waiting, and so does Azure",
 		answer:  "is acknowledged by edge-1",
-		told:    "Azure: the event is acknowledged, so the machine may be deleted now",
+		outcome: "Azure: the event is acknowledged, so the machine may be deleted now",
 		books:   "Azure's event log:",
 	}
 }
@@ -107,8 +107,8 @@ func alibaba() words {
 		budget:  "with heartbeats ESS waits for up to 6 hours",
 		waits:   "edge-1 keeps waiting, and so does ESS",
 		beats:   true, answer: "is completed by edge-1: CONTINUE",
-		told:  "ESS: the lifecycle action is completed, the machine may be released",
-		books: "The event log of ESS (here the hook expires after 30 s without a heartbeat; 10 minutes is usual):",
+		outcome: "ESS: the lifecycle action is completed, the machine may be released",
+		books:   "The event log of ESS (here the hook expires after 30 s without a heartbeat; 10 minutes is usual):",
 	}
 }
 
@@ -125,7 +125,7 @@ func gcp() words {
 		noticed: "a request to the metadata service was open (a long poll)",
 		budget:  "the rest of the 30 s is for the steps after that",
 		waits:   "edge-1 keeps waiting, for at most half of its 30 s",
-		told:    "Google Cloud takes no acknowledgement; edge-1 switches itself off",
+		outcome: "Google Cloud takes no acknowledgement; edge-1 switches itself off",
 		books:   "Google Cloud's event log:",
 	}
 }

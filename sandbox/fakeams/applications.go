@@ -56,7 +56,7 @@ func (s *Server) serveApp(ctx context.Context, name string) bool {
 		return false
 	}
 	if err := s.complete(ctx, name); err != nil {
-		s.log.Error("an application's start left no mark, or settings were not saved", "app", name, "err", err)
+		s.log.Error("an application's start left no mark, or settings were not saved", "app", name, "error", err)
 	}
 	s.setAppState(name, AppInitializing)
 	if !wait(ctx, s.o.AppStart/2) {
@@ -133,7 +133,7 @@ func (s *Server) CreateApplication(ctx context.Context, name string) error {
 	}
 	i := slices.IndexFunc(s.in.apps, func(a app) bool { return a.name != console })
 	if i < 0 {
-		return errors.New("creating an application: there is none to copy")
+		return errors.New("creating an application: no application to copy")
 	}
 	model, _ := s.app(s.in.apps[i].name)
 	props, err := readProperties(s.settingsFile(model.name))
@@ -251,7 +251,7 @@ func tomcat(w http.ResponseWriter, status int, why string) {
 	_, _ = fmt.Fprintf(w, text+"</body></html>", status, http.StatusText(status), html.EscapeString(why))
 }
 
-// unclaimed is the answer where no application, or nothing in it, takes a request.
+// unclaimed answers a request that no application, or no servlet of one, handles.
 func unclaimed(w http.ResponseWriter, r *http.Request) {
 	tomcat(w, http.StatusNotFound, "The requested resource ["+r.URL.Path+"] is not available")
 }

@@ -46,7 +46,7 @@ func (s *Server) tokenGiven(r *http.Request) bool {
 func (s *Server) tokenAccepted(w http.ResponseWriter, r *http.Request) bool {
 	switch {
 	case s.in.jwt.jwksURL != "":
-		// The URL wins over the secret; it would be asked, and nobody is there.
+		// The URL takes precedence over the secret, and no server answers there.
 		http.Error(w, "Invalid Server JWT Token", http.StatusForbidden)
 	case s.in.jwt.secret == "":
 		http.Error(w, "java.lang.IllegalArgumentException: Empty key", http.StatusInternalServerError)

@@ -1,13 +1,11 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fakeams is a stand-in for Ant Media Server: it does what an agent can
-// see from outside, and nothing else. It reads the installation's files with
-// readers of its own (a mistake of the agent's editors cannot hide behind the same
-// mistake here), decides by them between standalone and cluster mode, refuses to
-// start where the server would, registers itself in MongoDB every five seconds,
-// and answers /rest/v2/liveness and, to who holds the server token,
-// /rest/v2/system-resources.
+// Package fakeams is a stand-in for Ant Media Server: it has only the behaviour that an
+// agent can observe. It reads the installation's files with its own parsers, so that an error
+// in the agent's editors is not repeated here. They decide between standalone and cluster mode.
+// It fails to start as the server does, registers itself in MongoDB every five seconds, and
+// answers /rest/v2/liveness and, with the server token, /rest/v2/system-resources.
 //
 // Its start has the three moments of the real one's, far apart there: the HTTP port
 // opens, and liveness is 500, 403 and 200; the server registers itself; then its
@@ -18,16 +16,15 @@
 // [Options.SaveAtStart], and else sets the file's time only. One that is asked anything while
 // its context is made saves defaults and an empty name, as the real one does from 2.16.2 on.
 //
-// Publishers and viewers come and go as they are told to. A stop or a crash cuts
-// those who are there, as the server's does, and [Stats] counts them: a drain that
-// did its work has cut none.
+// The caller adds and removes publishers and viewers. A stop or a crash cuts the present
+// sessions, as the server's does, and [Stats] counts them: a complete drain has cut none.
 //
-// It never streams anything, and besides that it writes into the installation only when
-// asked to ([Options.Litter], the control port). What the cluster part of the server does is
-// known from its interfaces and its traces only; where those are silent, so is the stand-in.
+// It never streams, and beyond the above it writes into the installation only on request
+// ([Options.Litter], the control port). The cluster part of the server is known from its
+// interfaces and traces only; the stand-in has nothing that they do not show.
 //
-// Never compared with the real server, for want of the Enterprise Edition: what its
-// cluster part sends and stores beside clusternode (settings of applications in
+// Never compared with the real server, because that needs the Enterprise Edition: the data
+// that its cluster part sends and stores beside clusternode (settings of applications in
 // clusterdb, the order in which it registers and starts), its WebRTC counts, edges that
 // fetch streams from origins. Compared and left out: the real port is open for seconds
 // before anything is answered; an application that has no database yet is not refused

@@ -60,7 +60,7 @@ type Options struct {
 	// between the first and the second half of the file.
 	SaveAtStart bool
 	SavePause   time.Duration
-	// Community is the Community Edition where that is seen from outside.
+	// Community makes it the Community Edition, as far as that is visible from outside.
 	Community bool
 	// Behaviour is how it misbehaves.
 	Behaviour Behaviour
@@ -125,7 +125,7 @@ func (o *Options) AddFlags(fs *flag.FlagSet) {
 	fs.DurationVar(&o.AppStart, "app-start", o.AppStart, "how long each application takes for its start (default 20ms)")
 	fs.BoolVar(&o.SaveAtStart, "save-at-start", o.SaveAtStart, "in cluster mode, save each application's settings at its start")
 	fs.DurationVar(&o.SavePause, "save-pause", o.SavePause, "how long a file of settings is half written")
-	fs.BoolVar(&o.Community, "community", o.Community, "be the Community Edition where that is seen")
+	fs.BoolVar(&o.Community, "community", o.Community, "be the Community Edition, as far as that is visible")
 	b := &o.Behaviour
 	fs.StringVar(&b.OnlyIn, "only-in", b.OnlyIn, "misbehave only in this `mode`: cluster or standalone")
 	fs.DurationVar(&b.SlowStart, "slow-start", b.SlowStart, "answer 403 for so long")

@@ -36,8 +36,8 @@ func parseProperties(b []byte) (map[string]string, error) {
 func blank(r rune) bool { return r == ' ' || r == '\t' || r == '\f' }
 func eol(r rune) bool   { return r == '\n' || r == '\r' }
 
-// logicalLine returns the next line with continuations joined and leading blanks
-// gone; it is empty for a blank line and a comment. Escapes are left in.
+// logicalLine returns the next line, with continuations joined and without leading whitespace. It is empty for a blank line
+// and a comment. Escapes stay.
 func logicalLine(in []rune, pos int) (line []rune, next int) {
 	first := true // of the natural lines that make it up
 	for {

@@ -131,7 +131,7 @@ func TestContainer(t *testing.T) {
 		{"two roots", `<beans/><beans/>`, false},
 		{"text behind the root", `<beans/> cluster end -->`, false},
 		{"text where elements belong", `<beans><bean> cluster end --> </bean></beans>`, false},
-		{"text where it belongs", `<beans><bean><description>x</description></bean></beans>`, true},
+		{"text in a description", `<beans><bean><description>x</description></bean></beans>`, true},
 		{"empty", ``, false},
 		{"only a comment", `<!-- a -->`, false},
 		{"bad attribute", `<beans a=b/>`, false},

@@ -124,8 +124,7 @@ func TestRecordedStart(t *testing.T) {
 	}
 }
 
-// What the server says of itself has the same fields and the same kinds of values, so
-// far as the stand-in has them; and it lets nobody ask without a token.
+// The statistics of the stand-in have fields and types of the real server's, and need a token.
 func TestRecordedStatistics(t *testing.T) {
 	t.Parallel()
 	recorded := recordings(t, "system-resources-idle.200")
@@ -155,8 +154,7 @@ func TestRecordedStatistics(t *testing.T) {
 	}
 }
 
-// What the stand-in answers and writes to MongoDB has no field that the real server's does
-// not have, and each is of the same kind. It has fewer of them.
+// Answers and MongoDB documents of the stand-in have a subset of the real server's fields, with the same types.
 func TestRecordedShapes(t *testing.T) {
 	t.Parallel()
 	const newest = "2.17.1" // what the stand-in is like

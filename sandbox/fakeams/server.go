@@ -37,7 +37,7 @@ const (
 )
 
 // ErrCrashed is how a server ends that was made to crash.
-var ErrCrashed = errors.New("the stand-in crashed as it was told to")
+var ErrCrashed = errors.New("the stand-in crashed on request")
 
 // Server is a running stand-in.
 type Server struct {
@@ -132,7 +132,7 @@ func Start(ctx context.Context, o Options) (_ *Server, err error) {
 		}
 	}()
 	if s.b.FailStart {
-		return nil, errors.New("the stand-in was told to fail at its start")
+		return nil, errors.New("the stand-in is set to fail at its start")
 	}
 	if s.address, err = o.address(in); err != nil {
 		return nil, err
@@ -198,9 +198,9 @@ func (s *Server) run(ctx context.Context) {
 		return
 	}
 	if c := s.apps[console]; c != nil && c.err != nil {
-		// liveness is behind a filter that lets nobody in without the console.
+		// The filter before liveness refuses all requests without the console.
 		s.mu.Unlock()
-		s.log.Error("the console did not start", "err", c.err)
+		s.log.Error("the console did not start", "error", c.err)
 		<-ctx.Done()
 		return
 	}
@@ -218,7 +218,7 @@ func (s *Server) run(ctx context.Context) {
 		if failing != (err != nil) {
 			failing = err != nil
 			if failing {
-				s.log.Error("heartbeat lost", "err", err)
+				s.log.Error("heartbeat lost", "error", err)
 			} else {
 				s.log.Info("heartbeat back")
 			}
@@ -279,7 +279,7 @@ func (s *Server) startApps(ctx context.Context) {
 	for _, a := range s.in.apps {
 		client, err := s.startApp(ctx, a)
 		if err != nil {
-			s.log.Error("an application did not start", "app", a.name, "err", err)
+			s.log.Error("an application did not start", "app", a.name, "error", err)
 		}
 		s.mu.Lock()
 		s.apps[a.name].client, s.apps[a.name].err = client, err
@@ -436,7 +436,7 @@ func (s *Server) finish(state State, err error) {
 		s.state, s.err = state, err
 		s.mu.Unlock()
 		s.writeStats()
-		s.log.Info("ended", "state", string(state), "err", err)
+		s.log.Info("ended", "state", string(state), "error", err)
 		close(s.done)
 	})
 	<-s.done

@@ -109,7 +109,7 @@ func (s *Server) statsLocked() Stats {
 	return st
 }
 
-// liveLocked is who is there now: nobody, once all were cut.
+// liveLocked returns the present sessions: none after a cut.
 func (s *Server) liveLocked() Counts {
 	if s.cut {
 		return Counts{}
@@ -183,7 +183,7 @@ func (s *Server) writeStats() {
 		err = os.Rename(s.o.Stats+".new", s.o.Stats)
 	}
 	if err != nil {
-		s.log.Error("the count of sessions could not be written", "err", err)
+		s.log.Error("the count of sessions could not be written", "error", err)
 	}
 }
 
@@ -340,7 +340,7 @@ func (s *Server) play(w http.ResponseWriter, r *http.Request, rt appRuntime) {
 	if !s.change(func() { s.watching[me] = struct{}{} }) {
 		return
 	}
-	// Counted before it is told: who reads the first line knows it.
+	// Count before the answer, so that a client that reads the first line is counted.
 	_, err = io.WriteString(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/octet-stream\r\n\r\n")
 	s.noteViewers(rt, me.of, 1)
 	if err == nil {
@@ -356,12 +356,12 @@ func (s *Server) play(w http.ResponseWriter, r *http.Request, rt appRuntime) {
 	}
 }
 
-// noteViewers is countViewers for a viewer whom nobody waits for.
+// noteViewers calls countViewers for a viewer without a caller that could take the error.
 func (s *Server) noteViewers(rt appRuntime, of audience, n int) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if err := s.countViewers(ctx, rt, of.stream, of.kind, n); err != nil && s.State() == Up {
-		s.log.Error("a viewer was not counted", "err", err)
+		s.log.Error("a viewer was not counted", "error", err)
 	}
 }
 

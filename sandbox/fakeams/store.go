@@ -16,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// open connects to the MongoDB that a database's settings name and waits until it
-// answers. An error tells no password.
+// open connects to the MongoDB of a database's settings and waits until it answers. Its errors contain no password.
 func (s *Server) open(ctx context.Context, db database, clusterStore bool) (*mongo.Client, error) {
 	uri := mongoURI(s.in.release, clusterStore, db.host, db.user, db.password)
 	c, err := s.connect(ctx, uri)
@@ -132,8 +131,8 @@ type Stream struct {
 	HLS    int32  `json:"hls"`
 	DASH   int32  `json:"dash"`
 	RTMP   int32  `json:"rtmp"`
-	// Announced: somebody had made its document before it began. At its end that
-	// stays, as finished; any other is deleted.
+	// Announced: its document existed before the stream began. Such a document stays at the
+	// end, as finished; any other is deleted.
 	Announced bool `json:"announced,omitempty"`
 }
 
@@ -172,8 +171,8 @@ func (s *Server) AddStream(ctx context.Context, st Stream) error {
 	return nil
 }
 
-// EndStream lets a stream end: the server deletes one that nobody had announced.
-// Its viewers that came by AddViewers stay, and wait for it to come back.
+// EndStream ends a stream: the server deletes its document unless it was announced. Its viewers
+// of AddViewers stay, and wait for the stream to come back.
 func (s *Server) EndStream(ctx context.Context, app, id string) error {
 	rt, ok := s.app(app)
 	var st Stream

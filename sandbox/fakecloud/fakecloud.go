@@ -1,8 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fakecloud puts the fake clouds behind one face, for those who tell the same story on each of them: the demo and the
-// end-to-end tests. What is a cloud's own is in fakeaws, fakeazure, fakealibaba and fakegcp.
+// Package fakecloud is one interface to all fake clouds, for the demo and the end-to-end tests, which run the same scenario on
+// each. Features of a single cloud are in fakeaws, fakeazure, fakealibaba and fakegcp.
 //
 // The API is not stable.
 package fakecloud
@@ -57,7 +57,7 @@ type Options struct {
 // DefaultLead is that of the zero Options.
 const DefaultLead = time.Minute
 
-// Machine is what the cloud is told of a machine.
+// Machine describes a machine to the cloud.
 type Machine struct {
 	// Name is what people call it; ID is the instance's id in this cloud's form.
 	Name, ID, Address, Role, MAC string
@@ -103,17 +103,17 @@ func (m *Metadata) Heal() { m.ClearFaults() }
 // Fault is one way in which a metadata service fails.
 type Fault = fakes.Fault
 
-// What is in the books.
+// Kinds of entries in the event log.
 const (
-	// Notice: the machine can see that it is to go.
+	// Notice: the machine can see that it will be terminated.
 	Notice = "notice"
 	// Heartbeat: it asked the cloud to wait longer, and the cloud does.
 	Heartbeat = "heartbeat"
-	// Answer: it told the cloud that it may go, or completed the hook.
+	// Answer: the machine acknowledged the termination, or completed the hook.
 	Answer = "answer"
-	// Gone: the cloud has taken it. Text says whether by the machine's answer or because the time was over.
+	// Gone: the cloud has terminated it. Text has the reason: the machine's answer, or the end of the time.
 	Gone = "gone"
-	// Other is whatever else people may want to read of this cloud.
+	// Other is any other entry of this cloud.
 	Other = "other"
 )
 
@@ -121,10 +121,10 @@ const (
 type Entry struct {
 	Time time.Time
 	What string
-	// ID is the machine's. Text is for people: a line that tells all, with the
-	// machine's name where there is one (`hook "drain" is completed by edge-1`).
+	// ID is the machine's. Text is a complete line for the reader, with the machine's
+	// name if it has one (`hook "drain" is completed by edge-1`).
 	ID, Text string
-	// Late tells of a Gone that the cloud's time ran out.
+	// Late marks a Gone because the cloud's time ran out.
 	Late bool
 }
 

@@ -9,6 +9,5 @@
 // [Options.Backend] it takes a server that runs already. Most tests let package
 // mongotest choose.
 //
-// It runs on Linux, listens on loopback unless told otherwise, and its API is
-// not stable.
+// It runs on Linux and listens on loopback by default. Its API is not stable.
 package mongod

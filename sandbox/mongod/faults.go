@@ -32,8 +32,8 @@ const (
 	// Refuse closes the listening socket and resets every connection: a connect
 	// gets ECONNREFUSED from the kernel. The port stays ours until healed.
 	Refuse Mode = "refuse"
-	// BlackHole takes connections and matching commands and never answers. What it
-	// swallowed is never executed: when it is lifted, those connections are reset.
+	// BlackHole takes connections and matching commands and never answers. Their commands are
+	// never executed: when the fault ends, those connections are reset.
 	BlackHole Mode = "black-hole"
 	// HalfClose answers a matching command by closing the server's sending side
 	// only (FIN), and goes on reading.
@@ -64,8 +64,8 @@ type Fault struct {
 	// Database restricts it to commands on that database. A server that is in the cluster
 	// writes to its own, whenever it likes.
 	Database string `json:"database,omitempty"`
-	// Code, Name and Message are for mode error. The default is what a server says
-	// that is being shut down (91, ShutdownInProgress).
+	// Code, Name and Message are for mode error. The default is the error of a server
+	// during its shutdown (91, ShutdownInProgress).
 	Code    int32  `json:"code,omitempty"`
 	Name    string `json:"name,omitempty"`
 	Message string `json:"message,omitempty"`
@@ -95,7 +95,7 @@ func (f Fault) validate() error {
 // Faults switches faults of a running server on and off. All methods may be
 // called from any goroutine. One fault is in force at a time.
 type Faults struct {
-	apply func(Mode) // tells the proxy to cut, refuse or heal; called without mu held
+	apply func(Mode) // makes the proxy cut, refuse or heal; called without mu held
 
 	// set serialises whole transitions, so that the side effects of two of them
 	// (closing and opening the listener) happen in the order of the states.
@@ -204,7 +204,7 @@ func (f *Faults) strike(command, database string) (Fault, <-chan struct{}) {
 	return cur, changed
 }
 
-// expire moves on to next, unless somebody changed the state meanwhile.
+// expire enters the next fault, unless the state has changed meanwhile.
 func (f *Faults) expire(seen <-chan struct{}, next Fault, cut bool) {
 	f.set.Lock()
 	defer f.set.Unlock()

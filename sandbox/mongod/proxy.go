@@ -74,7 +74,7 @@ func (p *proxy) acceptFrom(ctx context.Context, ln net.Listener, wrap func(net.C
 			defer p.wg.Done()
 			err := p.serve(connCtx, c)
 			p.drop(c, false)
-			p.log.Debug("connection ended", "conn", c.id, "err", err)
+			p.log.Debug("connection ended", "conn", c.id, "error", err)
 		}()
 	}
 }
@@ -88,7 +88,7 @@ func (p *proxy) drop(c *clientConn, reset bool) {
 	if !known {
 		return
 	}
-	p.stats.gone()
+	p.stats.closed()
 	c.cancel()
 	if tcp, ok := c.raw.(*net.TCPConn); ok && reset {
 		_ = tcp.SetLinger(0)
@@ -213,7 +213,7 @@ func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 		return errStruck
 	case Error:
 		if req.moreToCome {
-			return nil // nobody would read it
+			return nil // the client does not read a reply
 		}
 		reply := replyTo(req, fault.document())
 		p.stats.answered(entry, len(reply), false)

@@ -188,9 +188,9 @@ func (s *Server) serveReal(ctx context.Context, dir string, o Options) error {
 	return nil
 }
 
-// bindGuard binds a socket to the address and never listens on it. While the
-// listener proper is closed (fault refuse) the port so remains ours: the kernel
-// answers a connect with RST, and gives the port to nobody else.
+// bindGuard binds a socket to the address and never listens on it. It keeps the port while the
+// listener is closed (fault refuse): the kernel answers a connect with RST, and no other process
+// can take the port.
 func bindGuard(addr string) (fd int, bound string, err error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -276,7 +276,7 @@ func (s *Server) apply(m Mode) {
 		s.proxy.dropAll(true)
 	default:
 		if err := s.listen(); err != nil {
-			s.proxy.log.Error("cannot heal the server", "err", err)
+			s.proxy.log.Error("cannot heal the server", "error", err)
 		}
 	}
 }

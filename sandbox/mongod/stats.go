@@ -50,7 +50,7 @@ func (r *recorder) opened() int64 {
 	return r.stats.Accepted
 }
 
-func (r *recorder) gone() {
+func (r *recorder) closed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stats.Open--

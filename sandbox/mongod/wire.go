@@ -192,7 +192,7 @@ func replyTo(req request, doc bsoncore.Document) []byte {
 	return raw
 }
 
-// wantsMore says that the server announced another reply to the same request.
+// wantsMore reports whether the server announced another reply to the same request.
 func wantsMore(raw []byte) bool {
 	return int32(binary.LittleEndian.Uint32(raw[12:])) == opMsg && len(raw) >= headerLen+4 &&
 		binary.LittleEndian.Uint32(raw[headerLen:])&flagMoreToCome != 0

@@ -25,9 +25,8 @@ exec bash -c "$4" bash "$1" "$3"`
 	}
 }
 
-// Java are options of systemd-nspawn that give a machine with the Debian of this one
-// what the server's unit names, and Libraries puts what Java and the server load
-// besides into its tree, which has a minimal system.
+// Java returns options of systemd-nspawn that mount the Java of the server's unit into a machine with the same Debian as this
+// one.
 func Java(t testing.TB) []string {
 	t.Helper()
 	home, err := javaHome()
@@ -35,7 +34,7 @@ func Java(t testing.TB) []string {
 	return []string{"--bind-ro=" + home, "--bind-ro=/etc/java-17-openjdk"}
 }
 
-// Libraries is told at Java.
+// Libraries copies the shared libraries that Java and the server load into the tree of a machine with a minimal system.
 func Libraries(t testing.TB, root string) {
 	t.Helper()
 	home, err := javaHome()

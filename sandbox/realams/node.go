@@ -213,7 +213,7 @@ func (n *Node) Asked() []string {
 	return strings.Fields(string(b))
 }
 
-// Server returns the process id of the server, as seen from here; 0 when there is none.
+// Server returns the server's process id in this namespace; 0: it does not run.
 func (n *Node) Server() int {
 	b, err := os.ReadFile(n.Path(pidFile))
 	if err != nil {
@@ -260,9 +260,8 @@ func (n *Node) Signal(t testing.TB, sig syscall.Signal) {
 	must.OK(t, syscall.Kill(pid, sig))
 }
 
-// Served asks the REST interface of one application from the node itself, where it
-// is open to everybody, and tells the HTTP status; 0 is no answer, or that its context is not
-// complete, when nobody should ask.
+// Served returns the HTTP status of an application's REST interface, which the node itself may call without a token. 0: no
+// answer, or the context is not complete, when a request would do harm.
 func (n *Node) Served(app string) int {
 	begun, err := os.Stat(n.Path(pidFile))
 	if in := (&ams.Installation{Root: n.Path("/"), Dir: Home}); err != nil || !in.Initialized(app, begun.ModTime()) {

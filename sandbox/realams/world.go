@@ -81,8 +81,7 @@ ip link set br0 up`)
 	return w
 }
 
-// URI is what an operator gives to `amsagent join --mongo`: with a user where there
-// is one, and so with ':' and '=', which java.util.Properties escapes.
+// URI is the argument of `amsagent join --mongo`. With a user it has ':' and '=', which java.util.Properties escapes.
 func (w *World) URI() string {
 	if len(w.users) == 0 {
 		return w.Mongo.URI()
@@ -119,7 +118,7 @@ func (w *World) HTTP(timeout time.Duration) *http.Client {
 	jar, _ := cookiejar.New(nil) // never fails without options
 	return &http.Client{
 		Timeout: timeout, Jar: jar, Transport: &http.Transport{DialContext: w.Dial},
-		// Where the server sends somebody else is an answer, too.
+		// A redirect is an answer, too.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

@@ -95,7 +95,7 @@ func (s *Set) AddSubject(ctx context.Context, subject string) error {
 	return command(ctx, c, "$external", bson.D{
 		{Key: "createUser", Value: subject},
 		{Key: "roles", Value: bson.A{bson.M{"role": "readWriteAnyDatabase", "db": "admin"}}},
-		// Each member is to know all users when it is asked alone, as by RequireTLS.
+		// Each member must have all users before a client connects to it alone, as RequireTLS does.
 		{Key: "writeConcern", Value: bson.M{"w": len(s.members), "wtimeout": 30_000}},
 	})
 }

@@ -41,8 +41,7 @@ func Binary() (string, error) {
 	return path, nil
 }
 
-// Fetch is [Binary], and fetches a mongod if there is none. Its progress goes to log, why
-// it failed into the error.
+// Fetch is [Binary], but fetches a missing mongod. It writes the progress to log; the error has the reason of a failure.
 func Fetch(ctx context.Context, log io.Writer) (string, error) {
 	if path, err := Binary(); err == nil {
 		return path, nil

@@ -38,8 +38,7 @@ type Member struct {
 // may be emulated.
 const startLimit = 3 * time.Minute
 
-// Start starts the program on its data and waits until it answers. A member that
-// runs is left alone.
+// Start starts the program on its data and waits until it answers. It does nothing for a running member.
 func (m *Member) Start(ctx context.Context) error {
 	m.mu.Lock()
 	if m.running() {
@@ -86,7 +85,7 @@ func (m *Member) args() []string {
 		"--wiredTigerCacheSizeGB", "0.25",
 		// Each server takes 4 MB of disk, not 300: a run of the tests has dozens at once.
 		"--wiredTigerEngineConfigString", "log=(file_max=4MB,prealloc=false)",
-		// What the proxy of package mongod passes on it must be able to read.
+		// The proxy of package mongod has to parse the messages.
 		"--networkMessageCompressors", "disabled",
 		"--setParameter", "diagnosticDataCollectionEnabled=false",
 		// Documents with a TTL go within a second, not within a minute.
@@ -183,8 +182,7 @@ func (m *Member) Addr() string {
 	return net.JoinHostPort(m.set.o.Host, strconv.Itoa(m.port))
 }
 
-// Story tells whether it runs, or how it ended, and the end of its log, for who has to
-// find out why a test failed.
+// Story returns whether it runs, or how it ended, and the end of its log, for the message of a failed test.
 func (m *Member) Story() string {
 	m.mu.Lock()
 	how := "was never started"
@@ -230,7 +228,7 @@ func (m *Member) Client() (*mongo.Client, error) {
 	return m.set.open(o)
 }
 
-// IsPrimary tells whether it may be written to.
+// IsPrimary reports whether it accepts writes.
 func (m *Member) IsPrimary(ctx context.Context) (bool, error) {
 	c, err := m.Client()
 	if err != nil {
@@ -268,7 +266,7 @@ func (m *Member) running() bool {
 	}
 }
 
-// Kill ends it with SIGKILL and waits. One that does not run is left alone.
+// Kill ends it with SIGKILL and waits. It does nothing if the member does not run.
 func (m *Member) Kill() error {
 	if err := m.signal(syscall.SIGKILL); err != nil {
 		return err

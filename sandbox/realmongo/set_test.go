@@ -54,7 +54,7 @@ func TestOneServer(t *testing.T) {
 	}
 }
 
-// A user with a password in which nothing is plain, and nobody without one.
+// A user whose password needs escaping can write, a client without a user cannot.
 func TestUsers(t *testing.T) {
 	t.Parallel()
 	s := start(t, realmongo.Options{Users: map[string]string{"cluster": "p@ss:w/rd?#%41"}})

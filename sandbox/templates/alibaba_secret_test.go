@@ -30,7 +30,7 @@ func kms(t *testing.T) (*fakealibaba.Cloud, *fakealibaba.Server) {
 	return api, meta
 }
 
-// kmsEnviron is what leads the program to them. A proxy is for nobody: the API of the test is on this machine as well.
+// kmsEnviron returns the environment with both addresses. The proxy must not be used, as the test's API is on this machine.
 func kmsEnviron(api *fakealibaba.Cloud, meta *fakealibaba.Server) []string {
 	return []string{
 		"AMSAGENT_ALIBABA_ENDPOINT=" + meta.Endpoint(), "AMSAGENT_ALIBABA_KMS_ENDPOINT=" + api.Endpoint(),
@@ -60,7 +60,7 @@ func TestAlibabaSecret(t *testing.T) {
 	must.OK(t, os.WriteFile(file, []byte(uri+"\n"), 0o600))
 	fails("ResourceNotFound", "get", "ams-mongo")
 	api.SetSecret("ams-mongo", "none yet")
-	// What the template puts there is no connection string, and no join is tried with it.
+	// The template's first value is not a connection string: no join may try it.
 	fails("no connection string yet", "get", "ams-mongo")
 	for range 2 { // a second run of the machine's script is another version
 		if out, err := run("put", "ams-mongo", file); err != nil || out != "" {

@@ -65,7 +65,7 @@ func awsTerraformMongo(t *testing.T) string {
 	})
 }
 
-// TestAWSPolicy: what the templates permit is what the agent itself says that it needs, and the secret.
+// TestAWSPolicy: the templates permit the agent's own policy and the secret, nothing else.
 func TestAWSPolicy(t *testing.T) {
 	permits := func(group, arn, secret string) []string {
 		want := []string{"Allow secretsmanager:GetSecretValue on " + secret}

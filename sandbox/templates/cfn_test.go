@@ -136,7 +136,7 @@ func (c *stack) of(name string) object {
 	return p
 }
 
-// statements are the policies of a role as lines. Whoever denies or names no resource is told as such.
+// statements returns the policies of a role as lines, with effect and resources, so that a test sees a deny or an empty resource.
 func (c *stack) statements(role string) []string {
 	c.t.Helper()
 	var out []string

@@ -23,7 +23,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 )
 
-// guideCommand is a line of a guide that somebody is to type.
+// guideCommand is a line of a guide for the operator to type.
 type guideCommand struct {
 	file string
 	line int
@@ -65,7 +65,7 @@ func (c guideCommand) words(t *testing.T) []string {
 	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "sh", "-fc", `run() { printf '%s\n' "$@"; }; `+"run "+strings.ReplaceAll(c.text, "$(", "(SUBST ")+"").Output()
 	if err != nil {
-		// A substitution in quotes is one word.
+		// A quoted substitution is a single word.
 		out, err = exec.CommandContext(t.Context(), "sh", "-fc", `run() { printf '%s\n' "$@"; }; run `+regexp.MustCompile(`"\$\([^)]*\)"`).ReplaceAllString(c.text, "SUBST")).Output()
 	}
 	if err != nil {
@@ -127,7 +127,7 @@ func TestGuideCommands(t *testing.T) {
 			if i := slices.Index(words, "--command"); i >= 0 {
 				remote := strings.Fields(strings.TrimPrefix(words[i+1], "sudo "))
 				if remote[0] != "amsagent" {
-					fail("nobody checks %q", remote)
+					fail("no check for %q", remote)
 				} else {
 					checkAgentCommand(t, agent, remote, fail)
 				}
@@ -148,7 +148,7 @@ func TestGuideCommands(t *testing.T) {
 				checkRemote(t, agent, words[i+1], fail)
 			}
 		default:
-			fail("nobody checks a command %s", words[0])
+			fail("no check for the command %s", words[0])
 		}
 	}
 	awsTakes(t, aws)
@@ -190,7 +190,7 @@ func checkRemote(t *testing.T, agent, command string, fail func(string, ...any))
 	case "amsagent-mongodb":
 		checkInstall(t, remote, fail)
 	default:
-		fail("nobody checks %q", remote)
+		fail("no check for %q", remote)
 	}
 }
 

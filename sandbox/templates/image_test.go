@@ -137,7 +137,7 @@ func withoutSudo(t *testing.T) string {
 	return dir
 }
 
-// TestCloudInitRecipe reads the recipe without Packer, and has cloud-init look at it where that is installed.
+// TestCloudInitRecipe runs the recipe without Packer, and checks it with cloud-init if that is installed.
 func TestCloudInitRecipe(t *testing.T) {
 	file := filepath.Join(imageFolder, "cloud-init.yaml")
 	text := contents(t, file)

@@ -23,7 +23,7 @@ import (
 
 const install = "../../packaging/image/mongodb/install.sh"
 
-// With -update the goldens and the copy of install.sh in cloudformation.yaml are written anew.
+// updating reports whether -update is set: it rewrites the goldens and the copy of install.sh in cloudformation.yaml.
 func updating() bool {
 	f := flag.Lookup("update")
 	return f != nil && f.Value.String() == "true"
@@ -32,7 +32,7 @@ func updating() bool {
 var servers mongotest.Servers
 
 func TestMain(m *testing.M) {
-	flag.Bool("update", false, "write goldens anew")
+	flag.Bool("update", false, "update the goldens")
 	flag.Parse()
 	os.Exit(servers.Main(m))
 }
@@ -76,8 +76,7 @@ func withMongod(t *testing.T, does string) string {
 	return "PATH=" + dir + ":" + os.Getenv("PATH")
 }
 
-// TestMongoInstallKeepsRelease: who runs it again, for another database, gets no other
-// release, unless he says so.
+// TestMongoInstallKeepsRelease: a second run, for another database, keeps the release unless --release changes it.
 func TestMongoInstallKeepsRelease(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{{"", "7.0"}, {"--release 8.0", "8.0"}} {
 		args := append([]string{"--single", "--bind", "10.0.2.4", "--dry-run"}, strings.Fields(tt.args)...)
@@ -91,7 +90,7 @@ func TestMongoInstallKeepsRelease(t *testing.T) {
 	}
 }
 
-// TestMongoInstallRefuses: all that is wrong is told with 2 before anything is done.
+// TestMongoInstallRefuses: invalid arguments exit with 2 before any change.
 func TestMongoInstallRefuses(t *testing.T) {
 	members := []string{"--replica-set", "--members", "10.0.2.4,10.0.2.5,10.0.2.6"}
 	for _, tt := range []struct {
@@ -269,7 +268,7 @@ grep -c ' /srv/mongodb xfs ' /etc/fstab; cat /srv/mongodb/secrets/amsagent.uri`)
 		t.Errorf("the second machine did not find what the first one left:\n%s\n%s", first, second)
 	}
 
-	// A disk of somebody else.
+	// A disk with another file system is not touched.
 	if out, err := exec.CommandContext(t.Context(), "mkfs.ext4", "-q", "-F", device).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -371,7 +370,7 @@ stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/s
 	}
 }
 
-// embed writes a file anew between two marks of another one, indented.
+// embed replaces the text between two marks of a file by another file, indented.
 func embed(t *testing.T, into, begin, end, indent, from string) {
 	t.Helper()
 	head, rest, _ := strings.Cut(contents(t, into), begin)

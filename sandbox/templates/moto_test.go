@@ -34,8 +34,8 @@ import (
 // motoVersion is the one that tools/scripts/real.sh fetches.
 const motoVersion = "5.2.5"
 
-// awsTool is a program that `tools/scripts/real.sh aws` fetched. Where it is missing
-// the test is skipped; with REQUIRE_REAL=1 it fails.
+// awsTool returns a command of a program that `tools/scripts/real.sh aws` fetched. It skips the test if the program is missing;
+// with REQUIRE_REAL=1 the test fails.
 func awsTool(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	cache, err := os.UserCacheDir()
@@ -64,7 +64,7 @@ func TestCfnLint(t *testing.T) {
 	}
 }
 
-// moto is a pretended AWS that nobody of this project wrote.
+// moto is a third-party fake AWS.
 type moto struct {
 	t      *testing.T
 	origin string
@@ -104,7 +104,7 @@ func (m *moto) ask(service, action, version string, params url.Values, into any)
 	req, err := http.NewRequestWithContext(m.t.Context(), http.MethodPost, m.origin, strings.NewReader(form.Encode()))
 	must.OK(m.t, err)
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	// Who is asked is told by the signature's scope, which is all that moto reads of it.
+	// moto reads only the scope of the signature, which names the service.
 	req.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=AKIA/20260101/"+motoRegion+"/"+service+"/aws4_request, SignedHeaders=host, Signature=0")
 	resp, err := http.DefaultClient.Do(req)
 	must.OK(m.t, err)
@@ -144,10 +144,9 @@ func motoTemplate(t *testing.T) string {
 	return text
 }
 
-// TestStackInMoto creates the template as a stack of a pretended AWS that others wrote,
-// and reads back what was made: groups, machines with their tags, and the rights of
-// their roles. moto leaves out the hooks that a group is declared with, so they are put
-// as the template has them, and the agent itself finds them there.
+// TestStackInMoto creates a stack of the template in moto and reads back the groups, the machines with their tags and the
+// permissions of their roles. moto ignores the hooks in the declaration of a group, so the test adds them as the template has
+// them, and the agent finds them there.
 func TestStackInMoto(t *testing.T) {
 	t.Parallel()
 	m := startMoto(t)
@@ -210,7 +209,7 @@ func (m *moto) checkMachine(role, id string) {
 	}
 }
 
-// checkRole: the role of the group's machines may do what the agent says that it needs.
+// checkRole checks that the role of the group's machines has the agent's own policy.
 func (m *moto) checkRole(role string) {
 	m.t.Helper()
 	var roles struct {

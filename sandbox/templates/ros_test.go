@@ -43,7 +43,7 @@ func TestROS(t *testing.T) {
 	c.references()
 }
 
-// TestROSPolicy: what the template permits is what the agent itself says that it needs, and the secret.
+// TestROSPolicy: the template permits the agent's own policy, the secret and the commands of the hook, nothing else.
 func TestROSPolicy(t *testing.T) {
 	const secret = "acs:kms:REGION:ACCOUNT:secret/ams-mongo"
 	want := map[string][]string{
@@ -122,7 +122,7 @@ func TestROSMongoMachine(t *testing.T) {
 			}
 			// The disk comes when it was asked for once, by the name of NVMe; a part of it and another disk are there, too.
 			writeStandIns(t, dir, map[string]string{
-				// Whoever never gets on is not waited for.
+				// The fourth sleep kills the script: an endless wait fails the test.
 				"sleep": `: >"$HERE/by-id/nvme-Alibaba_Cloud_Elastic_Block_Storage_bp1disk"
 echo "$*" >>"$HERE/slept"
 [ "$(grep -c . "$HERE/slept")" -lt 4 ] || kill "$PPID"`,
@@ -141,7 +141,7 @@ echo "$*" >>"$HERE/slept"
 			}
 			said, err := os.ReadFile(dir + "/said")
 			if err != nil || strings.Count(string(said), "\n") != 1 || !strings.Contains(string(said), `-d {"status":"`+tt.want+`"}`) || !strings.Contains(string(said), "https://HANDLE/?a=b&c=d") {
-				t.Errorf("ROS was told %q (%v)\n%s", said, err, out)
+				t.Errorf("the signal to ROS is %q (%v)\n%s", said, err, out)
 			}
 			if got := api.Secret("ams-mongo"); got != tt.secret {
 				t.Errorf("the secret is %q\n%s", got, out)

@@ -271,7 +271,7 @@ func runJoining(t *testing.T, j joining, bin, sandbox string) {
 [ "$*" = "` + j.args + `" ] || { echo "unknown: $*" >&2; exit 252; }
 [ -e "$HERE/asked" ] || { : >"$HERE/asked"; echo 'ResourceNotFoundException' >&2; exit 254; }
 cat "$HERE/secret"`,
-		// Whoever never gets on is not waited for.
+		// The third sleep kills the script: an endless wait fails the test.
 		"sleep": `echo "sleep $*" >>"$HERE/calls"
 [ "$(grep -c sleep "$HERE/calls")" -lt 3 ] || kill "$PPID"`,
 	})
@@ -287,7 +287,7 @@ cat "$HERE/secret"`,
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if strings.Contains(string(out), password) {
-		t.Errorf("the password is in the output, which cloud-init writes to a file for everybody: %s", out)
+		t.Errorf("the password is in the output, which cloud-init writes to a world-readable file: %s", out)
 	}
 	calls := contents(t, filepath.Join(dir, "calls"))
 	once := []string{j.args}

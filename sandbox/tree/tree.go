@@ -46,8 +46,8 @@ var variants = map[string]struct {
 // Variants lists the names for [Options.Variant].
 func Variants() []string { return slices.Sorted(maps.Keys(variants)) }
 
-// Options says what to write. The zero value is a 3.0 installation as its
-// installer leaves it, owned by whoever runs this.
+// Options describes the installation. The zero value is a 3.0 installation as its
+// installer leaves it, owned by the user of this process.
 type Options struct {
 	// Variant is one of [Variants]; default 3.0.
 	Variant string
@@ -59,13 +59,13 @@ type Options struct {
 	// Symlink moves conf/red5.properties and LiveApp's file to /etc/antmedia below
 	// the root, with relative symbolic links in their places.
 	Symlink bool
-	// Owner is the uid and gid of everything below Dir; nil: left alone.
+	// Owner is the uid and gid of everything below Dir; nil: unchanged.
 	Owner *Owner
 	// HTTPPort replaces http.port; 0: as shipped (5080).
 	HTTPPort int
 	// Version and Build replace those of the variant in the jar's manifest.
 	Version, Build string
-	// NoJar leaves the jar out: nothing tells the release.
+	// NoJar leaves the jar out, so that the release is unknown.
 	NoJar bool
 	// NoUnit leaves /etc/systemd/system/antmedia.service out.
 	NoUnit bool
@@ -343,8 +343,8 @@ var dmi = map[string]map[string]string{
 		"product_uuid": "ec2e1916-9099-7caf-fd21-012345abcdef",
 	},
 	"azure": {
-		// Vendor and product are those of any Hyper-V: the tag alone tells. The UUID's
-		// first half is in the other byte order than the cloud's id, on some machines.
+		// Only the tag identifies Azure: vendor and product are those of any Hyper-V. On some
+		// machines the UUID's first half is in the other byte order than the cloud's id.
 		"sys_vendor": "Microsoft Corporation", "product_name": "Virtual Machine", "bios_vendor": "Microsoft Corporation",
 		"board_asset_tag": "", "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77",
 		"product_uuid": "8eb3085c-1b4d-0a4f-9e6c-3b2a1c0d0001",

@@ -1,8 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command sbom prints the software bill of materials of a Go binary as CycloneDX 1.6 JSON. What is listed comes from the
-// build information inside the binary itself, so the list is of what was linked, not of what go.mod allows.
+// Command sbom prints the software bill of materials of a Go binary as CycloneDX 1.6 JSON. It reads the build information of the
+// binary, so it lists the linked modules, not all those of go.mod.
 //
 // The same binary and epoch give the same bytes: the document has no serial number, and its time is the epoch.
 package main

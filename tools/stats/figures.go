@@ -14,8 +14,8 @@ import (
 	"strings"
 )
 
-// bare is a source without its comments, line by line.
-func bare(fset *token.FileSet, s source) []byte {
+// stripComments returns a source with its comments blanked, line by line.
+func stripComments(fset *token.FileSet, s source) []byte {
 	text := bytes.Clone(s.text)
 	for _, group := range s.tree.Comments {
 		for _, c := range group.List {
@@ -41,7 +41,7 @@ func comments(fset *token.FileSet, sources []source) (code, words int) {
 				words += len(strings.Fields(strings.Trim(c.Text, "/* \t\n")))
 			}
 		}
-		for line := range bytes.Lines(bare(fset, s)) {
+		for line := range bytes.Lines(stripComments(fset, s)) {
 			if len(bytes.TrimSpace(line)) > 0 {
 				code++
 			}
@@ -196,7 +196,7 @@ var cloudWord = regexp.MustCompile(`(?i)aws|azure|alibaba|gcp`)
 func clouds(fset *token.FileSet, sources []source) (n int) {
 	for _, s := range sources {
 		if !below(s.path, "metadata") {
-			n += len(cloudWord.FindAll(bare(fset, s), -1))
+			n += len(cloudWord.FindAll(stripComments(fset, s), -1))
 		}
 	}
 	return n

@@ -1,9 +1,8 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Package control is the small HTTP server through which another process drives
-// an emulated server. It listens where it is told, which is loopback by default,
-// and has no authentication: it must never be reachable from elsewhere.
+// Package control is the small HTTP server through which another process controls a fake server. It has no authentication and
+// must never be reachable from another machine: its default address is loopback.
 package control
 
 import (

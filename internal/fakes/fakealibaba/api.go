@@ -348,7 +348,7 @@ func (c *Cloud) SetSecret(name, value string) {
 	c.secrets[name] = secret{value: value, versions: map[string]bool{}}
 }
 
-// Secret is the value of a secret; "" is none.
+// Secret returns the value of a secret; "": it does not exist.
 func (c *Cloud) Secret(name string) string {
 	c.Mu.Lock()
 	defer c.Mu.Unlock()

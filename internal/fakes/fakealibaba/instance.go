@@ -20,11 +20,11 @@ type Instance struct {
 	Hostname  string `json:"hostname"`
 	// NICs are the network interfaces; the first is the primary one.
 	NICs []NIC `json:"nics"`
-	// Tags are told by the ECS API alone.
+	// Tags are served only by the ECS API.
 	Tags map[string]string `json:"tags"`
 	// Role is the name of the RAM role; empty: none.
 	Role string `json:"role"`
-	// TerminationTime is when a spot instance is taken back; zero: not told.
+	// TerminationTime is when a spot instance is reclaimed; zero: no notice.
 	TerminationTime time.Time `json:"termination_time,omitzero"`
 	// Events are the active system events, as they are answered; empty: not there.
 	Events string `json:"events"`

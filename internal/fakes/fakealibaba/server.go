@@ -67,10 +67,10 @@ func Start(ctx context.Context, o Options) (*Server, error) {
 	})
 }
 
-// Interrupt tells that the spot instance is taken back; a zero time takes that back.
+// Interrupt announces that the spot instance is reclaimed; a zero time cancels the notice.
 func (s *Server) Interrupt(at time.Time) { s.Update(func(i *Instance) { i.TerminationTime = at }) }
 
-// Announce tells of active system events, as text; "" takes them back.
+// Announce sets the active system events, as text; "" cancels them.
 func (s *Server) Announce(events string) { s.Update(func(i *Instance) { i.Events = events }) }
 
 // ServeHTTP answers a request for metadata.

@@ -28,7 +28,7 @@ type Instance struct {
 	TagsEnabled bool              `json:"tags_enabled"`
 	// Role is the name of the instance profile's role; empty: none.
 	Role string `json:"role"`
-	// Signals are what is to come.
+	// Signals are the announced changes of the instance.
 	Signals Signals `json:"signals"`
 	// UserData is served raw; empty: none.
 	UserData string `json:"user_data"`

@@ -10,8 +10,7 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes"
 )
 
-// Signals are what the metadata says about the future of the instance. Its zero
-// value is an instance outside of any group of which nobody wants anything.
+// Signals are the metadata about the future of the instance. The zero value is an instance outside of any group, without notices.
 type Signals struct {
 	// Target is autoscaling/target-lifecycle-state; empty: not there.
 	Target string `json:"target,omitempty"`

@@ -150,13 +150,13 @@ func (s *Server) answer(r *http.Request) (status int, body string) {
 	case events && r.Method == http.MethodPost:
 		return s.approve(r)
 	case events:
-		return s.tell(r)
+		return s.listEvents(r)
 	}
 	return http.StatusOK, fakes.JSON(s.Get().instance())
 }
 
-// tell returns the document of events.
-func (s *Server) tell(r *http.Request) (int, string) {
+// listEvents returns the document of events.
+func (s *Server) listEvents(r *http.Request) (int, string) {
 	s.mu.Lock()
 	first := !s.asked
 	s.asked = true
@@ -165,7 +165,7 @@ func (s *Server) tell(r *http.Request) (int, string) {
 		select {
 		case <-time.After(s.o.FirstCall):
 		case <-r.Context().Done():
-			return http.StatusGone, problem("nobody waits")
+			return http.StatusGone, problem("the client has disconnected")
 		}
 	}
 	vm := s.Get()

@@ -67,17 +67,17 @@ type Event struct {
 	Description string        `json:"description"`
 	// Duration is for how long the machines are away; 0: not known.
 	Duration time.Duration `json:"duration_ns"`
-	// Acked tells that it was acknowledged, Started that it has begun.
+	// Acked: it was acknowledged. Started: it has begun.
 	Acked   bool `json:"acked"`
 	Started bool `json:"started"`
 }
 
-// What is in the books.
+// Kinds of entries in the event log.
 const (
 	Announced = "announced" // it is in the document
 	moved     = "moved"     // it has another time
 	Acked     = "acked"     // a machine said that it may begin
-	Refused   = "refused"   // a machine said so of what there is not
+	Refused   = "refused"   // a machine acknowledged an unknown event
 	Started   = "started"
 	Over      = "over" // the machines are back
 	Gone      = "gone" // the machine is no more
@@ -96,7 +96,7 @@ type Entry struct {
 	Type  string `json:"type,omitempty"`
 	// VMs are the machines of an event that is announced, begins or is cancelled.
 	VMs []string `json:"vms,omitempty"`
-	// Late tells of an event that began because its time was over.
+	// Late: the event began because its time was over.
 	Late bool `json:"late,omitempty"`
 }
 
@@ -204,13 +204,13 @@ func (s *Set) find(id string) *event {
 	return nil
 }
 
-// on changes an event that is listed. do is its word in errors.
+// on changes a listed event. do names the action in errors.
 func (s *Set) on(id, do string, change func(*event) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.find(id)
 	if e == nil {
-		return fmt.Errorf("%s event %q: there is none", do, id)
+		return fmt.Errorf("%s event %q: no such event", do, id)
 	}
 	return change(e)
 }
@@ -290,7 +290,7 @@ func (s *Set) Events() []Event {
 	return out
 }
 
-// document is what a machine in a zone is told.
+// document returns the events that a machine in a zone sees.
 func (s *Set) document(vm, zone string) map[string]any {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,8 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-// Command sandbox runs the pretended surroundings of an agent: a MongoDB, a cloud,
-// an Ant Media Server.
+// Command sandbox runs the fake environment of an agent: a MongoDB, a cloud, an Ant Media Server.
 package main
 
 import (

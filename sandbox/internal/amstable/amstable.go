@@ -89,7 +89,7 @@ type held struct {
 	id     string            // of the document
 }
 
-// get is one answer; status 0 is none.
+// get requests a path; status 0: no answer.
 func (h *held) get(t *testing.T, path, token string) (status int, body []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, h.URL()+path, nil)
@@ -112,7 +112,7 @@ func (h *held) until(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !is(); <-time.After(50 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("timed out waiting for %s", what)
 		}
 	}
 }
@@ -215,7 +215,7 @@ func (h *held) document(t *testing.T) {
 	} {
 		got := doc.Lookup(key).Type
 		if load := key == "memory" || key == "cpu"; load && got == 0 {
-			continue // the test beans are told of no load
+			continue // the test beans have no figures of the load
 		}
 		if got != want {
 			t.Errorf("%s is %s, want %s", key, got, want)
@@ -243,7 +243,7 @@ func (h *held) beat(t *testing.T) int64 {
 
 func (h *held) settings(t *testing.T) {
 	if now := h.Settings(t, console); !slices.Contains(strings.Split(string(now), "\n"), "db.host="+h.MongoHost) {
-		t.Errorf("the console's file was written anew, or is no node's:\n%s", now)
+		t.Errorf("the console's file was rewritten, or is no node's:\n%s", now)
 	}
 	for _, app := range h.Apps {
 		text := h.Settings(t, app)
@@ -381,11 +381,11 @@ func (h *held) stops(t *testing.T) {
 	if took > stopMost {
 		t.Errorf("it took %s to stop, want at most %s", took, stopMost)
 	}
-	h.gone(t)
+	h.checkEnded(t)
 }
 
-// gone: nobody answers, and the document stays.
-func (h *held) gone(t *testing.T) {
+// checkEnded checks that the server does not answer and its document stays.
+func (h *held) checkEnded(t *testing.T) {
 	t.Helper()
 	if status, _ := h.get(t, "/rest/v2/liveness", ""); status != 0 {
 		t.Errorf("liveness answers %d", status)
@@ -450,6 +450,6 @@ func (h *held) keys(t *testing.T) map[string][]string {
 
 func (h *held) kills(t *testing.T) {
 	h.Kill(t)
-	h.gone(t)
+	h.checkEnded(t)
 	h.complete(t)
 }

@@ -105,7 +105,7 @@ func runAMS(ctx context.Context, env Env, args []string) error {
 		}
 		if readyFD > 0 {
 			f := os.NewFile(uintptr(readyFD), "ready")
-			_, _ = f.Write([]byte{1}) // nobody waits any more: as good
+			_, _ = f.Write([]byte{1}) // an error means that the reader has ended
 			_ = f.Close()
 		}
 	case <-s.Done():
@@ -115,7 +115,7 @@ func runAMS(ctx context.Context, env Env, args []string) error {
 	case <-s.Done():
 	case <-ctx.Done():
 		if errors.Is(context.Cause(ctx), errOrphaned) {
-			return nil // nobody is interested in an orderly end
+			return nil // no orderly end is needed
 		}
 		if err := s.Stop(context.WithoutCancel(ctx)); err != nil {
 			return err

@@ -166,8 +166,7 @@ func parse(fs *flag.FlagSet, args []string, positional int) error {
 	return nil
 }
 
-// life holds the flags that end a server together with somebody else, so that a
-// test that was killed leaves nothing behind.
+// life holds the flags that end a server together with another process, so that a killed test leaves no server behind.
 type life struct {
 	withParent bool
 	with       int

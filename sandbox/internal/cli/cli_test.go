@@ -201,7 +201,7 @@ func TestClouds(t *testing.T) {
 	}
 }
 
-// fetched is the body of an answer, which is to be 200.
+// fetched returns the body of an answer with status 200.
 func fetched(t *testing.T, method, url string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, nil)

@@ -18,7 +18,7 @@ import (
 func runDemo(ctx context.Context, env Env, args []string) error {
 	fs := newFlags(env, "demo", "[--cloud NAME] [--agent FILE] [--real] [--embedded FILE]")
 	agent := fs.String("agent", "build/amsagent", "the agent's binary, a `file`")
-	cloud := fs.String("cloud", "aws", "the cloud that is pretended, a `name`: "+strings.Join(fakecloud.Names(), ", "))
+	cloud := fs.String("cloud", "aws", "the cloud to emulate, a `name`: "+strings.Join(fakecloud.Names(), ", "))
 	onReal := fs.Bool("real", false, "on real Ant Media Servers and a real mongod, which `make real-fetch` fetches; as root")
 	embedded := fs.String("embedded", "", "the program of sandbox/embedded, a `file`, in place of a mongod")
 	var l life

@@ -121,8 +121,7 @@ func (p *Servers) Take(ctx context.Context, o mongod.Options) (_ *mongod.Server,
 // admin is the user of a server with a login that all its tests have in common.
 const admin, adminPassword = "mongotest", "mongotest"
 
-// lend makes the options those of a proxy before an idle, empty mongod, which it starts if
-// there is none, with the users of the options.
+// lend sets the options to a proxy before an idle, empty mongod with the users of the options. It starts one if none is idle.
 func (p *Servers) lend(ctx context.Context, o *mongod.Options) (giveBack func() error, err error) {
 	k := kind{login: o.Users != nil}
 	if o.ReplicaSet != "" {

@@ -15,9 +15,8 @@ import (
 )
 
 const (
-	// Below the ports that the kernel gives to connections (32768 and up, unless
-	// somebody has set it otherwise): one of those may be taken by anybody's
-	// connection between a stop and a start.
+	// Below the kernel's ephemeral ports (32768 and up by default): any connection may take
+	// one of those between a stop and a start.
 	first = 20000
 	count = 12000
 	// tries is many times what a machine has listening in there.
@@ -32,8 +31,8 @@ var taken struct {
 	marks []net.Listener
 }
 
-// Free finds a port of the loopback interface where nobody listens, and hands out
-// none twice. Nor does another process, while this one lives.
+// Free returns a port of the loopback interface without a listener. It returns each port once, also
+// among processes, as long as this one runs.
 func Free() (int, error) {
 	taken.Lock()
 	defer taken.Unlock()
@@ -54,9 +53,8 @@ func Free() (int, error) {
 	return 0, errors.New("finding a free port: all that were tried are taken")
 }
 
-// bind looks whether somebody listens on a port of the loopback interface. It does not
-// listen there itself: a program that this process starts meanwhile would, too, until it
-// has closed what it inherits.
+// bind returns an error if a port of the loopback interface has a listener. It does not listen itself: a child started
+// meanwhile would inherit the listener.
 func bind(n int) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
