@@ -176,9 +176,29 @@ func TestRealBalance(t *testing.T) {
 		default:
 		}
 	}
+	first.differsFrom(second)
 	for _, d := range daemons {
 		d.end()
 	}
+}
+
+// differsFrom changes a setting of the other node, as an operator does in the panel of one: `nodes` and doctor report it. Before,
+// two nodes with the same settings are equal, whatever their servers have written.
+func (n *realNode) differsFrom(other *realNode) {
+	t := n.t
+	t.Helper()
+	if said := n.MustRun(t, bins.agent, "nodes"); strings.Contains(said, "AMS-UNEQUAL") {
+		t.Errorf("equal nodes:\n%s", said)
+	}
+	other.MustRun(t, "sh", "-c", `printf '\nsettings.hlsListSize=77\n' >>"$1"`, "sh", realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
+	until(t, "nodes reports other settings", func() string {
+		if said := n.MustRun(t, bins.agent, "nodes"); !strings.Contains(said, " differ from other nodes of role origin in the server's settings") {
+			return said
+		}
+		return ""
+	})
+	said, _ := n.Run(t, bins.agent, "doctor")
+	must.Contain(t, "doctor", said, "AMS-UNEQUAL")
 }
 
 // videoFrame is a line of ffmpeg's framehash: the stream, and the frame's time in ms.
