@@ -280,7 +280,7 @@ func (k *converger) identify(ctx context.Context) {
 			k.result.Unidentified = doubt
 		}
 	}
-	k.compareIdentity(ctx, inst, known, doubt != "")
+	k.compareIdentity(inst, known, doubt != "")
 	if f.hostname, err = ams.LookupHostname(ctx, k.Root); err != nil {
 		k.warn(IDHostname, "this machine's own name could not be looked up: %v", err)
 	}
@@ -314,7 +314,7 @@ func (k *converger) doubt(inst metadata.Instance, err error) string {
 // confirmTime is longer than a metadata service gives a wrong answer.
 const confirmTime = time.Minute
 
-func (k *converger) compareIdentity(ctx context.Context, inst metadata.Instance, known netip.Addr, doubt bool) {
+func (k *converger) compareIdentity(inst metadata.Instance, known netip.Addr, doubt bool) {
 	f := &k.facts
 	f.inst = inst
 	unsure := k.result.Incomplete || slices.Contains(inst.Missing, "public_address") || slices.Contains(inst.Missing, "ipv6")

@@ -21,34 +21,32 @@ import (
 func TestStatusRelease(t *testing.T) {
 	t.Parallel()
 	const app, console = "/LiveApp/rest/v2/version", "/rest/v2/version"
-	answer := func(status int, body string) *http.Response {
-		return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body))}
+	const refused = "Invalid App JWT Token" // with the status 403
+	version := func(v string) string {
+		return `{"versionName":"` + v + `","versionType":"Enterprise Edition","buildNumber":"20260504_1300"}`
 	}
-	version := func(v string) *http.Response {
-		return answer(http.StatusOK, `{"versionName":"`+v+`","versionType":"Enterprise Edition","buildNumber":"20260504_1300"}`)
-	}
-	refused := func() *http.Response { return answer(http.StatusForbidden, "Invalid App JWT Token") }
 	for name, tt := range map[string]struct {
 		files    string // release
 		settings string // added to red5.properties
-		answers  map[string]*http.Response
+		answers  map[string]string
 		down     bool
 		want     ReleaseMatch
 		running  string
 	}{
-		"the same":                 {"3.0.3", "", map[string]*http.Response{app: version("3.0.3")}, false, ReleaseSame, "3.0.3"},
-		"upgraded":                 {"3.0.3", "", map[string]*http.Response{app: version("2.17.1")}, false, ReleaseOlder, "2.17.1"},
-		"upgraded, and standalone": {"3.0.3", "", map[string]*http.Response{app: version("2.17.1")}, false, ReleaseOlder, "2.17.1"},
-		"a later pre-release":      {"3.0.3", "", map[string]*http.Response{app: version("3.0.3-SNAPSHOT")}, false, ReleaseOlder, "3.0.3-SNAPSHOT"},
-		"downgraded":               {"2.17.1", "", map[string]*http.Response{app: version("3.0.3")}, false, ReleaseOlder, "3.0.3"},
-		"refused":                  {"3.0.3", "", map[string]*http.Response{app: refused()}, false, ReleaseUnknown, ""},
+		"the same":                 {"3.0.3", "", map[string]string{app: version("3.0.3")}, false, ReleaseSame, "3.0.3"},
+		"upgraded":                 {"3.0.3", "", map[string]string{app: version("2.17.1")}, false, ReleaseOlder, "2.17.1"},
+		"upgraded, and standalone": {"3.0.3", "", map[string]string{app: version("2.17.1")}, false, ReleaseOlder, "2.17.1"},
+		"a later pre-release":      {"3.0.3", "", map[string]string{app: version("3.0.3-SNAPSHOT")}, false, ReleaseOlder, "3.0.3-SNAPSHOT"},
+		"downgraded":               {"2.17.1", "", map[string]string{app: version("3.0.3")}, false, ReleaseOlder, "3.0.3"},
+		"refused":                  {"3.0.3", "", map[string]string{app: refused}, false, ReleaseUnknown, ""},
 		"by the server's token": {
 			"3.0.3", "server.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=hush\n",
-			map[string]*http.Response{app: refused(), console: version("2.17.1")}, false, ReleaseOlder, "2.17.1",
+			map[string]string{app: refused, console: version("2.17.1")},
+			false, ReleaseOlder, "2.17.1",
 		},
-		"another program":       {"3.0.3", "", map[string]*http.Response{app: answer(http.StatusOK, "<html>")}, false, ReleaseUnknown, ""},
-		"a build without one":   {"3.0.3", "", map[string]*http.Response{app: answer(http.StatusOK, `{"versionName":null}`)}, false, ReleaseUnknown, ""},
-		"files without one":     {"", "", map[string]*http.Response{app: version("3.0.3")}, false, ReleaseUnknown, "3.0.3"},
+		"another program":       {"3.0.3", "", map[string]string{app: "<html>"}, false, ReleaseUnknown, ""},
+		"a build without one":   {"3.0.3", "", map[string]string{app: `{"versionName":null}`}, false, ReleaseUnknown, ""},
+		"files without one":     {"", "", map[string]string{app: version("3.0.3")}, false, ReleaseUnknown, "3.0.3"},
 		"no application serves": {"3.0.3", "", nil, true, ReleaseUnknown, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -63,13 +61,16 @@ func TestStatusRelease(t *testing.T) {
 				put(t, m, filepath.Join(ams.DefaultDir, ofContainer), string(shipped))
 			}
 			m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-				switch is := tt.answers[r.URL.Path]; {
+				body, status := tt.answers[r.URL.Path], http.StatusOK
+				switch {
 				case tt.down:
 					return nil, syscall.ECONNREFUSED
-				case is != nil && (r.URL.Path == console) == (r.Header.Get("ProxyAuthorization") != ""):
-					return is, nil
+				case body == "" || (r.URL.Path == console) != (r.Header.Get("ProxyAuthorization") != ""):
+					status = http.StatusNotFound
+				case body == refused:
+					status = http.StatusForbidden
 				}
-				return answer(http.StatusNotFound, ""), nil
+				return &http.Response{StatusCode: status, Body: io.NopCloser(strings.NewReader(body))}, nil
 			})}
 			s, err := m.Status(t.Context(), StatusRequest{})
 			if err != nil || s.Process.Release == nil {

@@ -213,7 +213,7 @@ func TestFaults(t *testing.T) {
 						break // there is no such call
 					}
 					where := fmt.Sprintf("%s, %s, call %d: %v (%v)", op, phase, at, kind, err)
-					if kind != errKilled {
+					if !errors.Is(kind, errKilled) {
 						kept(s, op, err, where)
 					}
 					settled(s, where)

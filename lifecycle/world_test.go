@@ -552,11 +552,10 @@ func (w *world) reports(topic string, keep func(cloud.Notice) bool, more ...clou
 	return slices.Clone(more)
 }
 
-// withdrawn removes a notice from the metadata, which must lack it in so many reports.
-const (
-	withdrawn        Kind = "withdrawn"
-	reportsUntilGone      = 3
-)
+// withdrawn removes a notice from the metadata, which must lack it in [reportsUntilGone] reports.
+const withdrawn Kind = "withdrawn"
+
+const reportsUntilGone = 3
 
 // kill ends a life like kill -9, without a notice to the agent.
 func (l *life) kill() {
