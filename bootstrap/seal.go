@@ -407,26 +407,39 @@ func (s *sealer) hostsLine(src []byte) ([]conf.Span, string, error) {
 	return []conf.Span{{Anchor: "hosts", Old: src, New: out}}, fmt.Sprintf("the line of %s is removed", name), nil
 }
 
+// sealRow is one kind of file that a seal removes.
+type sealRow struct {
+	item SealItem
+	dir  string
+	fits func(name string) bool
+}
+
+// named accepts these names.
+func named(names ...string) func(string) bool {
+	return func(name string) bool { return slices.Contains(names, name) }
+}
+
+func (s *sealer) rows() []sealRow {
+	dir := s.install.Dir
+	identity := named("instanceId", "initialized", "SECRET_KEY", "fqdn", "shutdown.token")
+	rows := []sealRow{{SealIdentity, dir, identity}, {SealIdentity, path.Join(dir, "conf"), identity}}
+	for _, app := range s.install.Apps {
+		rows = append(rows, sealRow{SealMarkers, path.Dir(path.Dir(app.File.Path)), named(ams.InitializedName, ams.ClosedName)})
+	}
+	return append(rows,
+		sealRow{SealDatabase, dir, isDatabase},
+		sealRow{SealLogs, dir, named("change_server_mode.log", "enable_ssl.log")},
+		sealRow{SealTLS, path.Join(dir, "conf"), func(name string) bool {
+			return slices.Contains([]string{".pem", ".key", ".jks", ".p12"}, path.Ext(name))
+		}})
+}
+
 // files removes the agent's files last: the others show an unfinished seal.
 func (s *sealer) files() {
-	dir := s.install.Dir
-	for _, name := range []string{"instanceId", "initialized", "SECRET_KEY", "fqdn", "shutdown.token"} {
-		s.file(SealIdentity, path.Join(dir, name))
-		s.file(SealIdentity, path.Join(dir, "conf", name))
+	for _, r := range s.rows() {
+		s.matching(r.item, r.dir, r.fits)
 	}
-	for _, app := range s.install.Apps {
-		for _, name := range []string{ams.InitializedName, ams.ClosedName} {
-			s.file(SealMarkers, path.Join(path.Dir(path.Dir(app.File.Path)), name))
-		}
-	}
-	s.matching(SealDatabase, dir, isDatabase)
-	s.logs(path.Join(dir, "log"))
-	for _, name := range []string{"change_server_mode.log", "enable_ssl.log"} {
-		s.file(SealLogs, path.Join(dir, name))
-	}
-	s.matching(SealTLS, path.Join(dir, "conf"), func(name string) bool {
-		return slices.Contains([]string{".pem", ".key", ".jks", ".p12"}, path.Ext(name))
-	})
+	s.logs(path.Join(s.install.Dir, "log"))
 	// An operator may have put a login there.
 	if f, err := s.store.Read(MongoPath); err == nil && f.Exists() {
 		if t, err := cluster.ParseTarget(strings.TrimSpace(string(f.Bytes))); err != nil || t.HasCredentials() {
@@ -435,7 +448,8 @@ func (s *sealer) files() {
 	}
 	s.machineID()
 	s.saved()
-	s.agent()
+	s.matching(SealAgent, StateDir, func(string) bool { return true })
+	s.matching(SealAgent, path.Dir(resultPath), named(path.Base(resultPath)))
 }
 
 // saved removes copies of edited files and leftovers of interrupted runs: they may contain a password.
@@ -450,19 +464,6 @@ func (s *sealer) saved() {
 			return name == kept || strings.HasPrefix(name, kept+"-") || conf.IsLeftover(p, name)
 		})
 	}
-}
-
-func (s *sealer) agent() {
-	names, err := s.store.List(StateDir)
-	if err != nil {
-		s.fail(err)
-		s.found(Sealed{Item: SealAgent, Path: StateDir, What: "cannot be looked into", Err: err.Error()})
-		return
-	}
-	for _, name := range names {
-		s.file(SealAgent, path.Join(StateDir, name))
-	}
-	s.file(SealAgent, resultPath)
 }
 
 // logs follows a link only to the usual folder below /var/log: another one may be shared.
@@ -527,17 +528,6 @@ func (s *sealer) within(item SealItem, d *files.Folder, dir string, fits func(st
 	}
 }
 
-func (s *sealer) file(item SealItem, file string) {
-	d, err := s.store.Files().OwnFolder(path.Dir(file))
-	switch {
-	case err == nil:
-		defer d.Close()
-		s.entry(item, d, file)
-	case !errors.Is(err, fs.ErrNotExist):
-		s.unreadable(item, file, err)
-	}
-}
-
 func (s *sealer) entry(item SealItem, d *files.Folder, file string) {
 	f, err := d.Stat(path.Base(file))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !f.Mode.IsRegular() {
@@ -587,5 +577,5 @@ func (s *sealer) machineID() {
 		}
 		s.found(found)
 	}
-	s.file(SealMachine, dbus)
+	s.matching(SealMachine, path.Dir(dbus), named(path.Base(dbus)))
 }
