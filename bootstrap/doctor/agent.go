@@ -20,32 +20,30 @@ import (
 	"github.com/amsagent/amsagent/conf"
 )
 
-func checkRecord(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, _ *patient, in *bootstrap.Inspection) []Result {
-		if in.Unread != nil {
-			return one(notKnown(in.Unread))
-		}
-		found := findings(in.Findings, bootstrap.IDRecord)
-		if s := in.State; s != nil && in.Instance.ID != "" && s.InstanceID != in.Instance.ID {
-			found = append(found, bad("the daemon repairs it when it starts: systemctl restart amsagent; before an image is made: amsagent seal --yes",
-				"the agent remembers %s, and this machine is %s: its disk is a copy of that one's", s.InstanceID, in.Instance.ID).as(bootstrap.IDCloned))
-		}
-		if in.Interrupted {
-			found = append(found, bad("run the same join or leave again: it finishes what was begun",
-				"a run of amsagent was killed while it wrote the files").as(idUnfinished))
-		}
-		switch {
-		case len(found) > 0:
-			return found
-		case in.State == nil && !in.Undo:
-			return one(good("this machine never joined, or left completely"))
-		case in.State == nil:
-			return one(good("the files are a node's, and can be restored; no join was proved here"))
-		case !in.Undo:
-			return one(warning("a leave makes the files standalone all the same", "this machine is %s, but the record of the former bytes is not there", in.State.Phase))
-		}
-		return one(good("%s as %s; the original files can be restored", in.State.Phase, in.State.Address))
-	})(ctx, p)
+func checkRecord(_ context.Context, _ *patient, in *bootstrap.Inspection) []Result {
+	if in.Unread != nil {
+		return one(notKnown(in.Unread))
+	}
+	found := findings(in.Findings, bootstrap.IDRecord)
+	if s := in.State; s != nil && in.Instance.ID != "" && s.InstanceID != in.Instance.ID {
+		found = append(found, bad("the daemon repairs it when it starts: systemctl restart amsagent; before an image is made: amsagent seal --yes",
+			"the agent remembers %s, and this machine is %s: its disk is a copy of that one's", s.InstanceID, in.Instance.ID).as(bootstrap.IDCloned))
+	}
+	if in.Interrupted {
+		found = append(found, bad("run the same join or leave again: it finishes what was begun",
+			"a run of amsagent was killed while it wrote the files").as(idUnfinished))
+	}
+	switch {
+	case len(found) > 0:
+		return found
+	case in.State == nil && !in.Undo:
+		return one(good("this machine never joined, or left completely"))
+	case in.State == nil:
+		return one(good("the files are a node's, and can be restored; no join was proved here"))
+	case !in.Undo:
+		return one(warning("a leave makes the files standalone all the same", "this machine is %s, but the record of the former bytes is not there", in.State.Phase))
+	}
+	return one(good("%s as %s; the original files can be restored", in.State.Phase, in.State.Address))
 }
 
 func checkConfig(ctx context.Context, p *patient) []Result {
@@ -169,69 +167,65 @@ func seeService(p *patient, in *bootstrap.Inspection) Result {
 // manyRestarts is what a server does not do by chance.
 const manyRestarts = 3
 
-func checkUnit(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		s := in.Service
-		if !s.Known() {
-			return one(unknown("how the server is doing is not known"))
-		}
-		name := p.Machine.Service.Name()
-		log := ams.LogHint(name)
-		var found []Result
-		switch {
-		case s.Activity == ams.ActivityFailed:
-			found = append(found, bad(log, "%s is %s", name, s))
-		case s.Crashing():
-			found = append(found, bad(log, "%s dies again and again: %s", name, s))
-		case s.Restarts >= manyRestarts:
-			found = append(found, warning(log, "%s was started again %d times by itself", name, s.Restarts))
-		}
-		found = append(found, findings(in.Findings, bootstrap.IDNotEnabled)...)
-		if s.NeedReload {
-			found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(idReload))
-		}
-		if len(found) > 0 {
-			return found
-		}
-		return one(good("%s is %s", name, s))
-	})(ctx, p)
+func checkUnit(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	s := in.Service
+	if !s.Known() {
+		return one(unknown("how the server is doing is not known"))
+	}
+	name := p.Machine.Service.Name()
+	log := ams.LogHint(name)
+	var found []Result
+	switch {
+	case s.Activity == ams.ActivityFailed:
+		found = append(found, bad(log, "%s is %s", name, s))
+	case s.Crashing():
+		found = append(found, bad(log, "%s dies again and again: %s", name, s))
+	case s.Restarts >= manyRestarts:
+		found = append(found, warning(log, "%s was started again %d times by itself", name, s.Restarts))
+	}
+	found = append(found, findings(in.Findings, bootstrap.IDNotEnabled)...)
+	if s.NeedReload {
+		found = append(found, warning("systemctl daemon-reload", "files of %s have changed, and systemd has not read them again", name).as(idReload))
+	}
+	if len(found) > 0 {
+		return found
+	}
+	return one(good("%s is %s", name, s))
 }
 
 // checkDropIn: an operator, or another tool, may have removed it, or put a later one
 // over it.
-func checkDropIn(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		v, err := ams.ReadDropIn(p.root)
+func checkDropIn(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	v, err := ams.ReadDropIn(p.root)
+	switch {
+	case err != nil:
+		return one(notKnown(err))
+	case in.Unread != nil:
+		return one(notKnown(in.Unread))
+	case in.State == nil || in.State.Phase != bootstrap.PhaseJoined:
+		if v.Exists && v.Ours && in.State == nil && !in.Undo {
+			return one(warning("rm "+ams.DropInPath+"; systemctl daemon-reload", "this machine is not a cluster node, and %s is still there", ams.DropInPath))
+		}
+		return one(good("none is needed: this machine is not a cluster node"))
+	case !p.Machine.DropIn:
+		return one(good("none is needed: systemd does not run the server here"))
+	case !v.Exists:
+		return one(bad("amsagent join writes it again", "%s is lost: the server registers under an address of its own choice", ams.DropInPath))
+	case v.HostAddress != in.State.Address:
+		return one(bad("amsagent join writes it again", "%s says %s, and this node joined as %s", ams.DropInPath, strconv.Quote(v.HostAddress), in.State.Address))
+	}
+	s := in.Service
+	if s.Known() && s.Fragment != "" {
 		switch {
-		case err != nil:
-			return one(notKnown(err))
-		case in.Unread != nil:
-			return one(notKnown(in.Unread))
-		case in.State == nil || in.State.Phase != bootstrap.PhaseJoined:
-			if v.Exists && v.Ours && in.State == nil && !in.Undo {
-				return one(warning("rm "+ams.DropInPath+"; systemctl daemon-reload", "this machine is not a cluster node, and %s is still there", ams.DropInPath))
-			}
-			return one(good("none is needed: this machine is not a cluster node"))
-		case !p.Machine.DropIn:
-			return one(good("none is needed: systemd does not run the server here"))
-		case !v.Exists:
-			return one(bad("amsagent join writes it again", "%s is lost: the server registers under an address of its own choice", ams.DropInPath))
-		case v.HostAddress != in.State.Address:
-			return one(bad("amsagent join writes it again", "%s says %s, and this node joined as %s", ams.DropInPath, strconv.Quote(v.HostAddress), in.State.Address))
+		case !slices.ContainsFunc(s.DropIns, func(d string) bool { return filepath.Base(d) == filepath.Base(ams.DropInPath) }):
+			return one(bad("systemctl daemon-reload", "%s is there, and systemd does not know of it", ams.DropInPath))
+		case s.HostAddressFile != "" && !cluster.SameAddress(s.HostAddress, in.State.Address):
+			return one(bad("remove that line from "+s.HostAddressFile, "%s overrides ours: the next start gets %s=%s", s.HostAddressFile, ams.HostAddressVariable, s.HostAddress))
+		case s.HostAddress != "" && !cluster.SameAddress(s.HostAddress, in.State.Address):
+			return one(bad("systemctl cat "+p.Machine.Service.Name()+" shows which one", "another drop-in stands over ours: the next start gets %s=%s", ams.HostAddressVariable, s.HostAddress))
 		}
-		s := in.Service
-		if s.Known() && s.Fragment != "" {
-			switch {
-			case !slices.ContainsFunc(s.DropIns, func(d string) bool { return filepath.Base(d) == filepath.Base(ams.DropInPath) }):
-				return one(bad("systemctl daemon-reload", "%s is there, and systemd does not know of it", ams.DropInPath))
-			case s.HostAddressFile != "" && !cluster.SameAddress(s.HostAddress, in.State.Address):
-				return one(bad("remove that line from "+s.HostAddressFile, "%s overrides ours: the next start gets %s=%s", s.HostAddressFile, ams.HostAddressVariable, s.HostAddress))
-			case s.HostAddress != "" && !cluster.SameAddress(s.HostAddress, in.State.Address):
-				return one(bad("systemctl cat "+p.Machine.Service.Name()+" shows which one", "another drop-in stands over ours: the next start gets %s=%s", ams.HostAddressVariable, s.HostAddress))
-			}
-		}
-		return one(good("%s=%s, %s to stop", ams.HostAddressVariable, v.HostAddress, span(cmp.Or(in.Service.StopTimeout, v.StopTimeout))))
-	})(ctx, p)
+	}
+	return one(good("%s=%s, %s to stop", ams.HostAddressVariable, v.HostAddress, span(cmp.Or(in.Service.StopTimeout, v.StopTimeout))))
 }
 
 // daemonUnits are the agent's own.

@@ -47,38 +47,36 @@ func space(root files.Root, dir string) (unix.Statfs_t, error) {
 	return folder.Space()
 }
 
-func checkSpace(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		found := findings(in.Findings, bootstrap.IDSpace)
-		dirs := []string{"/var/log/antmedia", "/var/lib"}
-		if in.Install != nil {
-			dirs = append([]string{in.Install.Dir}, dirs...)
+func checkSpace(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	found := findings(in.Findings, bootstrap.IDSpace)
+	dirs := []string{"/var/log/antmedia", "/var/lib"}
+	if in.Install != nil {
+		dirs = append([]string{in.Install.Dir}, dirs...)
+	}
+	var seen []string
+	var volumes []unix.Fsid
+	for _, dir := range dirs {
+		st, err := space(p.store.Files(), dir)
+		if err != nil || slices.Contains(volumes, st.Fsid) {
+			continue
 		}
-		var seen []string
-		var volumes []unix.Fsid
-		for _, dir := range dirs {
-			st, err := space(p.store.Files(), dir)
-			if err != nil || slices.Contains(volumes, st.Fsid) {
-				continue
-			}
-			volumes = append(volumes, st.Fsid)
-			free := st.Bavail * uint64(max(st.Bsize, 0))
-			switch {
-			case st.Blocks == 0: // a file system that does not count
-			case free < fewBytes && len(found) == 0:
-				found = append(found, warning("make room; recordings are below webapps/*/streams", "%s has %s left", dir, size(free)))
-			default:
-				seen = append(seen, fmt.Sprintf("%s left on the volume of %s", size(free), dir))
-			}
-		}
+		volumes = append(volumes, st.Fsid)
+		free := st.Bavail * uint64(max(st.Bsize, 0))
 		switch {
-		case len(found) > 0:
-			return found
-		case len(seen) == 0:
-			return one(unknown("no file system says how full it is"))
+		case st.Blocks == 0: // a file system that does not count
+		case free < fewBytes && len(found) == 0:
+			found = append(found, warning("make room; recordings are below webapps/*/streams", "%s has %s left", dir, size(free)))
+		default:
+			seen = append(seen, fmt.Sprintf("%s left on the volume of %s", size(free), dir))
 		}
-		return one(good("%s", strings.Join(seen, ", ")))
-	})(ctx, p)
+	}
+	switch {
+	case len(found) > 0:
+		return found
+	case len(seen) == 0:
+		return one(unknown("no file system says how full it is"))
+	}
+	return one(good("%s", strings.Join(seen, ", ")))
 }
 
 func size(n uint64) string {

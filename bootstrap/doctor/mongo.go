@@ -40,36 +40,32 @@ func checkMongoAddress(_ context.Context, p *patient) []Result {
 	return one(r)
 }
 
-func checkMongoForm(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		switch found := findings(in.Findings, bootstrap.IDMongoForm); {
-		case len(found) > 0:
-			return found
-		case p.Join.Mongo.IsZero():
-			return one(unknown("%v", p.noMongo()))
-		case in.Install == nil:
-			return one(noInstall())
-		}
-		return one(good("release %s can use it", in.Install.Release))
-	})(ctx, p)
+func checkMongoForm(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	switch found := findings(in.Findings, bootstrap.IDMongoForm); {
+	case len(found) > 0:
+		return found
+	case p.Join.Mongo.IsZero():
+		return one(unknown("%v", p.noMongo()))
+	case in.Install == nil:
+		return one(noInstall())
+	}
+	return one(good("release %s can use it", in.Install.Release))
 }
 
-func checkMongoLocal(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if p.Join.Mongo.IsZero() {
-			return one(unknown("%v", p.noMongo()))
-		}
-		if found := findings(in.Findings, bootstrap.IDMongoLocal); len(found) > 0 {
-			return found
-		}
-		switch {
-		case !p.Join.Mongo.Loopback():
-			return one(good("not only this machine's own"))
-		case !in.Address.Addr.IsValid():
-			return one(unknown("MongoDB is this very machine; whether other machines join is not known without this machine's address"))
-		}
-		return one(good("this very machine, and so is the node's address: a cluster of one machine"))
-	})(ctx, p)
+func checkMongoLocal(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	if p.Join.Mongo.IsZero() {
+		return one(unknown("%v", p.noMongo()))
+	}
+	if found := findings(in.Findings, bootstrap.IDMongoLocal); len(found) > 0 {
+		return found
+	}
+	switch {
+	case !p.Join.Mongo.Loopback():
+		return one(good("not only this machine's own"))
+	case !in.Address.Addr.IsValid():
+		return one(unknown("MongoDB is this very machine; whether other machines join is not known without this machine's address"))
+	}
+	return one(good("this very machine, and so is the node's address: a cluster of one machine"))
 }
 
 // refused are the failures that are a matter of the login, and not of reaching it.

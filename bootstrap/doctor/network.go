@@ -57,103 +57,99 @@ func (p *patient) interfaces() []netip.Addr {
 	return all
 }
 
-func checkHostname(ctx context.Context, p *patient) []Result {
-	return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if found := findings(in.Findings, bootstrap.IDHostname); len(found) > 0 {
-			return found
+func checkHostname(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	if found := findings(in.Findings, bootstrap.IDHostname); len(found) > 0 {
+		return found
+	}
+	h := in.Hostname
+	if h.Name == "" {
+		// A join asks for it once it knows the address.
+		var err error
+		ctx, cancel := context.WithTimeout(ctx, p.askTime())
+		defer cancel()
+		if h, err = ams.LookupHostname(ctx, p.root); err != nil {
+			return one(notKnown(err))
 		}
-		h := in.Hostname
-		if h.Name == "" {
-			// A join asks for it once it knows the address.
-			var err error
-			ctx, cancel := context.WithTimeout(ctx, p.askTime())
-			defer cancel()
-			if h, err = ams.LookupHostname(ctx, p.root); err != nil {
-				return one(notKnown(err))
-			}
+	}
+	joined, _ := p.joined(ctx)
+	switch {
+	case !h.Resolvable() && joined:
+		return one(bad("amsagent join adds a line to /etc/hosts", "%s does not resolve: the server answers 500 to its liveness call (%s)", h.Name, h.Problem))
+	case !h.Resolvable():
+		return one(good("%s does not resolve; a join adds a line to /etc/hosts", h.Name))
+	}
+	addr, here := h.Addr(), p.interfaces()
+	if here != nil && !addr.IsLoopback() && !slices.Contains(here, addr) {
+		return one(warning("correct it in /etc/hosts or in DNS", "%s resolves to %s, which is no address of this machine", h.Name, addr))
+	}
+	text := fmt.Sprintf("%s resolves to %s", h.Name, addr)
+	if len(h.Addrs) > 1 {
+		text += fmt.Sprintf(" and %d more", len(h.Addrs)-1)
+		if in.Install != nil && in.Install.Release.Known() && !in.Install.Release.HonoursHostAddress() {
+			return one(warning("leave one address for it in /etc/hosts", "%s, and release %s takes the first for its own", text, in.Install.Release))
 		}
-		joined, _ := p.joined(ctx)
-		switch {
-		case !h.Resolvable() && joined:
-			return one(bad("amsagent join adds a line to /etc/hosts", "%s does not resolve: the server answers 500 to its liveness call (%s)", h.Name, h.Problem))
-		case !h.Resolvable():
-			return one(good("%s does not resolve; a join adds a line to /etc/hosts", h.Name))
-		}
-		addr, here := h.Addr(), p.interfaces()
-		if here != nil && !addr.IsLoopback() && !slices.Contains(here, addr) {
-			return one(warning("correct it in /etc/hosts or in DNS", "%s resolves to %s, which is no address of this machine", h.Name, addr))
-		}
-		text := fmt.Sprintf("%s resolves to %s", h.Name, addr)
-		if len(h.Addrs) > 1 {
-			text += fmt.Sprintf(" and %d more", len(h.Addrs)-1)
-			if in.Install != nil && in.Install.Release.Known() && !in.Install.Release.HonoursHostAddress() {
-				return one(warning("leave one address for it in /etc/hosts", "%s, and release %s takes the first for its own", text, in.Install.Release))
-			}
-		}
-		return one(good("%s", text))
-	})(ctx, p)
+	}
+	return one(good("%s", text))
 }
 
 // checkHosts finds what the vendor's script, or the build of an image, left in
 // /etc/hosts: lines without a name, and this machine's name at addresses that it has
 // not.
-func checkHosts(ctx context.Context, p *patient) []Result {
-	return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		f, err := p.store.Read("/etc/hosts")
+func checkHosts(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	f, err := p.store.Read("/etc/hosts")
+	switch {
+	case err != nil:
+		return one(notKnown(err))
+	case !f.Exists():
+		return one(good("there is no /etc/hosts"))
+	}
+	name, here := in.Hostname.Name, p.interfaces()
+	if name == "" {
+		if h, err := ams.LookupHostname(ctx, p.root); err == nil {
+			name = h.Name
+		}
+	}
+	var found []Result
+	var mine []string
+	n := 0
+	for line := range strings.Lines(string(f.Bytes)) {
+		n++
+		text, _, _ := strings.Cut(line, "#")
+		fields := strings.Fields(text)
+		if len(fields) == 0 {
+			continue
+		}
+		addr, err := netip.ParseAddr(fields[0])
 		switch {
 		case err != nil:
-			return one(notKnown(err))
-		case !f.Exists():
-			return one(good("there is no /etc/hosts"))
+			found = append(found, warning("remove the line", "line %d of /etc/hosts begins with no address", n))
+			continue
+		case len(fields) == 1:
+			found = append(found, warning("remove the line: the vendor's script leaves one on a machine with several addresses",
+				"line %d of /etc/hosts has the address %s and no name", n, addr))
+			continue
 		}
-		name, here := in.Hostname.Name, p.interfaces()
-		if name == "" {
-			if h, err := ams.LookupHostname(ctx, p.root); err == nil {
-				name = h.Name
-			}
+		isMine := slices.ContainsFunc(fields[1:], func(s string) bool { return name != "" && strings.EqualFold(s, name) })
+		if !isMine || addr.IsLoopback() {
+			continue
 		}
-		var found []Result
-		var mine []string
-		n := 0
-		for line := range strings.Lines(string(f.Bytes)) {
-			n++
-			text, _, _ := strings.Cut(line, "#")
-			fields := strings.Fields(text)
-			if len(fields) == 0 {
-				continue
-			}
-			addr, err := netip.ParseAddr(fields[0])
-			switch {
-			case err != nil:
-				found = append(found, warning("remove the line", "line %d of /etc/hosts begins with no address", n))
-				continue
-			case len(fields) == 1:
-				found = append(found, warning("remove the line: the vendor's script leaves one on a machine with several addresses",
-					"line %d of /etc/hosts has the address %s and no name", n, addr))
-				continue
-			}
-			isMine := slices.ContainsFunc(fields[1:], func(s string) bool { return name != "" && strings.EqualFold(s, name) })
-			if !isMine || addr.IsLoopback() {
-				continue
-			}
-			mine = append(mine, addr.String())
-			if here != nil && !slices.Contains(here, addr.Unmap()) {
-				found = append(found, warning("remove the line: an image, or an earlier address, left it",
-					"line %d of /etc/hosts gives %s the address %s, which this machine has not", n, name, addr))
-			}
+		mine = append(mine, addr.String())
+		if here != nil && !slices.Contains(here, addr.Unmap()) {
+			found = append(found, warning("remove the line: an image, or an earlier address, left it",
+				"line %d of /etc/hosts gives %s the address %s, which this machine has not", n, name, addr))
 		}
-		slices.Sort(mine)
-		if mine = slices.Compact(mine); len(mine) > 1 && len(found) == 0 {
-			found = append(found, warning("leave one", "/etc/hosts has several addresses for %s: %s", name, strings.Join(mine, ", ")))
-		}
-		if len(found) > 0 {
-			return found
-		}
-		if here == nil {
-			return one(good("no fault found; this machine's interfaces are not known"))
-		}
-		return one(good("nothing is left over"))
-	})(ctx, p)
+	}
+	slices.Sort(mine)
+	if mine = slices.Compact(mine); len(mine) > 1 && len(found) == 0 {
+		found = append(found, warning("leave one", "/etc/hosts has several addresses for %s: %s", name, strings.Join(mine, ", ")))
+	}
+	if len(found) > 0 {
+		return found
+	}
+	if here == nil {
+		return one(good("no fault found; this machine's interfaces are not known"))
+	}
+	return one(good("nothing is left over"))
 }
 
 const (

@@ -39,36 +39,34 @@ func serverPorts(in *ams.Installation) []wanted {
 }
 
 // checkPorts looks for other programs' sockets at the ports of a server that does not run.
-func checkPorts(ctx context.Context, p *patient) []Result {
-	return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		switch {
-		case in.Install == nil:
-			return one(noInstall())
-		case !p.running:
-			return inTree()
-		case in.Service.Running() || in.Service.Starting():
-			return one(good("the server runs; its ports were not compared"))
-		case !in.Service.Known():
-			return one(unknown("whether the server runs is not known"))
+func checkPorts(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	switch {
+	case in.Install == nil:
+		return one(noInstall())
+	case !p.running:
+		return inTree()
+	case in.Service.Running() || in.Service.Starting():
+		return one(good("the server runs; its ports were not compared"))
+	case !in.Service.Known():
+		return one(unknown("whether the server runs is not known"))
+	}
+	sockets, err := p.sockets()
+	if err != nil {
+		return one(notKnown(err))
+	}
+	var found []Result
+	for _, w := range serverPorts(in.Install) {
+		if sockets[socket{w.network, w.port}] {
+			found = append(found, bad("`ss -l"+w.network[:1]+"np` as root names the process: stop it, or give it another port", "port %d (%s) is taken", w.port, w.what))
 		}
-		sockets, err := p.sockets()
-		if err != nil {
-			return one(notKnown(err))
-		}
-		var found []Result
-		for _, w := range serverPorts(in.Install) {
-			if sockets[socket{w.network, w.port}] {
-				found = append(found, bad("`ss -l"+w.network[:1]+"np` as root names the process: stop it, or give it another port", "port %d (%s) is taken", w.port, w.what))
-			}
-		}
-		if len(found) == 0 {
-			return one(good("free: no process has the server's ports"))
-		}
-		if now, err := p.Machine.Service.State(ctx); err == nil && (now.Running() || now.Starting()) {
-			return one(good("the server has started meanwhile; its ports were not compared"))
-		}
-		return found
-	})(ctx, p)
+	}
+	if len(found) == 0 {
+		return one(good("free: no process has the server's ports"))
+	}
+	if now, err := p.Machine.Service.State(ctx); err == nil && (now.Running() || now.Starting()) {
+		return one(good("the server has started meanwhile; its ports were not compared"))
+	}
+	return found
 }
 
 type socket struct {

@@ -34,31 +34,29 @@ const oldestMajor, oldestMinor = 1, 7
 // newest is the newest release whose files were seen: docs/compatibility.md.
 const newestMajor, newestMinor = 3, 0
 
-func checkRelease(ctx context.Context, p *patient) []Result {
-	return inspected(func(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if found := findings(in.Findings, bootstrap.IDRelease); len(found) > 0 {
-			return found
-		}
-		if in.Install == nil {
-			return one(noInstall())
-		}
-		r := in.Install.Release
-		if !r.AtLeast(oldestMajor, oldestMinor) {
-			return one(warning("upgrade Ant Media Server", "%s is older than all that this agent was tried with (%d.%d)", r, oldestMajor, oldestMinor))
-		}
-		text := r.String()
-		if !r.HonoursHostAddress() {
-			text += "; it takes its address from the host name"
-		}
-		if r.AtLeast(newestMajor, newestMinor+1) {
-			text += fmt.Sprintf("; newer than all that this agent was tried with (%d.%d): its files are judged by what is in them", newestMajor, newestMinor)
-		}
-		// A difference is a result of the views.
-		if s, err := p.status.get(ctx); err == nil && s.Process.Release != nil {
-			text += "; the server is up, and " + s.Process.Release.String()
-		}
-		return one(good("%s", text))
-	})(ctx, p)
+func checkRelease(ctx context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	if found := findings(in.Findings, bootstrap.IDRelease); len(found) > 0 {
+		return found
+	}
+	if in.Install == nil {
+		return one(noInstall())
+	}
+	r := in.Install.Release
+	if !r.AtLeast(oldestMajor, oldestMinor) {
+		return one(warning("upgrade Ant Media Server", "%s is older than all that this agent was tried with (%d.%d)", r, oldestMajor, oldestMinor))
+	}
+	text := r.String()
+	if !r.HonoursHostAddress() {
+		text += "; it takes its address from the host name"
+	}
+	if r.AtLeast(newestMajor, newestMinor+1) {
+		text += fmt.Sprintf("; newer than all that this agent was tried with (%d.%d): its files are judged by what is in them", newestMajor, newestMinor)
+	}
+	// A difference is a result of the views.
+	if s, err := p.status.get(ctx); err == nil && s.Process.Release != nil {
+		text += "; the server is up, and " + s.Process.Release.String()
+	}
+	return one(good("%s", text))
 }
 
 func seeSections(p *patient, in *bootstrap.Inspection) Result {
@@ -121,27 +119,25 @@ func seeApps(_ *patient, in *bootstrap.Inspection) Result {
 
 // checkAppNames finds applications that the server started with its own defaults and saved so:
 // see [ams.Installation.Initialized]. The name stays empty in later starts.
-func checkAppNames(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if in.Install == nil {
-			return one(noInstall())
+func checkAppNames(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	if in.Install == nil {
+		return one(noInstall())
+	}
+	var nameless []string
+	for _, a := range in.Install.Apps {
+		s, ok := p.read(a.File, a.Name)
+		if !ok {
+			continue
 		}
-		var nameless []string
-		for _, a := range in.Install.Apps {
-			s, ok := p.read(a.File, a.Name)
-			if !ok {
-				continue
-			}
-			if name, set := s.props.Get("appName"); set && name == "" {
-				nameless = append(nameless, strconv.Quote(a.Name))
-			}
+		if name, set := s.props.Get("appName"); set && name == "" {
+			nameless = append(nameless, strconv.Quote(a.Name))
 		}
-		if len(nameless) > 0 {
-			return one(warning("stop the server, write appName and the settings that were lost into red5-web.properties, and start it",
-				"appName is empty in %s: a client requested them during a start, and the server saved its defaults over their settings", few(nameless)))
-		}
-		return one(good("none is lost"))
-	})(ctx, p)
+	}
+	if len(nameless) > 0 {
+		return one(warning("stop the server, write appName and the settings that were lost into red5-web.properties, and start it",
+			"appName is empty in %s: a client requested them during a start, and the server saved its defaults over their settings", few(nameless)))
+	}
+	return one(good("none is lost"))
 }
 
 // confFiles are the files of the installation that AMS reads and writes itself.
@@ -155,59 +151,55 @@ func confFiles(in *ams.Installation) []ams.File {
 
 // checkOwners finds files that AMS cannot read or save: an editor that was run as
 // root leaves them behind.
-func checkOwners(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if in.Install == nil {
-			return one(noInstall())
+func checkOwners(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	if in.Install == nil {
+		return one(noInstall())
+	}
+	found := findings(in.Findings, bootstrap.IDFileOwner)
+	owner, err := p.store.Files().Stat(in.Install.Dir)
+	if err != nil {
+		return append(found, notKnown(err))
+	}
+	var foreign, closed []string
+	for _, f := range confFiles(in.Install) {
+		st, err := p.store.Files().Stat(f.Path)
+		switch {
+		case err != nil: // reported elsewhere
+		case st.UID != owner.UID && f.Path != in.Install.Container.Path:
+			// AMS saves its settings into these.
+			foreign = append(foreign, f.Path)
+		case st.UID != owner.UID && !readableBy(st, owner), st.UID == owner.UID && st.Mode&0o400 == 0:
+			closed = append(closed, f.Path)
 		}
-		found := findings(in.Findings, bootstrap.IDFileOwner)
-		owner, err := p.store.Files().Stat(in.Install.Dir)
-		if err != nil {
-			return append(found, notKnown(err))
-		}
-		var foreign, closed []string
-		for _, f := range confFiles(in.Install) {
-			st, err := p.store.Files().Stat(f.Path)
-			switch {
-			case err != nil: // reported elsewhere
-			case st.UID != owner.UID && f.Path != in.Install.Container.Path:
-				// AMS saves its settings into these.
-				foreign = append(foreign, f.Path)
-			case st.UID != owner.UID && !readableBy(st, owner), st.UID == owner.UID && st.Mode&0o400 == 0:
-				closed = append(closed, f.Path)
-			}
-		}
-		if len(foreign) > 0 && len(found) == 0 {
-			found = append(found, warning(fmt.Sprintf("chown %d:%d FILE", owner.UID, owner.GID),
-				"not owned by uid %d, which owns the installation, so that settings cannot be saved: %s", owner.UID, few(foreign)))
-		}
-		if len(closed) > 0 {
-			found = append(found, bad(fmt.Sprintf("chown %d:%d FILE; chmod 0640 FILE", owner.UID, owner.GID),
-				"the server cannot read %s", few(closed)))
-		}
-		if len(found) > 0 {
-			return found
-		}
-		return one(good("all belong to uid %d, as the installation does", owner.UID))
-	})(ctx, p)
+	}
+	if len(foreign) > 0 && len(found) == 0 {
+		found = append(found, warning(fmt.Sprintf("chown %d:%d FILE", owner.UID, owner.GID),
+			"not owned by uid %d, which owns the installation, so that settings cannot be saved: %s", owner.UID, few(foreign)))
+	}
+	if len(closed) > 0 {
+		found = append(found, bad(fmt.Sprintf("chown %d:%d FILE; chmod 0640 FILE", owner.UID, owner.GID),
+			"the server cannot read %s", few(closed)))
+	}
+	if len(found) > 0 {
+		return found
+	}
+	return one(good("all belong to uid %d, as the installation does", owner.UID))
 }
 
 // checkCount finds a server whose viewers are not known to a drain.
-func checkCount(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		switch {
-		case in.Install == nil:
-			return one(noInstall())
-		case !p.running:
-			return inTree()
-		case in.Service.Dead():
-			return one(good("the server does not run"))
-		}
-		if f, found := bootstrap.CheckCount(in.Service, in.Install); found {
-			return one(warning(f.Hint, "%s", f.Text))
-		}
-		return one(good("by the server's statistics, or by its connections"))
-	})(ctx, p)
+func checkCount(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	switch {
+	case in.Install == nil:
+		return one(noInstall())
+	case !p.running:
+		return inTree()
+	case in.Service.Dead():
+		return one(good("the server does not run"))
+	}
+	if f, found := bootstrap.CheckCount(in.Service, in.Install); found {
+		return one(warning(f.Hint, "%s", f.Text))
+	}
+	return one(good("by the server's statistics, or by its connections"))
 }
 
 func readableBy(st, who files.Info) bool {
@@ -236,49 +228,47 @@ func (s settingsFile) get(key string) string {
 }
 
 // checkSettings finds half changes of the vendor's script: it never adds a missing line, and ignores failures of sed.
-func checkSettings(ctx context.Context, p *patient) []Result {
-	return inspected(func(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
-		if in.Install == nil || in.Mode == "" {
-			return one(unknown("the mode of the files is not known"))
-		}
-		found := p.oddValues(in.Install)
-		if in.Mode == conf.ModeStandalone {
-			if len(found) > 0 {
-				return found
-			}
-			return one(good("standalone: each server by itself"))
-		}
-		server, ok := p.read(in.Install.Server, "red5.properties")
-		if !ok {
-			return one(unknown("red5.properties cannot be read"))
-		}
-		host := server.get("clusterdb.host")
-		const hint = "amsagent join writes all of them alike"
-		if host == "" || host == "localhost" {
-			found = append(found, bad(hint, "the sections are those of a cluster node, but clusterdb.host is %q: half switched", host))
-		}
-		var local, other []string
-		for _, a := range in.Install.Apps {
-			app, ok := p.read(a.File, a.Name)
-			switch {
-			case !ok:
-			case app.get("db.type") != "mongodb":
-				local = append(local, strconv.Quote(a.Name))
-			case !slices.Contains([]string{host, "mongodb://" + host}, app.get("db.host")):
-				other = append(other, strconv.Quote(a.Name))
-			}
-		}
-		if len(local) > 0 {
-			found = append(found, bad(hint, "a cluster node, but the applications %s do not use MongoDB: other nodes do not see their streams", few(local)))
-		}
-		if len(other) > 0 {
-			found = append(found, warning(hint, "the applications %s use another database than clusterdb.host", few(other)))
-		}
+func checkSettings(_ context.Context, p *patient, in *bootstrap.Inspection) []Result {
+	if in.Install == nil || in.Mode == "" {
+		return one(unknown("the mode of the files is not known"))
+	}
+	found := p.oddValues(in.Install)
+	if in.Mode == conf.ModeStandalone {
 		if len(found) > 0 {
 			return found
 		}
-		return one(good("red5.properties and the applications (%d) name the same database", len(in.Install.Apps)))
-	})(ctx, p)
+		return one(good("standalone: each server by itself"))
+	}
+	server, ok := p.read(in.Install.Server, "red5.properties")
+	if !ok {
+		return one(unknown("red5.properties cannot be read"))
+	}
+	host := server.get("clusterdb.host")
+	const hint = "amsagent join writes all of them alike"
+	if host == "" || host == "localhost" {
+		found = append(found, bad(hint, "the sections are those of a cluster node, but clusterdb.host is %q: half switched", host))
+	}
+	var local, other []string
+	for _, a := range in.Install.Apps {
+		app, ok := p.read(a.File, a.Name)
+		switch {
+		case !ok:
+		case app.get("db.type") != "mongodb":
+			local = append(local, strconv.Quote(a.Name))
+		case !slices.Contains([]string{host, "mongodb://" + host}, app.get("db.host")):
+			other = append(other, strconv.Quote(a.Name))
+		}
+	}
+	if len(local) > 0 {
+		found = append(found, bad(hint, "a cluster node, but the applications %s do not use MongoDB: other nodes do not see their streams", few(local)))
+	}
+	if len(other) > 0 {
+		found = append(found, warning(hint, "the applications %s use another database than clusterdb.host", few(other)))
+	}
+	if len(found) > 0 {
+		return found
+	}
+	return one(good("red5.properties and the applications (%d) name the same database", len(in.Install.Apps)))
 }
 
 // oddValues finds applications with Redis, which the vendor's script writes for a DNS name or an address with a port, and
