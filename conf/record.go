@@ -86,10 +86,10 @@ func (f *FileRecord) of(now File) *FileRecord {
 	return f
 }
 
-// found returns the mode from before the commit, if owner and mode are still the written ones, and else the
-// present mode.
+// found returns the mode from before the commit, if the file is missing or owner and mode are still the written ones, and else
+// the present mode.
 func (f *FileRecord) found(now File) fs.FileMode {
-	if f == nil || now.Mode != f.WrittenMode || f.Existed && now.UID != f.Owner.UID {
+	if f == nil || now.Exists() && (now.Mode != f.WrittenMode || f.Existed && now.UID != f.Owner.UID) {
 		return files.Plain(now.Mode)
 	}
 	return files.Plain(f.Mode)

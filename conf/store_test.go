@@ -794,6 +794,9 @@ func TestRevertHosts(t *testing.T) {
 			return p
 		}
 		join("10.0.0.1")
+		if err := os.Chown(real, 4711, 4711); os.Geteuid() == 0 { // root's user id is that of a missing file, too
+			must.OK(t, err)
+		}
 		former := own
 		joined, err := os.ReadFile(real)
 		must.OK(t, err)
