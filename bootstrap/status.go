@@ -170,7 +170,8 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 		return nil
 	}
 	v.Dir, v.Release = in.Dir, in.Release.String()
-	v.Digest, v.Digests, _ = m.digest(in)
+	// Without the daemon's memory of the last digest: doctor asks several questions at once.
+	v.Digest, v.Digests, _ = (&Machine{Root: m.Root}).digest(in)
 	if v.Mode, err = in.Mode(); err != nil {
 		v.Err = err.Error()
 	}

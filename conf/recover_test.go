@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -256,18 +257,21 @@ func TestRetreatKeepsOwners(t *testing.T) {
 	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
 	must.OK(t, os.Chown(s.Root+dropInPath, 4711, 4712))
 	before := snapshot(t, s)
-	p, removed := planUndo(t, s), false
+	p := planUndo(t, s)
+	var removed atomic.Bool
 	s.hook = func(call, name string) error {
-		removed = removed || call == "unlinkat" && name == dropInPath
-		if removed && call == "renameat" && IsLeftover("/ams/conf/jee-container.xml", filepath.Base(name)) {
+		if call == "unlinkat" && name == dropInPath {
+			removed.Store(true)
+		}
+		if removed.Load() && call == "renameat" && IsLeftover("/ams/conf/jee-container.xml", filepath.Base(name)) {
 			return unix.EIO
 		}
 		return nil
 	}
 	err := p.CommitUndo("leave")
 	s.hook = nil
-	if _, unfinished := errors.AsType[*UnfinishedError](err); unfinished || !errors.Is(err, unix.EIO) || !removed {
-		t.Errorf("%v, removed %v", err, removed)
+	if _, unfinished := errors.AsType[*UnfinishedError](err); unfinished || !errors.Is(err, unix.EIO) || !removed.Load() {
+		t.Errorf("%v, removed %v", err, removed.Load())
 	}
 	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

@@ -246,10 +246,9 @@ func TestRecordRemovedDuringADrain(t *testing.T) {
 				source <- cloud.Notice{ID: "test/t", Kind: cloud.Terminate, At: time.Now().Add(time.Hour)}
 				c.turns(cluster.StateDraining)
 				sleep.For(t.Context(), time.Minute) // the drain does not change the record any more
-				registered := false
+				var registered atomic.Bool
 				c.registry.SetFault(func(command, coll string) fakemongo.Fate {
-					if command == "findAndModify" && coll == rows && !registered {
-						registered = true
+					if command == "findAndModify" && coll == rows && registered.CompareAndSwap(false, true) {
 						defer sleep.For(t.Context(), late) // longer than a client waits
 						return fakemongo.Done
 					}

@@ -104,6 +104,9 @@ func (w *world) Look(ctx context.Context) (cluster.Look, error) {
 			n.UpdatedAt, n.Seq = now, n.Seq+1
 		}
 		l.Nodes = append(l.Nodes, *n)
+		if n.Load != nil {
+			l.Nodes[i].Load = new(*n.Load)
+		}
 		l.AMS = append(l.AMS, cluster.AMSNode{ID: "ams-" + n.IP, IP: n.IP, LastUpdate: n.UpdatedAt})
 	}
 	return l, nil
@@ -396,8 +399,8 @@ func TestTargets(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := begin(t, append(hostile()[:4], node(7), node(9, func(n *cluster.Node) { n.Load.Score = nil }), node(0, func(n *cluster.Node) { n.IP = "10.0.0.9" }))...)
-		w.silent["i-0"] = true // a former machine at the address of another
 		w.set(func() {
+			w.silent["i-0"] = true // a former machine at the address of another
 			for i := range w.nodes {
 				if w.nodes[i].ID == "i-7" {
 					w.nodes[i].State, w.nodes[i].StateSince, w.nodes[i].Cut = cluster.StateLeft, time.Now(), new(3)
