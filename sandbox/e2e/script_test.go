@@ -71,7 +71,8 @@ func run(m *testing.M) int {
 }
 
 // TestScripts runs the scripts of testdata/script. `amsagent` is the real binary, without a terminal and with standard input at
-// /dev/null. The commands of [world] emulate its environment.
+// /dev/null. The commands of [world] emulate its environment. TestRealScripts runs those that begin with `# worlds: standin real` on
+// the real server, too.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	var files []string
@@ -81,17 +82,27 @@ func TestScripts(t *testing.T) {
 		must.OK(t, err)
 		files = append(files, slices.DeleteFunc(more, func(f string) bool { return slices.Contains(files, f) })...)
 	}
+	runScripts(t, files, nil)
+}
+
+func runScripts(t *testing.T, files []string, newPlace func(testing.TB) place) {
 	testscript.Run(t, testscript.Params{
 		Files:               files,
 		RequireExplicitExec: true,
 		Condition: func(name string) (bool, error) {
-			if name != "root" {
-				return false, fmt.Errorf("unknown condition %q", name)
+			switch name {
+			case "root":
+				return os.Geteuid() == 0, nil
+			case "real":
+				return newPlace != nil, nil
 			}
-			return os.Geteuid() == 0, nil
+			return false, fmt.Errorf("unknown condition %q", name)
 		},
 		Setup: func(env *testscript.Env) error {
 			w := &world{ctx: context.Background(), t: env.T(), nodes: map[string]*standin.Machine{}}
+			if newPlace != nil {
+				w.place = newPlace(env.T().(testing.TB))
+			}
 			env.Values["world"] = w
 			env.Defer(w.close)
 			env.Setenv("PATH", bins.dir+":"+env.Getenv("PATH"))
@@ -157,9 +168,21 @@ type world struct {
 	asg   *fakeaws.AutoScaling
 	azure *fakeazure.Server
 	nodes map[string]*standin.Machine
+	// place, if not nil, has real servers in place of nodes and mongo.
+	place place
 	taken map[string]taken
 	// polled ends the polling of a readiness command.
 	polled func() error
+}
+
+// place has the machines of a script. Files of a machine lie below its root, $NAME.
+type place interface {
+	mongod(ts *testscript.TestScript) error
+	node(ts *testscript.TestScript, name string) error
+	service(name, what string) ([]byte, error)
+	take(name string) (taken, error)
+	connect() (*cluster.Client, error)
+	asked(name string) []string
 }
 
 // taken is a snapshot, by bytes and by what the server reads.
@@ -188,9 +211,12 @@ func worldCommand(f func(*world, *testscript.TestScript, bool, []string) error) 
 	}
 }
 
-// mongod [user:password]: a MongoDB; $MONGO is its address. `mongod stop` refuses its
+// mongod [user:password]: a MongoDB; $MONGO is its address, $MONGO_ALIAS another name of it. `mongod stop` refuses its
 // connections, as after its end, `mongod start` accepts them again.
 func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
+	if w.place != nil {
+		return w.place.mongod(ts)
+	}
 	var o mongod.Options
 	switch {
 	case len(args) == 1 && args[0] == "stop":
@@ -215,6 +241,7 @@ func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
 	ts.Setenv("MONGO", w.mongo.Addr())
 	_, port, _ := strings.Cut(w.mongo.Addr(), ":")
 	ts.Setenv("MONGO_PORT", port)
+	ts.Setenv("MONGO_ALIAS", "localhost:"+port)
 	return nil
 }
 
@@ -245,14 +272,17 @@ func (w *world) fault(_ *testscript.TestScript, _ bool, args []string) error {
 	return w.mongo.Faults().Set(f)
 }
 
-// node NAME [variant=V] [version=R] [port=P] [apps=a,b] [hosts=yes] [statistics=no] [-- flags of the stand-in]:
+// node NAME [address=IP[,IP2]] [variant=V] [version=R] [port=P] [apps=a,b] [hosts=yes] [statistics=no] [-- flags of the stand-in]:
 // writes an installation below $WORK/NAME with a machine id, and a service
 // command for it. $NAME is the root, $NAME_SVC the command, $NAME_AMS the
-// installation. Its AMS runs on a free port of the loopback, and saves the settings
+// installation, $NAME_IP and $NAME_IP2 its addresses. Its AMS runs on a free port of the loopback, and saves the settings
 // of its applications at each start in cluster mode, as the real one does. It reports its sessions: the agent counts no
 // connections of a tree.
 func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	name := args[0]
+	if w.place != nil {
+		return w.place.node(ts, name)
+	}
 	o := tree.Options{NoUnit: true, Host: name, HostResolves: true}
 	flags, reports := []string{}, true
 	for i, a := range args[1:] {
@@ -262,6 +292,10 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 		}
 		k, v, _ := strings.Cut(a, "=")
 		switch k {
+		case "address":
+			first, second, _ := strings.Cut(v, ",")
+			ts.Setenv(name+"_IP", first)
+			ts.Setenv(name+"_IP2", second)
 		case "variant":
 			o.Variant = v
 		case "version":
@@ -307,7 +341,13 @@ func freePort() (string, error) {
 
 // service NAME start|stop|status: what an operator does by hand.
 func (w *world) service(ts *testscript.TestScript, neg bool, args []string) error {
-	out, err := exec.Command(w.nodes[args[0]].Wrapper, args[1]).CombinedOutput()
+	var out []byte
+	var err error
+	if w.place != nil {
+		out, err = w.place.service(args[0], args[1])
+	} else {
+		out, err = exec.Command(w.nodes[args[0]].Wrapper, args[1]).CombinedOutput()
+	}
 	ts.Logf("%s", out)
 	if neg != (err != nil) {
 		return fmt.Errorf("service %v: %w: %s", args, err, out)
@@ -329,6 +369,9 @@ func (w *world) snapshot(_ *testscript.TestScript, _ bool, args []string) error 
 }
 
 func (w *world) take(name string) (t taken, err error) {
+	if w.place != nil {
+		return w.place.take(name)
+	}
 	own := []string{"var/lib", "var", "run"}
 	if t.bytes, err = tree.Snapshot(w.nodes[name].Tree.Root, own...); err != nil {
 		return t, err
@@ -392,6 +435,9 @@ func (w *world) same(_ *testscript.TestScript, neg bool, args []string) error {
 }
 
 func (w *world) client() (*cluster.Client, error) {
+	if w.place != nil {
+		return w.place.connect()
+	}
 	t, err := cluster.ParseTarget(w.mongo.LoginURI())
 	if err != nil {
 		return nil, err
@@ -444,9 +490,9 @@ func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
 }
 
 // setting NAME APP KEY=VALUE: the server reads this value, however it is spelled.
-func (w *world) setting(_ *testscript.TestScript, neg bool, args []string) error {
+func (w *world) setting(ts *testscript.TestScript, neg bool, args []string) error {
 	name, app, want := args[0], args[1], args[2]
-	b, err := os.ReadFile(w.nodes[name].Tree.App(app))
+	b, err := os.ReadFile(filepath.Join(ts.Getenv(name+"_AMS"), "webapps", app, "WEB-INF/red5-web.properties"))
 	if err != nil {
 		return err
 	}
@@ -513,7 +559,12 @@ func (w *world) mode(ts *testscript.TestScript, _ bool, args []string) error {
 
 // restarts NAME N: the agent asked N times for a start, and N times at most for a stop.
 func (w *world) restarts(_ *testscript.TestScript, _ bool, args []string) error {
-	asked := w.nodes[args[0]].Asked()
+	var asked []string
+	if w.place != nil {
+		asked = w.place.asked(args[0])
+	} else {
+		asked = w.nodes[args[0]].Asked()
+	}
 	if n := touched(asked); strconv.Itoa(n) != args[1] {
 		return fmt.Errorf("the service was started %d times, want %s: %q", n, args[1], asked)
 	}
