@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"testing"
 	"time"
 
 	"go.mongodb.org/mongo-driver/v2/bson"
@@ -31,10 +32,11 @@ type Fate int
 
 // The fates.
 const (
-	Done  Fate = iota
-	Fails      // with an error, undone
-	Cut        // undone, and the connection ends
-	Lost       // done, and the connection ends without an answer
+	Done      Fate = iota
+	Fails          // with an error, undone
+	Forbidden      // as for a user without the right
+	Cut            // undone, and the connection ends
+	Lost           // done, and the connection ends without an answer
 )
 
 // NewMemory returns a MongoDB in memory, with the machine's clock. It takes no time: while the driver closes a client, it spins
@@ -71,23 +73,34 @@ func (m *Memory) Edit(coll, id string, edit func(doc map[string]any)) {
 	}
 }
 
-// Put inserts a document with an id of its own.
-func (m *Memory) Put(coll string, doc map[string]any) {
+// Put writes a document, such as a map or a cluster.Node, in the place of one with the same id.
+func (m *Memory) Put(coll string, doc any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.docs[coll] = append(m.docs[coll], encoded(doc))
+	is := encoded(doc)
+	same := func(was bson.M) bool { return was["_id"] == is["_id"] }
+	m.docs[coll] = append(slices.DeleteFunc(m.docs[coll], same), is)
+}
+
+// Listen gives the MongoDB in memory a port, and returns its address.
+func (m *Memory) Listen(t testing.TB) (address string) {
+	t.Helper()
+	s := Start(t, nil)
+	s.Now, s.Answer = m.Now, m.answer
+	return s.Addr()
 }
 
 // encoded is a document as a client sends it.
-func encoded(doc map[string]any) bson.M {
+func encoded(doc any) bson.M {
 	raw, err := bson.Marshal(doc)
-	if err == nil {
-		doc, err = document(raw)
-	}
 	if err != nil {
 		panic(err)
 	}
-	return doc
+	is, err := document(raw)
+	if err != nil {
+		panic(err)
+	}
+	return is
 }
 
 // Remove removes a document.
@@ -113,6 +126,8 @@ func (m *Memory) answer(name string, cmd bson.Raw) (bson.D, error) {
 	switch fate {
 	case Fails:
 		return Failure(8, "UnknownError", "a fault of the test"), nil
+	case Forbidden:
+		return Failure(13, "Unauthorized", "not authorized"), nil
 	case Cut:
 		return nil, nil
 	}
