@@ -158,21 +158,29 @@ func TestNodesSort(t *testing.T) {
 		"-sessions": "6 7 8 9 10 99 12",
 		"state":     "12 6 7 8 10 9 99",
 	} {
-		members := aCluster()
-		sortNodes(members, key)
-		var order []string
-		for _, m := range members {
-			order = append(order, m.Address()[len("10.0.0."):])
-		}
-		must.Equal(t, key, strings.Join(order, " "), want)
+		data := New(Query{Sort: key}, cluster.Look{}, membersOf(aCluster()))
+		must.Equal(t, key, addressesOf(data), want)
 	}
 }
 
-func TestNew(t *testing.T) {
-	var members []cluster.Member
-	for _, v := range aCluster() {
+func membersOf(nodes []Node) (members []cluster.Member) {
+	for _, v := range nodes {
 		members = append(members, v.Member)
 	}
+	return members
+}
+
+// addressesOf lists the last bytes of the addresses in their order.
+func addressesOf(data Nodes) string {
+	var last []string
+	for _, v := range data.Members {
+		last = append(last, v.Address()[len("10.0.0."):])
+	}
+	return strings.Join(last, " ")
+}
+
+func TestNew(t *testing.T) {
+	members := membersOf(aCluster())
 	left := aNode(9, func(v *Node) {
 		v.Node.State, v.Health, v.Agent.Fresh = cluster.StateLeft, cluster.Gone, false
 	})
@@ -194,11 +202,7 @@ func TestNew(t *testing.T) {
 	} {
 		tt.opts.Sort = "address"
 		data := New(tt.opts, cluster.Look{}, members)
-		var got []string
-		for _, v := range data.Members {
-			got = append(got, v.Address()[len("10.0.0."):])
-		}
-		if s := strings.Join(got, " "); s != tt.want || data.LeftHidden != tt.hidden || data.Summary.Nodes != len(got) || data.Members == nil {
+		if s := addressesOf(data); s != tt.want || data.LeftHidden != tt.hidden || data.Summary.Nodes != len(data.Members) || data.Members == nil {
 			t.Errorf("%s: %s, %d hidden", tt.name, s, data.LeftHidden)
 		}
 	}
