@@ -37,11 +37,11 @@ func TestBeforeStartTakesNoSettingsFromTheEnvironment(t *testing.T) {
 	vars := map[string]string{
 		"AMSAGENT_SERVICE_COMMAND": command, "AMSAGENT_CONFIG": "/nowhere", "AMSAGENT_TIMEOUT": "no duration", "AMSAGENT_MONGO": "file:/service",
 	}
-	if code, _, stderr := run(t, vars, "converge", "--before-start", "--root", root); code != exitOK || called() {
+	if code, _, stderr := run(t, vars, "converge", "--before-start", "--root", root); code != codeOK || called() {
 		t.Errorf("exit %d, the command was called: %v\n%s", code, called(), stderr)
 	}
 	// A flag is an operator's.
-	if code, _, stderr := run(t, nil, "converge", "--before-start", "--root", root, "--service-command", command); code != exitOK || !called() {
+	if code, _, stderr := run(t, nil, "converge", "--before-start", "--root", root, "--service-command", command); code != codeOK || !called() {
 		t.Errorf("by a flag: exit %d, the command was called: %v\n%s", code, called(), stderr)
 	}
 }
@@ -54,7 +54,7 @@ func TestBeforeStartIsBounded(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(root, "over")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("it waited for the service command: %v", err)
 	}
-	if code != exitOK || !strings.Contains(stderr, "the server starts with the files as they are") {
+	if code != codeOK || !strings.Contains(stderr, "the server starts with the files as they are") {
 		t.Errorf("exit %d\n%s", code, stderr)
 	}
 }

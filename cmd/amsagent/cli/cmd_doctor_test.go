@@ -5,7 +5,6 @@ package cli
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,8 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/bootstrap/doctor"
@@ -74,7 +71,7 @@ func TestDoctorBreaksNoSecret(t *testing.T) {
 	env.IsTerminal = func(any) bool { return true }
 	code := Main([]string{"doctor", "--provider", "generic", "--mongo", "mongodb://u:correct%20horse%20battery%20staple@127.0.0.1:1"}, env)
 	out := e.stdout.String() + e.stderr.String()
-	if code != exitDegraded || !strings.Contains(out, `"a *** in the stable"`) || regexp.MustCompile("correct|horse|battery|staple").MatchString(out) {
+	if code != codeDegraded || !strings.Contains(out, `"a *** in the stable"`) || regexp.MustCompile("correct|horse|battery|staple").MatchString(out) {
 		t.Errorf("exit %d\n%s", code, out)
 	}
 }
@@ -88,24 +85,28 @@ func doctorTree(t *testing.T) string {
 	return root
 }
 
-func doctorJSON(t *testing.T, vars map[string]string, args ...string) (int, doctorData, string) {
+// results is what `doctor -o json` prints.
+type results struct {
+	SchemaVersion int             `json:"schema_version"`
+	Kind          string          `json:"kind"`
+	Counts        doctor.Counts   `json:"counts"`
+	Checks        []doctor.Result `json:"checks"`
+}
+
+func doctorJSON(t *testing.T, vars map[string]string, args ...string) (int, results, string) {
 	t.Helper()
 	code, stdout, stderr := run(t, vars, append([]string{"doctor", "-o", "json", "--provider", "generic"}, args...)...)
-	var d struct {
-		SchemaVersion int    `json:"schema_version"`
-		Kind          string `json:"kind"`
-		doctorData
-	}
+	var d results
 	if err := json.Unmarshal([]byte(stdout), &d); err != nil {
 		t.Fatalf("exit %d: %v\n%s%s", code, err, stdout, stderr)
 	}
 	if d.SchemaVersion != 1 || d.Kind != "doctor" || len(d.Checks) == 0 {
 		t.Errorf("%+v", d)
 	}
-	return code, d.doctorData, stderr
+	return code, d, stderr
 }
 
-func wrongIDs(d doctorData) []string {
+func wrongIDs(d results) []string {
 	var ids []string
 	for _, r := range d.Checks {
 		if r.Wrong() {
@@ -120,14 +121,14 @@ func TestDoctorImage(t *testing.T) {
 	root := doctorTree(t)
 	code, d, _ := doctorJSON(t, nil, "--root", root, "--address", "10.0.0.5")
 	ids := slices.DeleteFunc(wrongIDs(d), func(id string) bool { return id == "AMS-RELEASE" || id == "AMS-SPACE" }) // no jar; the test's disk
-	if code != exitOK || len(ids) > 0 {
+	if code != codeOK || len(ids) > 0 {
 		t.Errorf("exit %d, wrong: %v", code, ids)
 	}
-	if code, _, _ := doctorJSON(t, nil, "--strict", "--root", root, "--address", "10.0.0.5"); code != exitDegraded {
+	if code, _, _ := doctorJSON(t, nil, "--strict", "--root", root, "--address", "10.0.0.5"); code != codeDegraded {
 		t.Errorf("exit %d for warnings with --strict", code)
 	}
 	code, d, _ = doctorJSON(t, nil, "--strict", "--root", root, "--address", "10.0.0.5", "--ignore", "ams-release, AMS-SPACE")
-	if code != exitOK || d.Counts.Ignored < 1 || d.Counts.Unknown < 10 {
+	if code != codeOK || d.Counts.Ignored < 1 || d.Counts.Unknown < 10 {
 		t.Errorf("exit %d, %+v", code, d.Counts)
 	}
 	if _, err := os.Stat(filepath.Join(root, "var")); err == nil {
@@ -161,7 +162,7 @@ func TestDoctorSettings(t *testing.T) {
 		}
 		code, d, stderr := doctorJSON(t, tt.vars, "--root", root, "--address", "10.0.0.5")
 		i := slices.IndexFunc(d.Checks, func(r doctor.Result) bool { return r.ID == tt.id && strings.Contains(r.Text, tt.seen) })
-		if i < 0 || strings.HasPrefix(tt.id, "AGENT-CONFIG") && (code != exitDegraded || d.Checks[i].Check != "AGENT-CONFIG" || d.Checks[i].Severity != bootstrap.Bad || tt.files != nil && d.Checks[i].Hint == "") {
+		if i < 0 || strings.HasPrefix(tt.id, "AGENT-CONFIG") && (code != codeDegraded || d.Checks[i].Check != "AGENT-CONFIG" || d.Checks[i].Severity != bootstrap.Bad || tt.files != nil && d.Checks[i].Hint == "") {
 			t.Errorf("%v %v: exit %d, %v", tt.files, tt.vars, code, wrongIDs(d))
 		}
 		if strings.Contains(stderr, "hunter2") {
@@ -178,7 +179,7 @@ func TestDoctorSettings(t *testing.T) {
 	for _, args := range [][]string{
 		{"--address", "here"}, {"--root", filepath.Join(root, "nowhere")}, {"extra"},
 	} {
-		if code, stdout, stderr := run(t, nil, append([]string{"doctor"}, args...)...); code != exitUsage || stdout != "" || !strings.Contains(stderr, "AGENT-USAGE") {
+		if code, stdout, stderr := run(t, nil, append([]string{"doctor"}, args...)...); code != codeUsage || stdout != "" || !strings.Contains(stderr, "AGENT-USAGE") {
 			t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
 		}
 	}
@@ -234,10 +235,10 @@ func TestDoctorOwnCommands(t *testing.T) {
 		"until aws x | amsagent join --mongo file:- --roel edge; do date; done": "--roel",
 	} {
 		code, stdout, stderr := lintRun(t, "#!/bin/sh\n"+line+"\n", "--user-data", "-")
-		if want == "" && (code != exitOK || !strings.HasPrefix(stdout, "OK")) {
+		if want == "" && (code != codeOK || !strings.HasPrefix(stdout, "OK")) {
 			t.Errorf("%s: exit %d\n%s%s", line, code, stdout, stderr)
 		}
-		if want != "" && (code != exitDegraded || !strings.Contains(stdout, "AGENT-LINT-COMMAND: line 2") || !strings.Contains(stdout, want)) {
+		if want != "" && (code != codeDegraded || !strings.Contains(stdout, "AGENT-LINT-COMMAND: line 2") || !strings.Contains(stdout, want)) {
 			t.Errorf("%s: exit %d, want %s\n%s%s", line, code, want, stdout, stderr)
 		}
 	}
@@ -253,77 +254,57 @@ func TestDoctorUserData(t *testing.T) {
 		"good.sh":     "#!/bin/sh\namsagent join --mongo 10.0.2.4\n",
 		"left.sh":     "#!/bin/sh\nexport DB_PASSWORD=hunter22\namsagent join --mongo mongodb://u:hunter22@10.0.2.4/\n",
 		"dos.sh":      "#!/bin/sh\r\n",
-		"big.sh":      strings.Repeat("# nothing\n", maxUserData/10+1),
+		"big.sh":      strings.Repeat("# nothing\n", (256<<10)/10+1),
 	})
 	t.Chdir(wd)
-	files := []string{"--user-data", "boot.sh", "--user-data", "config.yaml", "--user-data", "parts.mime", "--user-data", "good.sh", "--user-data", "left.sh"}
-	code, stdout, stderr := lintRun(t, "", files...)
-	if code != exitDegraded || stderr != "" {
-		t.Errorf("exit %d, %s", code, stderr)
+	must.OK(t, syscall.Mkfifo("fifo", 0o600))
+	const all = "--user-data boot.sh --user-data config.yaml --user-data parts.mime --user-data good.sh --user-data left.sh"
+	code, text, stderr := lintRun(t, "", strings.Fields(all)...)
+	if code != codeDegraded || stderr != "" || strings.Contains(text, wd) || strings.Contains(text, "hunter22") {
+		t.Errorf("exit %d, or a path of this machine or a password is shown: %s\n%s", code, stderr, text)
 	}
-	if strings.Contains(stdout, wd) || strings.Contains(stdout, "hunter22") {
-		t.Error("a path of this machine or a password is in it")
-	}
-	t.Chdir(here) // the goldens are there
-	must.Golden(t, *update, filepath.Join("doctor", "user-data.txt"), stdout)
-	t.Chdir(wd)
-
-	code, stdout, _ = lintRun(t, "", append(files, "-o", "json")...)
+	code, stdout, _ := lintRun(t, "", strings.Fields(all+" -o json")...)
 	var d struct {
-		Kind  string     `json:"kind"`
-		Files []lintFile `json:"files"`
+		Kind  string
+		Files []struct{ Findings []any }
 	}
-	if err := json.Unmarshal([]byte(stdout), &d); err != nil || code != exitDegraded || d.Kind != "lint" || len(d.Files) != 5 || len(d.Files[0].Findings) != 1 || len(d.Files[3].Findings) != 0 || strings.Contains(stdout, "hunter22") {
+	if err := json.Unmarshal([]byte(stdout), &d); err != nil || code != codeDegraded || d.Kind != "lint" || len(d.Files) != 5 || len(d.Files[0].Findings) != 1 || len(d.Files[3].Findings) != 0 || strings.Contains(stdout, "hunter22") {
 		t.Errorf("exit %d, %v\n%s", code, err, stdout)
 	}
 	for _, tt := range []struct {
-		stdin, first string
-		code         int
-		args         []string
+		args, stdin string
+		code        int
+		want        string // how standard output begins, or in an error
 	}{
-		{"", "OK: nothing is found in 1 file\n", exitOK, []string{"--user-data", "good.sh"}},
-		{"", "OK with 1 warning\n", exitOK, []string{"--user-data", "good.sh", "--user-data", "dos.sh"}},
-		{"", "1 of 2 files not checked\n", exitOK, []string{"--user-data", "good.sh", "--user-data", "parts.mime"}},
-		{"", "OK: nothing is found in 1 file\n", exitOK, []string{"--strict", "--user-data", "good.sh"}},
-		{"", "OK with 1 warning\n", exitDegraded, []string{"--strict", "--user-data", "dos.sh"}},
-		{"", "1 of 1 file not checked\n", exitDegraded, []string{"--strict", "--user-data", "parts.mime"}},
-		{guideScript, "1 problem\n", exitDegraded, []string{"--user-data", "-"}},
-		{guideScript, "OK: ", exitOK, []string{"--user-data", "-", "--ignore", "agent-lint-switch"}},
+		{"--user-data good.sh", "", codeOK, "OK: nothing is found in 1 file\n"},
+		{"--user-data good.sh --user-data dos.sh", "", codeOK, "OK with 1 warning\n"},
+		{"--user-data good.sh --user-data parts.mime", "", codeOK, "1 of 2 files not checked\n"},
+		{"--strict --user-data good.sh", "", codeOK, "OK: nothing is found in 1 file\n"},
+		{"--strict --user-data dos.sh", "", codeDegraded, "OK with 1 warning\n"},
+		{"--strict --user-data parts.mime", "", codeDegraded, "1 of 1 file not checked\n"},
+		{"--user-data -", guideScript, codeDegraded, "1 problem\n"},
+		{"--user-data - --ignore agent-lint-switch", guideScript, codeOK, "OK: "},
+		{"--explain AMS-GPU -o json", "", codeOK, "{\n  \"schema_version\": 1,\n  \"kind\": \"page\",\n  \"id\": \"AMS-GPU\""},
+		{"--explain ams-mongo-open", "", codeOK, "# AMS-MONGO-OPEN: "},
+		{"--explain AMS-MONGO-OPNE", "", codeUsage, "--explain AMS-MONGO-OPNE: no such id"},
+		{"--explain AMS-GPU --user-data good.sh", "", codeUsage, "--explain"},
+		{"--user-data big.sh", "", codeUsage, "larger than 256 KiB"},
+		{"--user-data fifo", "", codeUsage, "not a regular file"},
+		{"--user-data nowhere", "", codeUsage, "no such file"},
+		{"--user-data .", "", codeUsage, "not a regular file"},
+		{"--user-data good.sh --fix", "", codeUsage, "unknown flag --fix"},
 	} {
-		if code, stdout, stderr := lintRun(t, tt.stdin, tt.args...); code != tt.code || !strings.HasPrefix(stdout, tt.first) {
-			t.Errorf("%v: exit %d\n%s%s", tt.args, code, stdout, stderr)
+		code, stdout, stderr := lintRun(t, tt.stdin, strings.Fields(tt.args)...)
+		right := strings.HasPrefix(stdout, tt.want)
+		if tt.code == codeUsage {
+			right = stdout == "" && strings.Contains(stderr, tt.want) && strings.Contains(stderr, "[AGENT-USAGE]")
+		}
+		if code != tt.code || !right {
+			t.Errorf("%s: exit %d\n%s%s", tt.args, code, stdout, stderr)
 		}
 	}
-	must.OK(t, syscall.Mkfifo("fifo", 0o600))
-	for name, want := range map[string]string{"big.sh": "larger than 256 KiB", "fifo": "not a regular file", "nowhere": "no such file", ".": "not a regular file"} {
-		if code, stdout, stderr := lintRun(t, "", "--user-data", name); code != exitUsage || stdout != "" || !strings.Contains(stderr, want) || !strings.Contains(stderr, "AGENT-USAGE") {
-			t.Errorf("%s: exit %d\n%s%s", name, code, stdout, stderr)
-		}
-	}
-	for _, args := range [][]string{
-		{"--user-data", "good.sh", "--fix"},
-		{"--user-data", "good.sh", "--kind", "user-data"},
-		{"--explain", "AMS-GPU", "--user-data", "good.sh"},
-		{"--explain", "AMS-NOTHING"},
-	} {
-		if code, stdout, stderr := lintRun(t, "", args...); code != exitUsage || stdout != "" || stderr == "" {
-			t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
-		}
-	}
-}
-
-func TestDoctorExplain(t *testing.T) {
-	code, stdout, _ := lintRun(t, "", "--explain", "ams-mongo-open")
-	if code != exitOK || !strings.HasPrefix(stdout, "# AMS-MONGO-OPEN: ") || !strings.Contains(stdout, "\nCheck: ") || !strings.Contains(stdout, "\nFix: ") {
-		t.Errorf("exit %d, %s", code, stdout)
-	}
-	code, stdout, _ = lintRun(t, "", "--explain", "AMS-GPU", "-o", "json")
-	if code != exitOK || !strings.Contains(stdout, `"id": "AMS-GPU"`) {
-		t.Errorf("exit %d, %s", code, stdout)
-	}
-	if _, _, stderr := lintRun(t, "", "--explain", "AMS-MONGO-OPNE"); !strings.Contains(stderr, "--explain AMS-MONGO-OPNE: no such id") {
-		t.Error(stderr)
-	}
+	t.Chdir(here) // the golden is there
+	must.Golden(t, *update, filepath.Join("doctor", "user-data.txt"), text)
 }
 
 // The doctor uses the daemon's sampler: a driver that answers, a broken one, none.
@@ -351,25 +332,31 @@ func TestAskGPUs(t *testing.T) {
 }
 
 // The daemon's own reports become a list of problems.
-func TestAskDaemonForDoctor(t *testing.T) {
-	drift := daemon.DriftView{Values: []bootstrap.Difference{{Path: "/a", Key: "db.type", Old: "mapdb", New: "mongodb"}}, Omitted: 2}
-	d := newFakeDaemon(t)
-	d.status = daemon.View{
-		Version: "1.2.3", Activity: "beating", Trouble: "MongoDB does not answer", RestartPending: true, Drift: &drift,
+func TestDoctorAsksTheDaemon(t *testing.T) {
+	m := withDaemon(t)
+	m.status = daemon.View{
+		Version: "1.2.3", Activity: "beating", Trouble: "MongoDB does not answer", RestartPending: true,
+		Drift:     &daemon.DriftView{Values: []bootstrap.Difference{{Path: "/a", Key: "db.type", Old: "mapdb", New: "mongodb"}}, Omitted: 2},
 		Warnings:  []bootstrap.Finding{{ID: "AMS-ADDRESS", Text: "no address"}},
 		Lifecycle: &lifecycle.View{Trouble: map[string]string{"hook": "denied", "cloud": "silent"}, LaunchHooks: "none"},
 	}
-	c := d.impatient(globalsOf((&testEnv{}).env()))
-	v, err := askDaemonForDoctor(t.Context(), c)
-	want := doctor.DaemonView{Version: "1.2.3", Activity: "beating", Trouble: []string{
-		"MongoDB does not answer", "cloud: silent", "hook: denied",
-		"Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint + "; " + strings.Join(driftLines(&drift), "; "), "AMS-ADDRESS: no address",
-	}, LaunchHooks: "none"}
-	if diff := cmp.Diff(want, v); diff != "" || err != nil {
-		t.Errorf("%v\n%s", err, diff)
+	c := m.run("doctor")
+	c.ends(codeDegraded)
+	for _, trouble := range []string{
+		"MongoDB does not answer", "cloud: silent", "hook: denied", "AMS-ADDRESS: no address",
+		"Ant Media Server runs with other settings than it will start with: " + bootstrap.RestartHint + "; /a: db.type is mapdb, must be mongodb; and 2 values more",
+		"the daemon is of version 1.2.3, and this program of ",
+	} {
+		must.Contain(t, "doctor", c.stdout.String(), "  warning   AGENT-DAEMON-DEGRADED the daemon: "+trouble)
 	}
-	d.kill()
-	if _, err := askDaemonForDoctor(t.Context(), c); !errors.Is(err, doctor.ErrNoDaemon) {
-		t.Errorf("without a daemon: %v", err)
-	}
+	must.Contain(t, "doctor", c.stdout.String(), "  good      the daemon: launch hooks: none\n")
+	_, version, _ := run(t, nil, "version")
+	m.status = daemon.View{Version: strings.Fields(version)[1], Activity: "beating"}
+	c = m.run("doctor")
+	c.ends(codeDegraded)
+	must.Contain(t, "doctor", c.stdout.String(), "  good      the daemon: beating\n")
+	m.kill()
+	c = m.run("doctor")
+	c.ends(codeDegraded)
+	must.Contain(t, "doctor", c.stdout.String(), "  good      the daemon: none runs, and none is needed before a join\n")
 }

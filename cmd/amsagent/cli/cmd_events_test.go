@@ -4,82 +4,58 @@
 package cli
 
 import (
-	"context"
-	"errors"
-	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// aHistory is a registry as far as events reads it.
-type aHistory struct {
-	nodes  []cluster.Node
-	events []cluster.PastEvent
-	err    error
-	asked  cluster.EventQuery
-}
-
-func (h *aHistory) Nodes(context.Context) ([]cluster.Node, error) { return h.nodes, h.err }
-
-func (h *aHistory) Events(_ context.Context, q cluster.EventQuery) ([]cluster.PastEvent, error) {
-	h.asked = q
-	return h.events, h.err
-}
-
-func (h *aHistory) ServerTime(context.Context) (time.Time, error) { return fixedNow(), h.err }
-
 func TestEvents(t *testing.T) {
-	cut := int64(3)
-	h := &aHistory{
-		nodes: []cluster.Node{{ID: "i-1", IP: "10.0.1.5"}, {ID: "i-2", IP: "10.0.1.6"}},
-		events: []cluster.PastEvent{
-			{At: fixedNow().Add(-time.Hour), Event: cluster.Event{Node: "i-1", Kind: "join", Who: "amsagent", Details: map[string]string{"address": "10.0.1.5"}}},
-			{Event: cluster.Event{Node: "i-1", Kind: "drained", Who: "ann", Why: "scale-in\x1b[2J", Cut: &cut, Details: map[string]string{"result": "left", "a": "b"}}},
-		},
+	// Outside a cloud an id is no name. Of a node whose record is gone nothing else is known.
+	const named, gone = "m-bce15aa9449b48d5a7ee27d83cc6dd98", "m-00000000000000000000000000000000"
+	m := withMongo(t)
+	at := time.Now().UTC().Add(-24 * time.Hour)
+	day := "  " + at.Format(time.DateTime) + " UTC  "
+	for _, e := range []map[string]any{
+		{"_id": "1", "at": at.Add(-3 * time.Hour), "node": "i-1", "kind": "failed"},
+		{"_id": "2", "at": at, "node": "i-1", "kind": "join", "asked_by": "amsagent", "details": map[string]string{"address": "10.0.1.5"}},
+		{"_id": "3", "at": at, "node": named, "kind": "join"},
+		{"_id": "4", "at": at, "node": "10.0.1.5", "kind": "drained", "asked_by": "ann", "reason": "scale-in\x1b[2J", "cut": 3, "details": map[string]string{"result": "left", "a": "b"}},
+		{"_id": "5", "at": at, "node": gone, "kind": "left"},
+		{"_id": "6", "at": time.Time{}.Add(-time.Hour), "node": gone, "kind": "left"},
+	} {
+		m.registry.Put(pastEvents, e)
 	}
-	e := &testEnv{}
-	must.OK(t, events(t.Context(), eventsOptions{since: 2 * time.Hour, limit: 7}, []string{"10.0.1.5"}, plainGlobals(e), h))
-	if q := h.asked; !slices.Equal(q.Nodes, []string{"10.0.1.5", "i-1"}) || !q.Since.Equal(fixedNow().Add(-2*time.Hour)) || q.Limit != 7 {
-		t.Errorf("asked %+v", q)
+	m.node("i-1", "10.0.1.5", 0)
+	m.node(named, "10.0.1.6", 0, func(n *cluster.Node) { n.Hostname = "edge-7\x1b[2J" })
+	all := day + "i-1                                                   join     amsagent  address 10.0.1.5\n" +
+		day + `edge-7\u001b[2J (` + named + ")  join     -         -\n" +
+		day + `10.0.1.5                                              drained  ann       scale-in\u001b[2J; 3 sessions cut; a b; result left` + "\n" +
+		day + gone + "                    left     -         -\n"
+	for args, want := range map[string]string{
+		"10.0.1.5 --since 25h": day + "i-1       join     amsagent  address 10.0.1.5\n" +
+			day + `10.0.1.5  drained  ann       scale-in\u001b[2J; 3 sessions cut; a b; result left` + "\n",
+		"--since 25h":    all,
+		"--limit 4":      all,
+		gone + " -n 9":   "  -                        " + gone + "  left  -  -\n" + day + gone + "  left  -  -\n",
+		"i-9":            "no events\n",
+		"i-1 --since 1s": "no events\n",
+	} {
+		c := m.run(append([]string{"events"}, strings.Fields(args)...)...)
+		c.ends(codeOK)
+		must.NoDiff(t, args, c.stdout.String(), want)
 	}
-	want := "  2026-11-20 07:00:00 UTC  i-1  join     amsagent  address 10.0.1.5\n" +
-		"  -                        i-1  drained  ann       scale-in\\u001b[2J; 3 sessions cut; a b; result left\n"
-	must.NoDiff(t, "stdout", e.stdout.String(), want)
-
-	// Off a cloud an id is no name. Of a node whose row is gone nothing else is known.
-	const id, gone = "m-bce15aa9449b48d5a7ee27d83cc6dd98", "m-00000000000000000000000000000000"
-	h.nodes = append(h.nodes, cluster.Node{ID: id, Hostname: "edge-7\x1b[2J"})
-	h.events = []cluster.PastEvent{{Event: cluster.Event{Node: id, Kind: "join"}}, {Event: cluster.Event{Node: gone, Kind: "left"}}}
-	e = &testEnv{}
-	must.OK(t, events(t.Context(), eventsOptions{limit: 2}, nil, plainGlobals(e), h))
-	want = `  -  edge-7\u001b[2J (` + id + ")  join  -  -\n" +
-		"  -  " + gone + "                    left  -  -\n"
-	must.NoDiff(t, "stdout", e.stdout.String(), want)
-	e = &testEnv{}
-	g := plainGlobals(e)
-	g.out.SetForm("json", "never", 0)
-	if err := events(t.Context(), eventsOptions{limit: 2}, nil, g, h); err != nil || !strings.Contains(e.stdout.String(), `"node": "`+id+`"`) {
-		t.Errorf("%v\n%s", err, e.stdout.String())
-	}
-
-	e = &testEnv{}
-	h.events, h.asked = nil, cluster.EventQuery{}
-	if err := events(t.Context(), eventsOptions{limit: 1}, nil, plainGlobals(e), h); err != nil || e.stdout.String() != "no events\n" {
-		t.Errorf("%v, %q", err, e.stdout.String())
-	}
-	if q := h.asked; len(q.Nodes) != 0 || !q.Since.IsZero() {
-		t.Errorf("asked %+v", q)
-	}
-	h.err = errors.New("server selection timed out")
-	if err := events(t.Context(), eventsOptions{limit: 1}, []string{"i-1"}, plainGlobals(e), h); !errors.Is(err, h.err) {
-		t.Error(err)
-	}
+	c := m.run("events", "--limit", "2", "-o", "json") // whose ids are no names
+	c.ends(codeOK)
+	must.Contain(t, "JSON", c.stdout.String(), `"node": "10.0.1.5"`, `"node": "`+gone+`"`)
+	m.registry.SetFault(func(string, string) fakemongo.Fate { return fakemongo.Fails })
+	c = m.run("events", "i-1")
+	c.ends(codeFailed)
+	c.said("cannot read the history: ")
 }
-
 func TestEventsUsage(t *testing.T) {
 	for args, want := range map[string]string{
 		"i-1 i-2":             "takes one node",
@@ -89,7 +65,7 @@ func TestEventsUsage(t *testing.T) {
 		"i-1 --mongo x --foo": "unknown flag",
 	} {
 		code, _, errOut := run(t, nil, append([]string{"events"}, strings.Fields(args)...)...)
-		if code != exitUsage || !strings.Contains(errOut, want) {
+		if code != codeUsage || !strings.Contains(errOut, want) {
 			t.Errorf("%s: exit %d\n%s", args, code, errOut)
 		}
 	}

@@ -6,208 +6,190 @@ package cli
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
-	"slices"
+	"regexp"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/cmd/amsagent/board"
 	"github.com/amsagent/amsagent/cmd/amsagent/output"
-	"github.com/amsagent/amsagent/internal/locked"
+	"github.com/amsagent/amsagent/internal/fakes/fakemongo"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata"
 )
 
-const clearScreen = "\x1b[H\x1b[2J"
+// quick heartbeats make a node gone after five seconds.
+func quick(n *cluster.Node) { n.Interval = seconds.Duration(2 * time.Second) }
 
-// play is a cluster that a test plays, and the terminal or pipe it is watched through.
-type play struct {
-	mu    sync.Mutex
-	nodes map[string]cluster.Node
-	err   error
-	hang  bool
-	looks int
-	live  bool // an edge, of which each look has a heartbeat
+func serving(s cluster.Serving) func(*cluster.Node) { return func(n *cluster.Node) { n.Serving = &s } }
 
-	// What prune did.
-	removed []string
-	events  []cluster.Event
-	docs    []cluster.AMSNode
-	fail    error
-
-	out      locked.Buffer
-	env      testEnv
-	terminal bool
-	json     bool
-	columns  int
-	rows     int // 0 is 24
+// watches begins a watch of the origins.
+func (m *fakeMachine) watches(e *testEnv, args ...string) *command {
+	return m.runWith(e, append([]string{"nodes", "--watch", "--interval", "100ms", "--role", "origin"}, args...)...)
 }
 
-func (p *play) set(f func(*play)) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	f(p)
-}
-
-// node writes a record with a heartbeat of this moment.
-func (p *play) node(id, ip string, change ...func(*cluster.Node)) {
-	p.set(func(p *play) {
-		if p.nodes == nil {
-			p.nodes = map[string]cluster.Node{}
-		}
-		n := cluster.Node{ID: id, IP: ip, Role: "origin", State: cluster.StateActive, Heartbeat: cluster.Heartbeat{Seq: p.nodes[id].Seq + 1}, Interval: seconds.Duration(5 * time.Second), UpdatedAt: time.Now()}
-		for _, f := range change {
-			f(&n)
-		}
-		p.nodes[id] = n
-	})
-}
-
-func (p *play) Look(ctx context.Context) (cluster.Look, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.looks++
-	if p.hang {
-		p.mu.Unlock()
-		<-ctx.Done()
-		p.mu.Lock()
-		return cluster.Look{}, &cluster.Error{Kind: cluster.KindTimeout, Op: "looking", Host: "10.0.2.4:27017", Err: ctx.Err()}
-	}
-	if p.err != nil {
-		return cluster.Look{}, p.err
-	}
-	l := cluster.Look{ServerTime: time.Now(), At: time.Now(), AMS: p.docs}
-	for _, id := range []string{"i-1", "i-2", "i-3", "i-4", "i-5"} {
-		if n, ok := p.nodes[id]; ok {
-			l.Nodes = append(l.Nodes, n)
-		}
-	}
-	if p.live {
-		l.Nodes = append(l.Nodes, cluster.Node{ID: "live", IP: "10.0.0.99", Role: "edge", State: cluster.StateActive, Interval: seconds.Duration(5 * time.Second), UpdatedAt: time.Now()})
-	}
-	return l, nil
-}
-
-func (p *play) globals() *globals {
-	env := p.env.env()
-	env.Stdout = &p.out
-	env.Now = time.Now
-	env.IsTerminal = func(stream any) bool { return p.terminal && stream == any(&p.out) }
-	env.Size = func(any) (int, int) {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		rows := p.rows
-		if rows == 0 {
-			rows = 24
-		}
-		return p.columns, rows
-	}
-	g := globalsOf(env)
-	form := "text"
-	if p.json {
-		form = "json"
-	}
-	g.out.SetForm(form, "auto", 0)
-	return g
-}
-
-// watch runs `nodes --watch` while do plays.
-func (p *play) watch(t *testing.T, opts nodesOptions, do func()) error {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	g := p.globals()
-	go func() { done <- watchNodes(ctx, opts, g, p) }()
-	do()
-	cancel()
-	return <-done
-}
-
-// inBubble runs a subtest in a bubble of synctest with a cluster of its own.
-func inBubble(t *testing.T, name string, test func(*testing.T, *play)) {
-	t.Run(name, func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) { test(t, &play{}) })
-	})
-}
-
-func (p *play) lines() []string {
-	var out []string
-	for line := range strings.Lines(p.out.String()) {
-		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ") // the time
-		out = append(out, rest)
-	}
-	return out
+// stop ends a watch as an operator does.
+func (c *command) stop() {
+	c.t.Helper()
+	c.sig <- syscall.SIGINT
+	c.ends(codeInterrupted)
 }
 
 func TestWatchLines(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &play{live: true}
-		p.node("i-1", "10.0.0.1")
-		p.node("i-2", "10.0.0.2")
-		err := p.watch(t, nodesOptions{Query: board.Query{Roles: []string{"origin"}}}, func() {
-			passes(4 * time.Second)
-			p.node("i-1", "10.0.0.1")
-			p.node("i-3", "10.0.0.3", func(n *cluster.Node) { n.State = cluster.StateJoining })
-			passes(3 * time.Second)
-			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = cluster.StateDraining })
-			p.node("i-3", "10.0.0.3", func(n *cluster.Node) { n.State = cluster.StateLeft })
-			passes(5 * time.Second)
-			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = cluster.StateDraining })
-			passes(time.Second)
-		})
-		var quiet *quietError
-		if !errors.As(err, &quiet) || quiet.code != exitInterrupted {
-			t.Errorf("%v", err)
-		}
-		want := []string{
-			"2 nodes: 2 ams-stale; 2 origins",
-			"i-1 10.0.0.1 active ams-stale",
-			"i-2 10.0.0.2 active ams-stale",
-			"i-3 10.0.0.3 joining ams-stale (new)",
-			"i-1 10.0.0.1 active -> draining",
-			"i-3 10.0.0.3 ams-stale -> removed", // left, and those are not shown
-			"i-2 10.0.0.2 ams-stale -> gone",
-		}
-		must.NoDiff(t, "lines", p.lines(), want)
-		must.Equal(t, "stderr", p.env.stderr.String(), "")
-	})
+	t.Parallel()
+	m := withMongo(t)
+	m.live()
+	m.document("d1", "10.0.0.1", 0)
+	m.node("i-1", "10.0.0.1", 0)
+	m.node("i-2", "10.0.0.2", 0)
+	const id = "m-bce15aa9449b48d5a7ee27d83cc6dd98" // of a machine outside a cloud: its name is shown, too
+	c := m.watches(&testEnv{})
+	c.says("i-2 10.0.0.2 active ams-stale\n")
+	m.node("i-2", "10.0.0.2", 0, inState(cluster.StateDraining))
+	c.says("-> draining\n")
+	m.node("i-2", "10.0.0.2", 0, inState(cluster.StateLeft))
+	c.says("-> removed\n") // left, and those are not shown
+	m.node(id, "10.0.0.3", 0, inState(cluster.StateJoining), func(n *cluster.Node) { n.Hostname = "edge-7\x1b[2J" })
+	c.says("(new)\n")
+	m.document("d1", "10.0.0.1", 0)
+	m.node("i-1", "10.0.0.1", 0, serving(cluster.Serving{Why: "LiveApp\x1b[2J fails"}))
+	c.says(" fails)\n")
+	m.document("d1", "10.0.0.1", 0)
+	m.node("i-1", "10.0.0.1", 0, quick, serving(cluster.Serving{Why: "LiveApp and live fail"})) // no news
+	m.registry.Remove(documents, "d1")
+	c.says("-> ams-stale")
+	c.says("-> gone\n")
+	c.stop()
+	must.NoDiff(t, "lines", strings.ReplaceAll(c.stdout.String(), "08:00:00 ", ""), `2 nodes: 1 healthy, 1 ams-stale; 2 origins
+i-1 10.0.0.1 active healthy
+i-2 10.0.0.2 active ams-stale
+i-2 10.0.0.2 active -> draining
+i-2 10.0.0.2 ams-stale -> removed
+edge-7\u001b[2J (`+id+`) 10.0.0.3 joining ams-stale (new)
+i-1 10.0.0.1 healthy -> not-serving (LiveApp\u001b[2J fails)
+i-1 10.0.0.1 not-serving -> ams-stale
+i-1 10.0.0.1 ams-stale -> gone
+`)
+	must.Equal(t, "stderr", c.stderr.String(), "")
 }
 
-// A server that does not serve is shown with the reason, although its agent and its document are fresh.
-func TestWatchServing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &play{}
-		set := func(s *cluster.Serving) {
-			p.doc("x", "10.0.0.1")
-			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = s })
+// With -o json each line is an object, also on a terminal.
+func TestWatchJSON(t *testing.T) {
+	t.Parallel()
+	m := withMongo(t)
+	m.live()
+	m.node("i-1", "10.0.0.1", 0, quick)
+	e := &testEnv{}
+	e.columns.Store(80)
+	c := m.watches(e, "-o", "json")
+	c.says(`"gone"`)
+	c.stop()
+	var got []string
+	for line := range strings.Lines(c.stdout.String()) {
+		var l struct {
+			SchemaVersion int `json:"schema_version"`
+			Kind, Change  string
+			At            time.Time
+			Before        string `json:"health_before"`
+			Member        cluster.Member
 		}
-		set(nil) // an older agent
-		_ = p.watch(t, nodesOptions{}, func() {
-			for _, s := range []*cluster.Serving{{Up: true}, {Why: "LiveApp fails"}, {Why: "LiveApp and live fail"}, {Up: true}} {
-				passes(3 * time.Second)
-				set(s)
-			}
-			passes(3 * time.Second)
-		})
-		want := []string{
-			"1 node: 1 healthy; 1 origin",
-			"i-1 10.0.0.1 active healthy",
-			"i-1 10.0.0.1 healthy -> not-serving (LiveApp fails)",
-			"i-1 10.0.0.1 not-serving -> healthy",
+		must.OK(t, json.Unmarshal([]byte(line), &l))
+		got = append(got, fmt.Sprintf("%d %s %s %s>%s %s %t", l.SchemaVersion, l.Kind, l.Change, l.Before, l.Member.Health, l.Member.ID(), l.At.IsZero()))
+	}
+	must.NoDiff(t, "lines", got, []string{"1 node first >ams-stale i-1 false", "1 node changed ams-stale>gone i-1 false"})
+}
+
+func TestWatchWithoutMongoDB(t *testing.T) {
+	t.Parallel()
+	m := withMongo(t)
+	m.node("i-1", "10.0.0.1", 0)
+	lines, e := m.watches(&testEnv{}), &testEnv{}
+	e.columns.Store(80)
+	screen := m.watches(e)
+	lines.says("ams-stale")
+	screen.says("ams-stale")
+	m.registry.SetFault(func(string, string) fakemongo.Fate { return fakemongo.Fails })
+	age := regexp.MustCompile(`\x1b\[31mMongoDB at 127\.0\.0\.1:\d+ answered with an error; this is from ([4-9]|\d\d+) s ago\x1b\[0m\n`)
+	must.Until(t, "the screen shows how old it is", func() bool { return age.MatchString(screen.frame()) })
+	m.node("i-1", "10.0.0.1", 0)
+	m.registry.SetFault(nil)
+	lines.says("MongoDB is back")
+	lines.stop()
+	must.Equal(t, "lines", strings.Count(lines.stdout.String(), "\n"), 2)
+	isNew := func() bool { return !strings.Contains(screen.frame(), "ago") }
+	must.Until(t, "the screen is new", isNew)
+	// One that hangs is away, too.
+	hangs := make(chan struct{})
+	m.registry.SetFault(func(string, string) fakemongo.Fate { <-hangs; return fakemongo.Done })
+	screen.says(" did not answer in time; this is from ")
+	m.node("i-1", "10.0.0.1", 0)
+	m.registry.SetFault(nil)
+	close(hangs)
+	must.Until(t, "the screen is new again", isNew)
+	screen.stop()
+	said := lines.stderr.String()
+	if strings.Count(said, "MongoDB is away") != 1 || strings.Count(said, "MongoDB is back") != 1 {
+		t.Error(said)
+	}
+	must.Contain(t, "frame", screen.frame(), "every 100 ms; Ctrl-C ends")
+}
+
+const clearScreen = "\x1b[H\x1b[2J"
+
+// frame is the latest screen.
+func (c *command) frame() string {
+	out := c.stdout.String()
+	return out[strings.LastIndex(out, clearScreen)+len(clearScreen):]
+}
+
+func TestWatchScreen(t *testing.T) {
+	t.Parallel()
+	m := withMongo(t)
+	for i := range 5 {
+		ip := fmt.Sprintf("10.0.0.%d", i+1)
+		m.node(fmt.Sprintf("i-%d", i+1), ip, 0)
+		if i != 3 {
+			m.document(ip, ip, 0)
 		}
-		must.NoDiff(t, "lines", p.lines(), want)
-	})
+	}
+	m.node("i-5", "10.0.0.5", 0, serving(cluster.Serving{Why: "LiveApp fails"}))
+	m.node("i-6", "10.0.0.6", 0, inState(cluster.StateLeft))
+	e := &testEnv{}
+	e.columns.Store(60)
+	e.rows.Store(24)
+	c := m.watches(e)
+	c.says("LiveApp fails\n")
+	if out := c.stdout.String(); !strings.HasPrefix(out, clearScreen) {
+		t.Errorf("%q", out)
+	}
+	must.Contain(t, "frame", c.frame(), ", every 100 ms; Ctrl-C ends", "\x1b[33mams-stale", "1 left: shown with --all\n10.0.0.5 does not serve viewers: LiveApp fails\n")
+	// The terminal becomes smaller: what is wrong stays on it.
+	e.rows.Store(7)
+	c.says("more lines")
+	c.stop()
+	lines := strings.Split(c.frame(), "\n")
+	if len(lines) != 7 || !strings.HasPrefix(lines[4], "i-4") || !strings.Contains(lines[5], "... 7 more lines") {
+		t.Errorf("%q", lines)
+	}
+}
+
+// A closed terminal ends a watch.
+func TestWatchTerminalGone(t *testing.T) {
+	m := withMongo(t)
+	m.node("i-1", "10.0.0.1", 0)
+	e := &testEnv{vars: m.vars}
+	env := e.env()
+	env.Stdout, env.IsTerminal = failingWriter{syscall.EIO}, func(any) bool { return true }
+	must.Equal(t, "exit", Main([]string{"nodes", "--watch"}, env), codeFailed)
+	must.Contain(t, "stderr", e.stderr.String(), "[AGENT-OUTPUT]")
 }
 
 // A killed node is reported after two heartbeat intervals and a second, and hardly later.
@@ -216,166 +198,66 @@ func TestWatchIsInTime(t *testing.T) {
 		for _, opts := range []nodesOptions{{}, {interval: 500 * time.Millisecond}} {
 			opts.Roles = []string{"origin"}
 			synctest.Test(t, func(t *testing.T) {
-				p := &play{live: true}
+				m, c := inBubble(t)
+				m.live()
 				beat := func() {
-					p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Interval = seconds.Duration(interval) })
+					m.node("i-1", "10.0.0.1", 0, func(n *cluster.Node) { n.Interval = seconds.Duration(interval) })
 				}
 				beat()
-				_ = p.watch(t, opts, func() {
-					for range 20 {
-						passes(interval)
-						beat()
+				looks, fate := atomic.Int32{}, atomic.Int32{}
+				m.registry.SetFault(func(_, coll string) fakemongo.Fate {
+					if coll == nodeRecords {
+						looks.Add(1)
 					}
-					if got := p.lines(); len(got) != 2 {
-						t.Errorf("%q", got)
-					}
-					looks := 0
-					p.set(func(p *play) { looks = p.looks })
-					if most := int(20*interval/pollLeast) + 30; looks > most {
-						t.Errorf("%d looks", looks)
-					}
-					limit := 2*interval + time.Second
-					passes(limit + pollMost + time.Millisecond)
-					if got := p.lines(); len(got) != 3 || got[2] != "i-1 10.0.0.1 ams-stale -> gone" {
-						t.Errorf("%s after the last heartbeat: %q", limit, got)
-					}
+					return fakemongo.Fate(fate.Load())
 				})
+				e := &testEnv{}
+				ctx, cancel := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				go func() { done <- watchNodes(ctx, opts, plainGlobals(e), c) }()
+				for range 20 {
+					passes(interval)
+					beat()
+				}
+				must.Equal(t, "lines while it lives", strings.Count(e.stdout.String(), "\n"), 2)
+				if n := looks.Load(); n > int32(20*interval/pollLeast)+30 {
+					t.Errorf("%d looks", n)
+				}
+				// While MongoDB is away, it cannot write.
+				passes(2 * interval)
+				fate.Store(int32(fakemongo.Fails))
+				passes(interval)
+				fate.Store(int32(fakemongo.Done))
+				passes(pollMost + time.Millisecond)
+				must.Equal(t, "lines after MongoDB was away", strings.Count(e.stdout.String(), "\n"), 2)
+				beat()
+				poll := pollMost
+				if opts.interval > 0 || interval == time.Second {
+					poll = pollLeast
+				}
+				passes(2*interval + time.Second + poll + time.Millisecond)
+				must.Contain(t, "lines after its death", e.stdout.String(), "i-1 10.0.0.1 ams-stale -> gone\n")
+				cancel()
+				<-done
 			})
 		}
 	}
 }
 
-func TestWatchJSON(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &play{json: true, terminal: true, live: true}
-		p.node("i-1", "10.0.0.1")
-		_ = p.watch(t, nodesOptions{Query: board.Query{Roles: []string{"origin"}}}, func() { passes(15 * time.Second) })
-		var got []string
-		for line := range strings.Lines(p.out.String()) {
-			var c struct {
-				SchemaVersion int `json:"schema_version"`
-				Kind, Change  string
-				At            time.Time
-				Before        string `json:"health_before"`
-				Member        struct {
-					Node   cluster.Node
-					Health cluster.Health
-				}
-			}
-			if err := json.Unmarshal([]byte(line), &c); err != nil {
-				t.Fatalf("%v: %s", err, line)
-			}
-			got = append(got, fmt.Sprintf("%d %s %s %s>%s %s %t", c.SchemaVersion, c.Kind, c.Change, c.Before, c.Member.Health, c.Member.Node.ID, c.At.IsZero()))
-		}
-		must.NoDiff(t, "lines", got, []string{"1 node first >ams-stale i-1 false", "1 node changed ams-stale>gone i-1 false"})
-	})
+// inBubble returns a machine and a client of its MongoDB for a bubble of synctest, which no connection leaves.
+func inBubble(t *testing.T) (*fakeMachine, *cluster.Client) {
+	m := &fakeMachine{t: t, registry: fakemongo.NewMemory()}
+	t.Cleanup(m.registry.Close)
+	target, err := cluster.ParseTarget("mongodb://memory")
+	must.OK(t, err)
+	c, err := cluster.Connect(t.Context(), target, cluster.Options{Dialer: m.registry, Timeout: mongoTimeout})
+	must.OK(t, err)
+	t.Cleanup(func() { _ = c.Close(context.WithoutCancel(t.Context())) })
+	return m, c
 }
 
-func TestWatchWithoutMongoDB(t *testing.T) {
-	away := &cluster.Error{Kind: cluster.KindRefused, Op: "looking", Host: "10.0.2.4:27017", Err: syscall.ECONNREFUSED}
-	inBubble(t, "from the start", func(t *testing.T, p *play) {
-		p.err = away
-		g := p.globals()
-		err := watchNodes(t.Context(), nodesOptions{}, g, p)
-		if code := report(t.Context(), g, err); code != exitFailed || p.out.String() != "" || !strings.Contains(p.env.stderr.String(), "AMS-MONGO-REFUSED") {
-			t.Errorf("exit %d, %s", code, p.env.stderr.String())
-		}
-	})
-	inBubble(t, "lines", func(t *testing.T, p *play) {
-		p.node("i-1", "10.0.0.1")
-		_ = p.watch(t, nodesOptions{}, func() {
-			passes(3 * time.Second)
-			p.set(func(p *play) { p.err = away })
-			passes(time.Minute)
-			p.set(func(p *play) { p.err = nil })
-			passes(3 * time.Second)
-			p.node("i-1", "10.0.0.1")
-			passes(3 * time.Second)
-		})
-		// No agent could write meanwhile, so no node is gone.
-		must.NoDiff(t, "lines", p.lines(), []string{"1 node: 1 ams-stale; 1 origin", "i-1 10.0.0.1 active ams-stale"})
-		stderr := p.env.stderr.String()
-		if strings.Count(stderr, "MongoDB is away") != 1 || strings.Count(stderr, "MongoDB is back") != 1 {
-			t.Errorf("stderr:\n%s", stderr)
-		}
-	})
-	inBubble(t, "screen", func(t *testing.T, p *play) {
-		p.terminal, p.columns = true, 80
-		p.doc("x", "10.0.0.1")
-		p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.Serving = &cluster.Serving{Why: "LiveApp fails"} })
-		p.node("i-2", "10.0.0.2", func(n *cluster.Node) { n.State = cluster.StateLeft })
-		_ = p.watch(t, nodesOptions{}, func() {
-			passes(2500 * time.Millisecond)
-			lines := strings.Split(withoutColor(p.frame()), "\n")
-			if !strings.HasSuffix(lines[0], ", every 1 s; Ctrl-C ends") || !slices.Equal(lines[6:8], []string{"1 left: shown with --all", "10.0.0.1 does not serve viewers: LiveApp fails"}) {
-				t.Errorf("%q", lines)
-			}
-			p.set(func(p *play) { p.err = away })
-			passes(9*time.Second + time.Millisecond)
-			must.Contain(t, "frame", p.frame(), "\x1b[31mMongoDB at 10.0.2.4:27017 refused the connection; this is from 9 s ago\x1b[0m")
-			p.set(func(p *play) { p.err, p.hang = nil, true })
-			passes(mongoTimeout + 2*time.Second)
-			must.Contain(t, "frame", p.frame(), "MongoDB at 10.0.2.4:27017 did not answer in time")
-			p.set(func(p *play) { p.hang, p.docs = false, nil })
-			passes(mongoTimeout) // for the look that hangs
-			p.node("i-1", "10.0.0.1")
-			passes(4 * time.Second)
-			if got := p.frame(); strings.Contains(got, "ago") || !strings.Contains(got, ", every 1 s") || !strings.Contains(got, "\x1b[33mams-stale") {
-				t.Errorf("%q", got)
-			}
-		})
-	})
-}
-
-// frame is the latest screen.
-func (p *play) frame() string {
-	s := p.out.String()
-	return s[max(0, strings.LastIndex(s, clearScreen)):]
-}
-
-func TestWatchScreen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &play{terminal: true, columns: 60}
-		for i := range 5 {
-			p.node(fmt.Sprintf("i-%d", i+1), fmt.Sprintf("10.0.0.%d", i+1))
-		}
-		for _, ip := range []string{"10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.5"} {
-			p.doc(ip, ip)
-		}
-		err := p.watch(t, nodesOptions{}, func() {
-			passes(900 * time.Millisecond)
-			if out := p.out.String(); !strings.HasPrefix(out, clearScreen) || strings.Count(out, clearScreen) != 1 || strings.Count(out, "\n") != 9 {
-				t.Errorf("%q", out)
-			}
-			p.set(func(p *play) { p.columns, p.rows = 20, 7 })
-			passes(2 * time.Second)
-			lines := strings.Split(strings.TrimPrefix(p.frame(), clearScreen), "\n")
-			if len(lines) != 7 || !strings.HasPrefix(lines[4], "i-4") || withoutColor(lines[5]) != "... 4 more lines" {
-				t.Errorf("%q", lines)
-			}
-		})
-		var quiet *quietError
-		if !errors.As(err, &quiet) || quiet.code != exitInterrupted {
-			t.Errorf("%v", err)
-		}
-	})
-}
-
-// A closed terminal ends it.
-func TestWatchTerminalGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &play{terminal: true, columns: 80}
-		p.node("i-1", "10.0.0.1")
-		env := p.globals().env
-		env.Stdout, env.IsTerminal = failingWriter{syscall.EIO}, func(any) bool { return true }
-		g := globalsOf(env)
-		g.out.SetForm("text", "auto", 0)
-		var oe *output.Error
-		if err := watchNodes(t.Context(), nodesOptions{}, g, p); !errors.As(err, &oe) {
-			t.Errorf("%v", err)
-		}
-	})
-}
+// passes lets time pass in a bubble of synctest.
+func passes(d time.Duration) { <-time.After(d) }
 
 // If no node has a fresh heartbeat, MongoDB may have been away until now: no node is gone.
 func TestNodesAfterFailover(t *testing.T) {
@@ -389,17 +271,17 @@ func TestNodesAfterFailover(t *testing.T) {
 		{"one of two", cluster.StateActive, true, "2 nodes: 1 ams-stale, 1 gone; 1 origin, 1 edge"},
 		{"left", cluster.StateLeft, false, "1 node; 1 left; 1 origin"},
 	} {
-		inBubble(t, tt.name, func(t *testing.T, p *play) {
-			p.live = tt.live
-			p.node("i-1", "10.0.0.1", func(n *cluster.Node) { n.State = tt.state })
-			passes(12200 * time.Millisecond)
-			must.OK(t, showNodes(t.Context(), nodesOptions{Query: board.Query{All: true, Sort: "address"}}, p.globals(), p))
-			got := p.out.String()
-			if first, _, _ := strings.Cut(got, "\n"); first != tt.want {
-				t.Errorf("%q, want %q", first, tt.want)
-			}
-			must.Equal(t, "all are unknown in "+got, strings.Contains(got, board.AllSilent), strings.Contains(tt.want, "unknown"))
-		})
+		m := withMongo(t)
+		if tt.live {
+			m.live()
+		}
+		m.node("i-1", "10.0.0.1", 12200*time.Millisecond, inState(tt.state))
+		c := m.run("nodes", "--all")
+		c.ends(codeOK)
+		out := c.stdout.String()
+		first, _, _ := strings.Cut(out, "\n")
+		must.Equal(t, tt.name, first, tt.want)
+		must.Equal(t, "all are unknown in "+out, strings.Contains(out, board.AllSilent), strings.Contains(tt.want, "unknown"))
 	}
 }
 
@@ -419,228 +301,185 @@ func TestNodesUsage(t *testing.T) {
 		{"prune", "AMS-MONGO-MISSING"},
 	} {
 		code, stdout, stderr := run(t, nil, append([]string{"nodes"}, strings.Fields(tt.args)...)...)
-		if code != exitUsage || stdout != "" || !strings.Contains(stderr, tt.want) {
+		if code != codeUsage || stdout != "" || !strings.Contains(stderr, tt.want) {
 			t.Errorf("%s: exit %d, %q\n%s", tt.args, code, stdout, stderr)
 		}
 	}
-	code, _, stderr := run(t, nil, "nodes", "--mongo", "127.0.0.1:1")
-	if code != exitFailed || !strings.Contains(stderr, "cannot look at the cluster: MongoDB at 127.0.0.1:1 refused") {
-		t.Errorf("exit %d\n%s", code, stderr)
-	}
-}
-
-func (p *play) RemoveNode(_ context.Context, n cluster.Node) (bool, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.fail != nil {
-		return false, p.fail
-	}
-	if now, ok := p.nodes[n.ID]; ok && !now.UpdatedAt.Equal(n.UpdatedAt) {
-		return false, nil
-	}
-	delete(p.nodes, n.ID)
-	p.removed = append(p.removed, n.ID)
-	return true, nil
-}
-
-func (p *play) DeleteAMSNodes(_ context.Context, address, _ string, before time.Time) (gone, stay []cluster.AMSNode, _ error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, d := range p.docs {
-		if d.IP == address && !d.LastUpdate.After(before) {
-			gone = append(gone, d)
-		} else {
-			stay = append(stay, d)
+	for _, watch := range []string{"--watch=false", "--watch"} {
+		code, stdout, stderr := run(t, nil, "nodes", watch, "--mongo", "127.0.0.1:1")
+		if code != codeFailed || stdout != "" || !strings.Contains(stderr, "cannot look at the cluster: MongoDB at 127.0.0.1:1 refused the connection [AMS-MONGO-REFUSED]") {
+			t.Errorf("%s: exit %d\n%s%s", watch, code, stdout, stderr)
 		}
 	}
-	p.docs = stay
-	return gone, stay, nil
 }
 
-func (p *play) AddEvent(_ context.Context, e cluster.Event) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.events = append(p.events, e)
-	return nil
-}
-
-func (p *play) doc(id, ip string) {
-	p.set(func(p *play) { p.docs = append(p.docs, cluster.AMSNode{ID: id, IP: ip, LastUpdate: time.Now()}) })
-}
-
-// aGraveyard has one of each kind of what prune may meet.
-func (p *play) aGraveyard() {
-	p.live = true
-	p.doc("d1", "10.0.0.1")
-	p.node("i-1", "10.0.0.1")
-	p.node("i-4", "10.0.0.4", func(n *cluster.Node) { n.State = cluster.StateLeft })
-	passes(2 * time.Hour)
-	p.node("i-2", "10.0.0.2")
-	passes(5 * time.Minute)
-	p.node("i-3", "10.0.0.3")
-	passes(time.Second)
-}
-
-func (p *play) prune(t *testing.T, opts pruneOptions) (code int) {
-	t.Helper()
-	if opts.olderThan == 0 {
-		opts.olderThan = 10 * time.Minute
-	}
-	p.out.Reset()
-	g := p.globals()
-	if err := prune(t.Context(), opts, g, p); err != nil {
-		return report(t.Context(), g, err)
-	}
-	return 0
-}
-
+// What prune prints, and which records, documents and events are there after it.
 func TestPrune(t *testing.T) {
-	inBubble(t, "dry", func(t *testing.T, p *play) {
-		p.aGraveyard()
-		begin := time.Now()
-		code := p.prune(t, pruneOptions{})
-		want := "1 machine would be removed; nothing was touched\n" +
-			"  i-1  10.0.0.1  active  agent silent for 2 h, Ant Media Server for 2 h; 1 document of Ant Media Server\n" +
-			"\nGone and kept\n" +
-			"  i-2  10.0.0.2  active  the agent is silent for only 5 min\n" +
-			"  i-4  10.0.0.4  left    has left; --left removes it\n" +
-			"\nto remove them: the same command with --yes\n"
-		if diff := cmp.Diff(want, p.out.String()); diff != "" || code != 0 {
-			t.Errorf("exit %d, -want +got:\n%s", code, diff)
-		}
-		must.Equal(t, "it took", time.Since(begin), pruneWait)
-		p.json = true
-		code = p.prune(t, pruneOptions{})
-		var got struct {
-			Kind          string
-			DryRun        bool `json:"dry_run"`
-			Removed, Kept []pruneItem
-		}
-		if err := json.Unmarshal([]byte(p.out.String()), &got); err != nil || code != 0 || got.Kind != "prune" || !got.DryRun || len(got.Removed) != 1 || len(got.Kept) != 3 {
-			t.Errorf("exit %d, %v: %+v", code, err, got)
-		}
-		if len(p.removed)+len(p.events) > 0 || len(p.docs) != 1 || len(p.nodes) != 4 {
-			t.Error("it did something")
-		}
-	})
-	inBubble(t, "for real", func(t *testing.T, p *play) {
-		p.aGraveyard()
-		if code := p.prune(t, pruneOptions{yes: true, left: true}); code != 0 {
-			t.Errorf("exit %d: %s", code, p.env.stderr.String())
-		}
-		must.NoDiff(t, "removed", p.removed, []string{"i-1", "i-4"})
-		if len(p.docs) != 0 || len(p.events) != 2 || p.events[0].Kind != "prune" || p.events[0].Node != "i-1" ||
-			p.events[0].Details["documents"] != "d1" || p.events[0].Details["address"] != "10.0.0.1" {
-			t.Errorf("%+v, %+v", p.docs, p.events)
-		}
-		if !strings.HasPrefix(p.out.String(), "2 machines removed\n") {
-			t.Error(p.out.String())
-		}
-		// A second run finds nothing and does not wait.
-		looks := p.looks
-		if code := p.prune(t, pruneOptions{yes: true}); code != 0 || p.looks != looks+1 || !strings.HasPrefix(p.out.String(), "nothing to do: ") {
-			t.Errorf("exit %d: %s", code, p.out.String())
-		}
-	})
-	inBubble(t, "written between the looks", func(t *testing.T, p *play) {
-		p.aGraveyard()
-		go func() {
-			passes(3 * time.Second)
-			p.node("i-1", "10.0.0.1")
-		}()
-		if code := p.prune(t, pruneOptions{yes: true}); code != 0 || len(p.removed) > 0 || len(p.docs) != 1 {
-			t.Errorf("exit %d, removed %v, documents %v\n%s", code, p.removed, p.docs, p.out.String())
-		}
-	})
-	inBubble(t, "no record", func(t *testing.T, p *play) {
-		p.live = true
-		p.doc("d9", "10.0.0.9")
-		passes(time.Hour)
-		p.node("i-1", "10.0.0.1")
-		if code := p.prune(t, pruneOptions{yes: true}); code != 0 || !strings.Contains(p.out.String(), "(no record)  10.0.0.9  -  has no record; --ams-only removes it; 1 document") {
-			t.Errorf("exit %d: %s", code, p.out.String())
-		}
-		if code := p.prune(t, pruneOptions{yes: true, amsOnly: true}); code != 0 || len(p.docs) != 0 || len(p.events) != 1 || p.events[0].Node != "d9" {
-			t.Errorf("exit %d: %s", code, p.out.String())
-		}
-	})
-	inBubble(t, "all silent", func(t *testing.T, p *play) {
-		p.node("i-1", "10.0.0.1")
-		p.node("i-2", "10.0.0.2")
-		passes(time.Hour)
-		code := p.prune(t, pruneOptions{yes: true})
-		if code != exitFailed || len(p.removed) > 0 || !strings.Contains(p.env.stderr.String(), board.AllSilent) {
-			t.Errorf("exit %d, removed %v: %s", code, p.removed, p.env.stderr.String())
-		}
-	})
-	inBubble(t, "MongoDB fails", func(t *testing.T, p *play) {
-		p.fail = &cluster.Error{Kind: cluster.KindForbidden, Op: "removing node i-1", Host: "h:1", Err: errors.New("not authorized")}
-		p.aGraveyard()
-		code := p.prune(t, pruneOptions{yes: true})
-		stderr := p.env.stderr.String()
-		if code != exitFailed || !strings.Contains(stderr, "amsagent: 0 of 1 were removed") || !strings.Contains(stderr, "AMS-MONGO-FORBIDDEN") ||
-			!strings.HasPrefix(p.out.String(), "nothing was removed") || len(p.docs) != 1 {
-			t.Errorf("exit %d:\n%s%s", code, p.out.String(), stderr)
-		}
-	})
-}
-
-// A machine whose server listens is not gone, although it writes nothing (issue #7045 of Ant-Media-Server).
-func TestPruneKeepsWhoListens(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
-	defer func() { _ = l.Close() }()
-	port := l.Addr().(*net.TCPAddr).Port
-	gone := func(i int, ip string) pruneItem {
-		id := fmt.Sprint("i-", i)
-		return pruneItem{ID: id, Address: ip, member: cluster.Member{Node: &cluster.Node{ID: id, IP: ip, Port: port, State: cluster.StateActive}, Health: cluster.Gone}}
+	t.Cleanup(func() { _ = l.Close() })
+	onPort := func(n *cluster.Node) { n.Port = l.Addr().(*net.TCPAddr).Port }
+	port := regexp.MustCompile(`port \d+`)
+	dead := func(m *fakeMachine) {
+		m.node("i-1", "10.0.0.1", 2*time.Hour)
+		m.document("d1", "10.0.0.1", 2*time.Hour)
 	}
-	d := pruneData{Remove: []pruneItem{gone(1, "127.0.0.1"), gone(2, "127.0.0.2")}}
-	d.probe(t.Context(), nil)
-	if len(d.Remove) != 1 || len(d.Kept) != 1 || d.Kept[0].Why != fmt.Sprintf("a program listens on port %d of 127.0.0.1", port) {
-		t.Errorf("%+v", d)
-	}
-	// Another machine that has the address now may listen.
-	d = pruneData{Remove: []pruneItem{gone(1, "127.0.0.1")}}
-	d.probe(t.Context(), []cluster.Member{{Node: &cluster.Node{ID: "i-7", IP: "127.0.0.1", State: cluster.StateActive}, Agent: cluster.Signal{Known: true, Fresh: true}, Health: cluster.Healthy}})
-	if len(d.Remove) != 1 || len(d.Kept) != 0 {
-		t.Errorf("%+v", d)
+	for name, tt := range map[string]struct {
+		silent  bool // no other node has a fresh heartbeat
+		there   func(m *fakeMachine)
+		fault   fakemongo.Fate // of each removal
+		between func(m *fakeMachine)
+		late    bool // its record is written just before it is removed
+		args    string
+		code    int
+		out     string
+		said    string // on standard error
+		left    string // which records and documents stay
+		events  int
+	}{
+		"the dead alone": {
+			there: func(m *fakeMachine) {
+				dead(m)
+				m.node("i-2", "10.0.0.2", 5*time.Minute)
+				m.node("i-3", "10.0.0.3", 0)
+				m.node("i-4", "10.0.0.4", 2*time.Hour, inState(cluster.StateLeft))
+				m.document("d9", "10.0.0.9", 2*time.Hour)
+			},
+			out: `1 machine would be removed; nothing was touched
+  i-1  10.0.0.1  active  agent silent for 2 h, Ant Media Server for 2 h; 1 document of Ant Media Server
+
+Gone and kept
+  i-2          10.0.0.2  active  the agent is silent for only 5 min
+  i-4          10.0.0.4  left    has left; --left removes it
+  (no record)  10.0.0.9  -       has no record; --ams-only removes it; 1 document of Ant Media Server
+
+to remove them: the same command with --yes
+`,
+			left: "i-1 i-2 i-3 i-4 d1 d9",
+		},
+		"as JSON": {there: dead, args: "-o json", out: `{
+  "schema_version": 1,
+  "kind": "prune",
+  "dry_run": true,
+  "older_than_seconds": 600,
+  "removed": [
+    {
+      "id": "i-1",
+      "address": "10.0.0.1",
+      "state": "active",
+      "role": "origin",
+      "reason": "agent silent for 2 h, Ant Media Server for 2 h",
+      "documents": [
+        "d1"
+      ]
+    }
+  ],
+  "kept": []
+}
+`, left: "i-1 d1"},
+		"for real": {
+			there: func(m *fakeMachine) {
+				dead(m)
+				m.node("i-4", "10.0.0.4", 2*time.Hour, inState(cluster.StateLeft))
+				m.document("d9", "10.0.0.9", 2*time.Hour)
+			},
+			args: "--yes --left --ams-only",
+			out: `3 machines removed
+  i-1          10.0.0.1  active  agent silent for 2 h, Ant Media Server for 2 h; 1 document of Ant Media Server
+  i-4          10.0.0.4  left    left 2 h ago
+  (no record)  10.0.0.9  -       no agent, Ant Media Server for 2 h; 1 document of Ant Media Server
+`,
+			events: 3,
+		},
+		"nothing to do, and no wait": {there: func(*fakeMachine) {}, args: "--yes", out: "nothing to do: no machine that may be removed has been gone for 10m\n"},
+		"written between the looks": {
+			there: dead, between: func(m *fakeMachine) { m.node("i-1", "10.0.0.1", 0) }, args: "--yes",
+			out: "nothing to do: no machine that may be removed has been gone for 10m\n", left: "i-1 d1",
+		},
+		"written after them": {
+			there: dead, late: true, args: "--yes", left: "i-1 d1",
+			out: "nothing to do: no machine that may be removed has been gone for 10m\n\nGone and kept\n  i-1  10.0.0.1  active  the record was written just now; 1 document of Ant Media Server\n",
+		},
+		"all silent": {silent: true, there: dead, args: "--yes", code: codeFailed, said: board.AllSilent, left: "i-1 d1"},
+		"MongoDB fails": {
+			there: dead, fault: fakemongo.Fails, args: "--yes", code: codeFailed, out: "nothing was removed\n\nGone and kept\n  i-1  10.0.0.1  active  not done; 1 document of Ant Media Server\n",
+			said: "amsagent: 0 of 1 were removed\n", left: "i-1 d1",
+		},
+		// Its server writes nothing, and lives (issue #7045 of Ant-Media-Server).
+		"a program listens": {
+			there: func(m *fakeMachine) { m.node("i-7", "127.0.0.1", 2*time.Hour, onPort) }, args: "--yes", left: "i-7",
+			out: "nothing to do: no machine that may be removed has been gone for 10m\n\nGone and kept\n  i-7  127.0.0.1  active  a program listens on port N of 127.0.0.1\n",
+		},
+		"one listens that has the address now": {
+			there: func(m *fakeMachine) {
+				m.node("i-7", "127.0.0.1", 2*time.Hour, onPort)
+				m.node("i-8", "127.0.0.1", 0)
+			},
+			args: "--yes", out: "1 machine removed\n  i-7  127.0.0.1  active  agent silent for 2 h, Ant Media Server has no document\n", left: "i-8", events: 1,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := withMongo(t)
+			if tt.there(m); !tt.silent {
+				m.live()
+			}
+			m.registry.SetFault(func(command, _ string) fakemongo.Fate {
+				if command == "delete" && tt.late {
+					m.node("i-1", "10.0.0.1", 0)
+				}
+				if command == "delete" {
+					return tt.fault
+				}
+				return fakemongo.Done
+			})
+			c := m.run(append([]string{"nodes", "prune"}, strings.Fields(tt.args)...)...)
+			if tt.between != nil {
+				c.says("looking again in 6 s, in case one of them writes")
+				tt.between(m)
+			}
+			c.ends(tt.code)
+			must.NoDiff(t, "stdout", port.ReplaceAllString(c.stdout.String(), "port N"), tt.out)
+			c.said(tt.said)
+			if again := strings.Contains(c.stderr.String(), "looking again in 6 s"); again == (name == "nothing to do, and no wait" || tt.silent) {
+				t.Errorf("it looks again: %v", again)
+			}
+			var left []string
+			for i := range 10 {
+				if id := fmt.Sprint("i-", i); m.registry.Get(nodeRecords, id) != nil {
+					left = append(left, id)
+				}
+			}
+			for _, id := range []string{"d1", "d9"} {
+				if m.registry.Get(documents, id) != nil {
+					left = append(left, id)
+				}
+			}
+			must.Equal(t, "left", strings.Join(left, " "), tt.left)
+			history := m.run("events")
+			history.ends(codeOK)
+			must.Equal(t, "events in\n"+history.stdout.String(), strings.Count(history.stdout.String(), "  prune  amsagent  "), tt.events)
+			if tt.events == 3 {
+				must.Contain(t, "events", history.stdout.String(), "  agent silent for 2 h, Ant Media Server for 2 h; address 10.0.0.1; documents d1; role origin; state active\n")
+			}
+		})
 	}
 }
-
-// passes lets time pass in a bubble of synctest.
-func passes(d time.Duration) { <-time.After(d) }
-
-func ptr[T any](v T) *T { return &v }
 
 // Outside a cloud a node's id is made of the machine id: texts have the host name, too.
 func TestTextsHaveTheHostName(t *testing.T) {
 	const id = "m-bce15aa9449b48d5a7ee27d83cc6dd98"
-	e, v := &testEnv{}, board.Node{Member: cluster.Member{Node: &cluster.Node{ID: id, Hostname: "edge-7\x1b[2J"}}}
-	must.OK(t, (&watcher{g: plainGlobals(e)}).printChange("first", v, v))
-	pruned, joined := &output.Text{}, &output.Text{}
-	pruneText(pruned, pruneData{Remove: []pruneItem{{member: v.Member}}})
-	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: v.Node.Hostname}}, "", cluster.Target{})
-	drain := remoteDrain{node: *v.Node}
-	lines := []string{e.stdout.String(), pruned.String(), joined.String(), drain.progress()}
+	named := cluster.Node{ID: id, Hostname: "edge-7\x1b[2J"}
+	joined := &output.Text{}
+	joinText(joined, &bootstrap.JoinResult{Outcome: bootstrap.OutcomeJoined, Instance: metadata.Instance{ID: id, Hostname: named.Hostname}}, "", cluster.Target{})
+	lines := []string{joined.String()}
 	for _, c := range []bootstrap.Convergence{{}, {Standalone: true}, {Repairs: []bootstrap.Finding{{ID: bootstrap.IDDrift}}}} {
 		w := &output.Text{}
-		c.Phase, c.Node = bootstrap.PhaseJoined, *v.Node
+		c.Phase, c.Node = bootstrap.PhaseJoined, named
 		convergeText(w, &c)
 		lines = append(lines, w.String())
 	}
 	for _, line := range lines {
 		must.Contain(t, "line", line, `edge-7\u001b[2J (`+id+")")
-	}
-}
-
-func withoutColor(s string) string {
-	for {
-		before, rest, ok := strings.Cut(s, "\x1b[")
-		if !ok {
-			return s
-		}
-		_, after, _ := strings.Cut(rest, "m")
-		s = before + after
 	}
 }

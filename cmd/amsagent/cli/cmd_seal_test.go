@@ -7,37 +7,24 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// What a seal says for people: what goes, what stays, and no letter that a terminal obeys.
+// seal lists what goes and what stays, and no letter that a terminal obeys.
 func TestSealText(t *testing.T) {
-	gone := bootstrap.Sealed{Item: bootstrap.SealDatabase, Path: "/usr/local/antmedia/evil\x1b[2J.db", What: "removed"}
-	stays := bootstrap.Sealed{Item: bootstrap.SealTLS, Path: "/usr/local/antmedia/conf/privkey.pem", What: "kept: every clone will have it", Kept: true}
-	for _, tt := range []struct {
-		outcome bootstrap.Outcome
-		found   []bootstrap.Sealed
-		want    []string
-	}{
-		{bootstrap.OutcomePlanned, []bootstrap.Sealed{gone, stays}, []string{"sealing would remove 1 thing; nothing was touched\n", "(1 thing left in the image;"}},
-		{bootstrap.OutcomeSealed, []bootstrap.Sealed{gone}, []string{"sealed: 1 thing removed;", "  databases   /usr/local/antmedia/evil"}},
-		{bootstrap.OutcomeUnchanged, []bootstrap.Sealed{stays}, []string{"nothing to do: what names this machine is gone, but for what is kept\n", "  tls         /usr/local/antmedia/conf/privkey.pem: kept"}},
-		{bootstrap.OutcomeUnchanged, nil, []string{"nothing to do: nothing here names this machine\n"}},
+	root := doctorTree(t)
+	plant(t, root, map[string]string{"usr/local/antmedia/evil\x1b[2J.db": "", "usr/local/antmedia/conf/privkey.pem": ""})
+	const stays = "  tls         /usr/local/antmedia/conf/privkey.pem: kept: every clone will have it\n  (1 thing left in the image; --remove takes them out)\n"
+	const goes = "  hosts       /etc/hosts: the line of node-1 is removed\n  databases   /usr/local/antmedia/evil\\u001b[2J.db: removed\n"
+	for _, tt := range []struct{ flags, want string }{
+		{"--dry-run", "sealing would remove 2 things; nothing was touched\n" + goes + stays},
+		{"--yes", "sealed: 2 things removed; make the image before Ant Media Server is started again\n" + goes + stays},
+		{"--yes", "nothing to do: what names this machine is gone, but for what is kept\n" + stays},
+		{"--yes --remove tls", "sealed: 1 thing removed; make the image before Ant Media Server is started again\n  tls         /usr/local/antmedia/conf/privkey.pem: removed\n"},
+		{"--yes", "nothing to do: nothing here names this machine\n"},
 	} {
-		w := &output.Text{}
-		sealText(w, &bootstrap.SealResult{Outcome: tt.outcome, Found: tt.found})
-		got := w.String()
-		must.Contain(t, string(tt.outcome), got, tt.want...)
-		if strings.Contains(got, "\x1b") || len(tt.found) == 0 && strings.Count(got, "\n") != 1 {
-			t.Errorf("%s: %q", tt.outcome, got)
-		}
-	}
-	help := newSealCommand(plainGlobals(&testEnv{})).Long
-	for _, item := range bootstrap.SealItems() {
-		if !strings.Contains(help, "\n  "+string(item)+" ") {
-			t.Errorf("--help has no %s", item)
-		}
+		code, stdout, _ := run(t, nil, append([]string{"seal", "--root", root}, strings.Fields(tt.flags)...)...)
+		must.Equal(t, "exit", code, codeOK)
+		must.NoDiff(t, tt.flags, stdout, tt.want)
 	}
 }

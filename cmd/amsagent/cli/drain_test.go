@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"errors"
 	"os"
 	"strings"
 	"syscall"
@@ -39,6 +38,7 @@ type following struct {
 	in      string // standard input
 	refusal *daemon.Refusal
 	begins  func(*lifecycle.View)
+	hangs   bool   // the daemon does, when it is asked again
 	says    string // on standard error, before the next two
 	then    func(*lifecycle.View)
 	signal  os.Signal
@@ -54,15 +54,18 @@ func followAll(t *testing.T, table map[string]following) {
 	for name, tt := range table {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			d := newFakeDaemon(t)
-			d.status.ID, d.refuse = "i-0abc", tt.refusal
+			m := withDaemon(t)
+			m.status.ID, m.refuse, m.hangs = "i-0abc", tt.refusal, tt.hangs
 			if tt.begins != nil {
-				d.begin = tt.begins
+				m.begin = tt.begins
 			}
-			c := d.runWith(tt.in, tt.args...)
+			c := m.runWith(&testEnv{stdin: strings.NewReader(tt.in)}, tt.args...)
 			c.says(tt.says)
+			if tt.hangs {
+				m.followed(1)
+			}
 			if tt.then != nil {
-				d.set(tt.then)
+				m.set(tt.then)
 			}
 			if tt.signal != nil {
 				c.sig <- tt.signal
@@ -75,8 +78,8 @@ func followAll(t *testing.T, table map[string]following) {
 			if out := c.stdout.String(); !strings.HasPrefix(out, tt.out) || (out == "") != (tt.out == "") {
 				t.Errorf("printed %q, want %q", out, tt.out)
 			}
-			if d.posted > 1 || tt.ignored != (d.posted == 0) {
-				t.Errorf("asked %d times", d.posted)
+			if m.posted > 1 || tt.ignored != (m.posted == 0) {
+				t.Errorf("asked %d times", m.posted)
 			}
 		})
 	}
@@ -94,19 +97,18 @@ func TestDrainFollowed(t *testing.T) {
 		}
 	}
 	forgotten := func(v lifecycle.View, cause string) following {
-		return following{args: drain, says: "31 viewers", then: becomes(v), exit: exitFailed, said: []string{"cause: " + cause + "\n"}}
+		return following{args: drain, says: "31 viewers", then: becomes(v), exit: codeFailed, said: []string{"cause: " + cause + "\n"}}
 	}
 	followAll(t, map[string]following{
-		"left already":       {args: drain, refusal: alreadyLeft, out: "left: this node is out of the cluster\n"},
-		"left already, no":   {args: []string{"drain", "--detach"}, refusal: alreadyLeft, out: "left: this node is out of the cluster\n"},
-		"not a node":         refused(daemon.RefusedNotMember, exitNotMember, idNotNode),
-		"invalid":            refused(daemon.RefusedInvalid, exitUsage, idRefused),
-		"cannot":             refused(daemon.RefusedFailed, exitFailed, idRefused),
-		"of a later version": refused("something-new", exitFailed, idRefused),
+		"left already":       {args: []string{"drain", "--detach"}, refusal: alreadyLeft, out: "left: this node is out of the cluster\n"},
+		"not a node":         refused(daemon.RefusedNotMember, codeNotMember, "AGENT-NOT-NODE"),
+		"invalid":            refused(daemon.RefusedInvalid, codeUsage, "AGENT-REFUSED"),
+		"cannot":             refused(daemon.RefusedFailed, codeFailed, "AGENT-REFUSED"),
+		"of a later version": refused("something-new", codeFailed, "AGENT-REFUSED"),
 		"cancelled":          forgotten(activeView(), "this node serves again"),
 		"forgotten":          forgotten(lifecycle.View{}, "the daemon has no record of it any more"),
 		"unknown state":      forgotten(lifecycle.View{State: "of a later version"}, "the daemon does not act on it"),
-		"nothing begins":     {args: drain, begins: func(*lifecycle.View) {}, exit: exitFailed, said: []string{"the daemon does not act on it", "amsagent: this node is active\n"}},
+		"nothing begins":     {args: drain, begins: func(*lifecycle.View) {}, exit: codeFailed, said: []string{"the daemon does not act on it", "amsagent: this node is active\n"}},
 		"the machine restarts": {
 			args: drain, says: "31 viewers", then: func(v *lifecycle.View) { v.Step = lifecycle.StepDone },
 			out: "draining: no sessions are left on this node; the machine is about to restart\n",
@@ -120,29 +122,33 @@ func TestDrainFollowed(t *testing.T) {
 			"  registry    not written yet; the daemon tries again\n"},
 		// It is no success, and is not waited for without end.
 		"the server does not end": {
-			args: drain, says: "31 viewers", then: func(v *lifecycle.View) { stopping(v); v.StopFailed = true }, exit: exitFailed,
+			args: drain, says: "31 viewers", then: func(v *lifecycle.View) { stopping(v); v.StopFailed = true }, exit: codeFailed,
 			said: []string{"this node cannot leave", "Ant Media Server does not end", "the daemon stops it again until it ends"},
 		},
-		"interrupted": {args: drain, says: "31 viewers", signal: syscall.SIGINT, exit: exitInterrupted, said: []string{
+		"interrupted": {args: drain, says: "31 viewers", signal: syscall.SIGINT, exit: codeInterrupted, said: []string{
 			"amsagent: error: stopped following; nothing else was stopped [AGENT-INTERRUPTED]\n",
 			"amsagent: hint: `amsagent drain` follows it again, `amsagent undrain` cancels it\n", "amsagent: the drain continues\n",
 		}, not: "a second signal"}, // the signal ends the following alone, at once
 		"interrupted too late": {
 			args: drain, begins: func(v *lifecycle.View) { *v = drainOf(0, 0); stopping(v) }, says: "stopping Ant Media Server",
-			signal: syscall.SIGTERM, exit: exitInterrupted, said: []string{"it can no longer be cancelled"},
+			signal: syscall.SIGTERM, exit: codeInterrupted, said: []string{"it can no longer be cancelled"},
 		},
-		"timeout": {args: []string{"drain", "--timeout", "100ms"}, exit: exitUnknown, said: []string{
+		// The node record is not written yet: that is no success.
+		"undrain, interrupted": {
+			args: []string{"undrain"}, begins: becomes(lifecycle.View{State: lifecycle.StateActive}), hangs: true, signal: syscall.SIGINT,
+			exit: codeInterrupted, said: []string{"amsagent: this node is active\n"},
+		},
+		"timeout": {args: []string{"drain", "--timeout", "100ms"}, exit: codeUnknown, said: []string{
 			"error: it is not over after 100 ms [AGENT-TIMEOUT]\n", "cause: 2 publishers, 31 viewers left, 11m of the hook's budget\n", "amsagent: the drain continues\n",
 		}},
-		"timeout as JSON": {args: []string{"drain", "--timeout", "100ms", "-o", "json"}, exit: exitUnknown, said: []string{`"exit_code":4`}},
 	})
 }
 
 func TestDrainUsage(t *testing.T) {
-	d := newFakeDaemon(t)
+	m := withDaemon(t)
 	for want, args := range map[string][]string{
 		"--now and --deadline contradict":              {"drain", "--now", "--deadline", "1h"},
-		"--deadline: 10ms is outside":                  {"drain", "--deadline", "10ms"},
+		"--deadline: 10ms is outside 1s to 168h":       {"drain", "--deadline", "10ms"},
 		"--deadline: 200h is outside":                  {"drain", "--deadline", "200h"},
 		"--deadline: 0s is outside":                    {"drain", "--deadline", "0"},
 		"--deadline: -1m is outside":                   {"drain", "--deadline=-1m"},
@@ -153,63 +159,70 @@ func TestDrainUsage(t *testing.T) {
 		"--detach and --timeout contradict":            {"event", "--detach", "--timeout", "1s"},
 		"undrain takes no argument":                    {"undrain", "x"},
 	} {
-		c := d.run(args...)
-		c.ends(exitUsage)
+		c := m.run(args...)
+		c.ends(codeUsage)
 		c.said(want, "nothing was changed on this machine")
 	}
-	if d.posted > 0 {
-		t.Errorf("asked %d times", d.posted)
-	}
+	must.Equal(t, "requests", m.posted, 0)
 }
 
 // The daemon is killed in the middle; its successor continues the same drain, and so does the command.
 func TestDrainDaemonKilled(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain")
+	m := withDaemon(t)
+	c := m.run("drain")
 	c.says("31 viewers")
-	d.kill()
+	m.kill()
 	c.says("no answer")
-	d.start()
+	m.start()
 	c.says("the daemon is back after")
-	d.set(left)
-	c.ends(exitOK)
-	must.Equal(t, "asked (times)", d.posted, 1)
+	m.set(left)
+	c.ends(codeOK)
+	must.Equal(t, "asked (times)", m.posted, 1)
+}
+
+// followed waits until the view was asked for so often.
+func (m *fakeMachine) followed(times int) {
+	must.Until(m.t, "the command follows", func() bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.follows >= times
+	})
 }
 
 // A daemon that is back at once is not reported.
 func TestDrainDaemonRestarted(t *testing.T) {
-	d := newFakeDaemon(t)
-	c := d.run("drain")
-	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 0 }, func() string { return "does not follow" })
-	d.kill()
-	d.start()
-	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 1 }, func() string { return "does not follow again" })
-	d.set(left)
-	c.ends(exitOK)
+	m := withDaemon(t)
+	c := m.run("drain")
+	m.followed(1)
+	m.kill()
+	m.start()
+	m.followed(2)
+	m.set(left)
+	c.ends(codeOK)
 	if strings.Contains(c.stderr.String(), "no answer") {
 		t.Error(c.stderr.String())
 	}
 }
 
 // quick is a follower that does in milliseconds what takes seconds. drain follows the drain as it stood then.
-func (d *fakeDaemon) quick(e *testEnv) (f *follower, drain func(timeout time.Duration) error) {
+func (m *fakeMachine) quick(e *testEnv) (f *follower, drain func(timeout time.Duration) error) {
 	g := plainGlobals(e)
-	g.settings.Root = d.root
+	g.settings.Root = m.root
 	f = newFollower(g)
 	f.every, f.gap, f.ask, f.daemon.limit, f.cloud = 60*time.Millisecond, 20*time.Millisecond, 5*time.Millisecond, 300*time.Millisecond, 50*time.Millisecond
-	d.begin(&d.view)
-	first := d.view
+	m.begin(&m.view)
+	first := m.view
 	return f, func(timeout time.Duration) error {
-		return f.finish(d.t.Context(), "drain", first, followOptions{timeout: timeout}, drainData{})
+		return f.finish(m.t.Context(), "drain", first, followOptions{timeout: timeout}, drainData{})
 	}
 }
 
 func TestFollowLost(t *testing.T) {
-	d := newFakeDaemon(t)
+	m := withDaemon(t)
 	e := &testEnv{}
-	f, drain := d.quick(e)
-	d.kill()
-	must.Equal(t, "exit", report(t.Context(), f.g, drain(0)), exitUnknown)
+	f, drain := m.quick(e)
+	m.kill()
+	must.Equal(t, "exit", report(t.Context(), f.g, drain(0)), codeUnknown)
 	must.Contain(t, "stderr", e.stderr.String(),
 		"no answer", "the daemon has not answered for", "amsagent: error: lost sight of it [AGENT-DAEMON-DOWN]\n",
 		"connection refused", "amsagent: hint: systemctl start amsagent\n", "amsagent: the daemon continues when it is back\n",
@@ -218,35 +231,35 @@ func TestFollowLost(t *testing.T) {
 
 // A daemon that hangs is one that is away.
 func TestFollowHangs(t *testing.T) {
-	d := newFakeDaemon(t)
-	d.hangs = true
-	f, drain := d.quick(&testEnv{})
+	m := withDaemon(t)
+	m.hangs = true
+	f, drain := m.quick(&testEnv{})
 	f.c.Timeout, f.daemon.limit = 20*time.Millisecond, time.Minute
 	done := make(chan error, 1)
 	go func() { done <- drain(0) }()
-	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > 3 }, func() string { return "does not ask again" })
-	d.set(func(v *lifecycle.View) { left(v); d.hangs = false })
+	m.followed(4)
+	m.set(func(v *lifecycle.View) { left(v); m.hangs = false })
 	must.OK(t, <-done)
 
 	// It hangs for longer than the command's limit, which is not the time that the operator gave.
-	d.set(func(*lifecycle.View) { d.hangs = true })
-	f, drain = d.quick(&testEnv{})
+	m.set(func(*lifecycle.View) { m.hangs = true })
+	f, drain = m.quick(&testEnv{})
 	f.c.Timeout, f.daemon.limit = 20*time.Millisecond, 50*time.Millisecond
-	if e := f.g.explain(drain(time.Hour)); e.Msg != "lost sight of it" || e.ID != idLostDaemon {
+	if e := f.g.explain(drain(time.Hour)); e.Msg != "lost sight of it" || e.ID != "AGENT-DAEMON-LOST" {
 		t.Errorf("%+v", e)
 	}
 }
 
 // A cloud that does not answer delays no command: the node is out of the cluster.
 func TestFollowWithoutCloud(t *testing.T) {
-	d := newFakeDaemon(t)
+	m := withDaemon(t)
 	e := &testEnv{}
 	onlyCloud := func(v *lifecycle.View) {
 		left(v)
 		v.Step, v.Trouble = lifecycle.StepCompleting, map[string]string{"discover": "the cloud cannot be asked for its hook: no route to host"}
 	}
-	_, drain := d.quick(e)
-	d.set(onlyCloud)
+	_, drain := m.quick(e)
+	m.set(onlyCloud)
 	must.OK(t, drain(0))
 	if out := e.stdout.String(); !strings.Contains(out, "left: this node is out of the cluster") || !strings.Contains(out, "not notified yet; the daemon tries again") {
 		t.Errorf("%s", out)
@@ -254,50 +267,47 @@ func TestFollowWithoutCloud(t *testing.T) {
 	must.Contain(t, "stderr", e.stderr.String(), "no route to host")
 
 	// Nor does it if the daemon ends meanwhile.
-	f, drain := d.quick(&testEnv{})
-	d.set(onlyCloud)
+	f, drain := m.quick(&testEnv{})
+	m.set(onlyCloud)
 	f.cloud, f.daemon.limit = 200*time.Millisecond, time.Minute
-	asked := d.follows
+	asked := m.follows
 	done := make(chan error, 1)
 	go func() { done <- drain(0) }()
-	eventually(t, func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.follows > asked+1 }, func() string { return "does not follow" })
-	d.kill()
+	m.followed(asked + 2)
+	m.kill()
 	must.OK(t, <-done)
 }
 
-func TestProgressOf(t *testing.T) {
+// The progress of a drain is one line.
+func TestDrainProgress(t *testing.T) {
 	now := fixedNow()
-	one, none := 1, 0
 	deadline := func(at time.Time) func(*lifecycle.View) { return func(v *lifecycle.View) { v.Deadline = at } }
 	by := func(source string) func(*lifecycle.View) { return func(v *lifecycle.View) { v.DeadlineBy = source } }
 	sessions := func(s *cluster.Sessions) func(*lifecycle.View) {
 		return func(v *lifecycle.View) { v.Sessions, v.Deadline = s, time.Time{} }
 	}
-	for _, tt := range []struct {
-		change func(*lifecycle.View)
-		want   string
-	}{
-		{func(*lifecycle.View) {}, "2 publishers, 31 viewers left, 11m of the hook's budget"},
-		{by(""), "2 publishers, 31 viewers left, 11m to the deadline"},
-		{by("--deadline of alice"), "2 publishers, 31 viewers left, 11m to the deadline (--deadline of alice)"},
-		{deadline(now.Add(65 * time.Minute)), "2 publishers, 31 viewers left, 1h5m of the hook's budget"},
-		{deadline(now.Add(2 * time.Hour)), "2 publishers, 31 viewers left, 2h of the hook's budget"},
-		{deadline(now.Add(40500 * time.Millisecond)), "2 publishers, 31 viewers left, 40s of the hook's budget"},
-		{deadline(now), "2 publishers, 31 viewers left, the deadline is reached"},
-		{deadline(time.Time{}), "2 publishers, 31 viewers left"},
-		{sessions(nil), "counting the sessions"},
-		{sessions(&cluster.Sessions{Publishers: &one, Viewers: &one, By: cluster.CountedByConnections}), "1 publisher, about 1 viewer left"},
-		{sessions(&cluster.Sessions{Viewers: &none}), "0 viewers left, publishers not known"},
-		{sessions(&cluster.Sessions{Publishers: &one}), "1 publisher left, viewers not known"},
-		{sessions(&cluster.Sessions{}), "publishers and viewers not known"},
-		{stopping, "stopping Ant Media Server"},
-		{becomes(lifecycle.View{State: lifecycle.StateActive, Start: "starting"}), "waiting for this node to serve"},
-		{becomes(lifecycle.View{State: lifecycle.StateResuming}), "resuming"},
+	table := map[string]following{}
+	for want, change := range map[string]func(*lifecycle.View){
+		"2 publishers, 31 viewers left, 11m to the deadline":                       by(""),
+		"2 publishers, 31 viewers left, 11m to the deadline (--deadline of alice)": by("--deadline of alice"),
+		"2 publishers, 31 viewers left, 1h5m of the hook's budget":                 deadline(now.Add(65 * time.Minute)),
+		"2 publishers, 31 viewers left, 2h of the hook's budget":                   deadline(now.Add(2 * time.Hour)),
+		"2 publishers, 31 viewers left, 40s of the hook's budget":                  deadline(now.Add(40500 * time.Millisecond)),
+		"2 publishers, 31 viewers left, the deadline is reached":                   deadline(now),
+		"2 publishers, 31 viewers left":                                            deadline(time.Time{}),
+		"counting the sessions":                                                    sessions(nil),
+		"1 publisher, about 1 viewer left":                                         sessions(&cluster.Sessions{Publishers: new(1), Viewers: new(1), By: cluster.CountedByConnections}),
+		"0 viewers left, publishers not known":                                     sessions(&cluster.Sessions{Viewers: new(0)}),
+		"1 publisher left, viewers not known":                                      sessions(&cluster.Sessions{Publishers: new(1)}),
+		"publishers and viewers not known":                                         sessions(&cluster.Sessions{}),
 	} {
-		v := drainOf(2, 31)
-		tt.change(&v)
-		must.Equal(t, "progress", progressOf(v, now), tt.want)
+		begins := func(v *lifecycle.View) {
+			*v = drainOf(2, 31)
+			change(v)
+		}
+		table[want] = following{args: []string{"drain", "--timeout", "1ms"}, begins: begins, exit: codeUnknown, said: []string{"cause: " + want + "\n"}}
 	}
+	followAll(t, table)
 }
 
 const bridge = `{"detail-type":"EC2 Instance-terminate Lifecycle Action","time":"2026-11-20T07:59:00Z","detail":{"LifecycleActionToken":"t-1",
@@ -314,7 +324,6 @@ func TestEventFollowed(t *testing.T) {
 	start := func(s string) func(*lifecycle.View) { return func(v *lifecycle.View) { v.Start = s } }
 	event, detached := []string{"event"}, []string{"event", "--detach"}
 	followAll(t, map[string]following{
-		"of another": {in: strings.ReplaceAll(bridge, "i-0abc", "i-9999"), args: event, ignored: true, out: "not this instance: the event is about i-9999, this is i-0abc\n"},
 		"of another, as JSON": {
 			in: strings.ReplaceAll(bridge, "i-0abc", "i-9999"), args: []string{"event", "-o", "json"}, ignored: true,
 			out: "{\n  \"schema_version\": 1,\n  \"kind\": \"event\",\n  \"result\": \"not-this-instance\",",
@@ -330,16 +339,16 @@ func TestEventFollowed(t *testing.T) {
 		"launch":              {in: launch, args: event, begins: starting, says: "waiting for this node to serve", then: start("proved"), out: "active: this node serves\n"},
 		"launch, detached":    {in: launch, args: detached, begins: starting, out: "launching\n"},
 		"resume": {
-			in: warmPool(launch, "Origin"), args: event, begins: becomes(lifecycle.View{State: lifecycle.StateResuming, Start: "starting"}),
-			says: "waiting for this node to serve", then: becomes(activeView()), out: "active: this node serves\n",
+			in: warmPool(launch, "Origin"), args: event, begins: becomes(lifecycle.View{State: lifecycle.StateResuming}),
+			says: "resuming", then: becomes(activeView()), out: "active: this node serves\n",
 		},
-		"launch fails": {in: launch, args: event, begins: starting, says: "waiting for this node to serve", then: start("failed"), exit: exitFailed, said: []string{
+		"launch fails": {in: launch, args: event, begins: starting, says: "waiting for this node to serve", then: start("failed"), exit: codeFailed, said: []string{
 			"error: this node does not serve", "cause: Ant Media Server is not seen in the cluster\n", "amsagent: this node is active\n",
 		}},
-		"launch while it drains": {in: launch, args: event, exit: exitFailed, said: []string{"cause: the daemon does not act on it\n", "amsagent: this node is draining\n"}},
+		"launch while it drains": {in: launch, args: event, exit: codeFailed, said: []string{"cause: the daemon does not act on it\n", "amsagent: this node is draining\n"}},
 		"overruled": {in: bridge, args: event, begins: func(v *lifecycle.View) {
 			v.Dismissed, v.CancelledBy = []string{"aws-lifecycle/terminate"}, "bob"
-		}, exit: exitFailed, said: []string{
+		}, exit: codeFailed, said: []string{
 			"error: this event was overruled by hand [AGENT-DRAIN-CANCELLED]\n", "cause: cancelled by bob\n",
 			"hint: `amsagent drain` drains this node all the same\n", "amsagent: this node is active\n",
 		}},
@@ -347,13 +356,12 @@ func TestEventFollowed(t *testing.T) {
 }
 
 func TestEventUsage(t *testing.T) {
-	d := newFakeDaemon(t)
+	m := withDaemon(t)
 	for _, tt := range []struct {
 		in   string
 		args []string
 		want string
 	}{
-		{"", nil, "[AGENT-USAGE]"},
 		{" \n", nil, "standard input is empty"},
 		{"i-0abc", nil, "[AGENT-EVENT]"},
 		{`{"a":1}`, nil, `it has "a"`},
@@ -361,50 +369,29 @@ func TestEventUsage(t *testing.T) {
 		{"", []string{"--file", "/nowhere"}, "no such file"},
 		{"", []string{"--file", "/run"}, "not a regular file"},
 	} {
-		c := d.runWith(tt.in, append([]string{"event"}, tt.args...)...)
-		c.ends(exitUsage)
+		c := m.runWith(&testEnv{stdin: strings.NewReader(tt.in)}, append([]string{"event"}, tt.args...)...)
+		c.ends(codeUsage)
 		c.said(tt.want, "nothing was changed on this machine")
 	}
-	if d.posted > 0 {
-		t.Errorf("asked %d times", d.posted)
-	}
-}
-
-// blockedReader is a standard input that its other end leaves open.
-type blockedReader struct{ quit <-chan struct{} }
-
-func (b blockedReader) Read([]byte) (int, error) {
-	<-b.quit
-	return 0, errors.New("closed")
-}
-
-func TestEventStdinStaysOpen(t *testing.T) {
-	e := &testEnv{stdin: blockedReader{t.Context().Done()}}
-	err := runEvent(t.Context(), eventOptions{followOptions: followOptions{timeout: 20 * time.Millisecond}}, globalsOf(e.env()))
-	if u, ok := errors.AsType[*userError](err); !ok || u.Exit != exitUsage || !strings.Contains(u.Msg, "standard input is open and said nothing for 20 ms") {
-		t.Error(err)
-	}
-	e.tty = true
-	if _, err = readEvent(t.Context(), globalsOf(e.env()), "", time.Hour); err == nil || !strings.Contains(err.Error(), "standard input is a terminal") {
-		t.Error(err)
-	}
+	c := m.runWith(&testEnv{tty: true}, "event")
+	c.ends(codeUsage)
+	c.said("the event is missing: standard input is a terminal")
+	must.Equal(t, "requests", m.posted, 0)
 }
 
 // Without a daemon the metadata has the id, so that other machines' events are ignored.
 func TestEventWithoutDaemon(t *testing.T) {
-	d := newFakeDaemon(t)
-	d.kill()
-	must.OK(t, os.Remove(d.socket()))
-	plant(t, d.root, map[string]string{"etc/hostname": "7777\n"})
-	c := d.runWith(bridge, "event", "--provider", "generic")
-	c.ends(exitOK)
+	m := newMachine(t, map[string]string{"etc/hostname": "7777\n"})
+	event := func(in string) *command { return m.runWith(&testEnv{stdin: strings.NewReader(in)}, "event") }
+	c := event(bridge)
+	c.ends(codeOK)
 	must.Equal(t, "stdout", c.stdout.String(), "not this instance: the event is about i-0abc, this is host-7777\n")
 	ours := strings.Replace(bridge, "i-0abc", "host-7777", 1)
-	c = d.runWith(ours, "event", "--provider", "generic")
-	c.ends(exitNotMember)
+	c = event(ours)
+	c.ends(codeNotMember)
 	c.said("this machine is not a cluster node")
-	plant(t, d.root, map[string]string{"var/lib/amsagent/state.json!": `{"version":1,"phase":"joined","instance_id":"host-7777"}`})
-	c = d.runWith(ours, "event", "--provider", "generic")
-	c.ends(exitFailed)
+	plant(t, m.root, map[string]string{"var/lib/amsagent/state.json!": `{"version":1,"phase":"joined","instance_id":"host-7777"}`})
+	c = event(ours)
+	c.ends(codeFailed)
 	c.said("amsagent: error: cannot act on the event [AGENT-DAEMON-DOWN]\n", "amsagent: hint: systemctl start amsagent\n")
 }

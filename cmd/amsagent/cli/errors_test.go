@@ -35,12 +35,6 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-func errorGlobals(e *testEnv) *globals {
-	g := globalsOf(e.env())
-	g.out.SetForm("text", "auto", 0)
-	return g
-}
-
 // examples has an error for every row of the table, as a library returns it.
 func examples() map[string]error {
 	mongo := func(k cluster.Kind) error {
@@ -100,7 +94,7 @@ func examples() map[string]error {
 }
 
 func TestEveryRowIsReached(t *testing.T) {
-	g := errorGlobals(&testEnv{})
+	g := plainGlobals(&testEnv{})
 	ex := examples()
 	seen := map[string]bool{}
 	for _, row := range errorTable(1000) {
@@ -131,12 +125,12 @@ func TestEveryRowIsReached(t *testing.T) {
 			}
 		}
 		// What a command knows better wins.
-		own := g.explain(&userError{Msg: "m", Cause: err, Hints: []string{"own"}, Exit: exitPreflight, ID: "AMS-OWN", State: "s"})
-		if own.ID != "AMS-OWN" || own.Exit != exitPreflight || len(own.Hints) != 1 || own.State != "s" {
+		own := g.explain(&userError{Msg: "m", Cause: err, Hints: []string{"own"}, Exit: codePreflight, ID: "AMS-OWN", State: "s"})
+		if own.ID != "AMS-OWN" || own.Exit != codePreflight || len(own.Hints) != 1 || own.State != "s" {
 			t.Errorf("%s: %+v", row.id, own)
 		}
 	}
-	if got := g.explain(errors.New("anything")); got.ID != idFailed || got.Exit != exitFailed || got.Msg != "anything" {
+	if got := g.explain(errors.New("anything")); got.ID != idFailed || got.Exit != codeFailed || got.Msg != "anything" {
 		t.Errorf("%+v", got)
 	}
 	// Whose rights are missing may be the server's.
@@ -154,13 +148,13 @@ func TestIDAndCodeAgree(t *testing.T) {
 		id   string
 		exit int
 	}{
-		{"event --file /nope", idUsage, exitUsage},
-		{"event --file /", idUsage, exitUsage},
-		{"join --mongo file:- --offline", idMongoMissing, exitFailed},
-		{"nodes --mongo file:-", idMongoMissing, exitFailed},
+		{"event --file /nope", "AGENT-USAGE", codeUsage},
+		{"event --file /", "AGENT-USAGE", codeUsage},
+		{"join --mongo file:- --offline", "AMS-MONGO-MISSING", codeFailed},
+		{"nodes --mongo file:-", "AMS-MONGO-MISSING", codeFailed},
 	} {
 		code, _, stderr := run(t, map[string]string{"AMSAGENT_PROVIDER": "generic"}, strings.Fields(tt.args)...)
-		if code != tt.exit || !strings.Contains(stderr, "["+tt.id+"]") || tt.id == idMongoMissing && !strings.Contains(stderr, "hint: ") {
+		if code != tt.exit || !strings.Contains(stderr, "["+tt.id+"]") || tt.id == "AMS-MONGO-MISSING" && !strings.Contains(stderr, "hint: ") {
 			t.Errorf("%s: exit %d\n%s", tt.args, code, stderr)
 		}
 	}
@@ -183,20 +177,20 @@ func TestErrorPages(t *testing.T) {
 // The four lines are an interface of the README.
 func TestErrorLines(t *testing.T) {
 	e := &testEnv{}
-	g := errorGlobals(e)
+	g := plainGlobals(e)
 	code := report(t.Context(), g, &userError{
 		Msg:   "cannot switch to cluster mode",
 		Cause: &cluster.Error{Kind: cluster.KindRefused, Op: "asking MongoDB", Host: "10.0.1.7:27017", Err: errors.New("dial tcp 10.0.1.7:27017: connect: connection refused")},
 		Hints: []string{"the security group of the database must admit port 27017 from this subnet"},
 		State: "nothing was changed on this machine",
-		Exit:  exitPreflight,
+		Exit:  codePreflight,
 	})
 	const want = `amsagent: error: cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection [AMS-MONGO-REFUSED]
 amsagent: cause: dial tcp 10.0.1.7:27017: connect: connection refused
 amsagent: hint: the security group of the database must admit port 27017 from this subnet
 amsagent: nothing was changed on this machine
 `
-	if e.stderr.String() != want || code != exitPreflight {
+	if e.stderr.String() != want || code != codePreflight {
 		t.Errorf("exit %d, got:\n%s\nwant:\n%s", code, e.stderr.String(), want)
 	}
 }
@@ -208,8 +202,8 @@ func TestInterruptedInTheMiddle(t *testing.T) {
 	cancel(&interruptedError{syscall.SIGTERM})
 	for _, cause := range []error{context.Cause(ctx), fmt.Errorf("asking: %w", ctx.Err())} {
 		e := &testEnv{}
-		code := report(ctx, errorGlobals(e), &userError{Msg: "cannot join", Cause: cause, State: "put back", Exit: exitFailed})
-		if out := e.stderr.String(); code != exitInterrupted || !strings.Contains(out, "[AGENT-INTERRUPTED]") || !strings.HasSuffix(out, "amsagent: put back\n") {
+		code := report(ctx, plainGlobals(e), &userError{Msg: "cannot join", Cause: cause, State: "put back", Exit: codeFailed})
+		if out := e.stderr.String(); code != codeInterrupted || !strings.Contains(out, "[AGENT-INTERRUPTED]") || !strings.HasSuffix(out, "amsagent: put back\n") {
 			t.Errorf("%v: exit %d\n%s", cause, code, out)
 		}
 	}
@@ -217,8 +211,8 @@ func TestInterruptedInTheMiddle(t *testing.T) {
 
 func TestManyCauses(t *testing.T) {
 	e := &testEnv{}
-	g := errorGlobals(e)
-	report(t.Context(), g, &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: exitPreflight})
+	g := plainGlobals(e)
+	report(t.Context(), g, &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: codePreflight})
 	const want = "amsagent: error: 2 checks failed [AGENT-FAILED]\namsagent: cause: first\namsagent: cause:   and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
 	must.NoDiff(t, "stderr", e.stderr.String(), want)
 	// An error that wraps several things below its own text is one.
@@ -231,7 +225,7 @@ func TestManyCauses(t *testing.T) {
 // TestHintsStandByTheirCause: of several problems each has its own lines together; a hint of all stands once, at the end.
 func TestHintsStandByTheirCause(t *testing.T) {
 	e := &testEnv{}
-	g := errorGlobals(e)
+	g := plainGlobals(e)
 	err := cannot("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
 		{ID: "AMS-A", Text: "first\nits detail", Hint: "for a"}, {ID: "AMS-B", Text: "second", Hint: "for both"}, {ID: "AMS-C", Text: "third", Hint: "for both"}, {ID: "AMS-D", Text: "fourth"},
 	}})
@@ -246,10 +240,10 @@ func TestHintsStandByTheirCause(t *testing.T) {
 
 func TestErrorJSONObject(t *testing.T) {
 	e := &testEnv{}
-	g := errorGlobals(e)
+	g := plainGlobals(e)
 	g.out.SetForm("json", "always", 0)
 	g.out.AddSecrets("hunter22")
-	report(t.Context(), g, &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: exitUnknown, ID: "AMS-X"})
+	report(t.Context(), g, &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: codeUnknown, ID: "AMS-X"})
 	const want = `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n"
 	must.NoDiff(t, "stderr", e.stderr.String(), want)
 }
@@ -304,7 +298,7 @@ func TestUnknownSecretIsMasked(t *testing.T) {
 	} {
 		for _, form := range []string{"text", "json"} {
 			e := &testEnv{}
-			g := errorGlobals(e)
+			g := plainGlobals(e)
 			g.out.SetForm(form, "never", -4)
 			sayEverywhere(t, g, text)
 			if all := e.stdout.String() + e.stderr.String(); strings.Contains(all, "hunter2") || !strings.Contains(all, "***") {
@@ -318,12 +312,12 @@ func TestUnknownSecretIsMasked(t *testing.T) {
 func TestRedactedJSONStaysJSON(t *testing.T) {
 	for _, password := range []string{"kind", "1", "true", `"`, `\`, "schema_version", "null", "a"} {
 		e := &testEnv{}
-		g := errorGlobals(e)
+		g := plainGlobals(e)
 		g.out.SetForm("json", "never", 0)
 		g.out.AddSecrets(redact.Secret(password))
 		must.OK(t, g.result("kind", map[string]any{"value": "x " + password + " y", "n": 1, "null": nil, "true": true}, nil))
 		var got map[string]any
-		if err := json.Unmarshal(e.stdout.Bytes(), &got); err != nil {
+		if err := json.Unmarshal([]byte(e.stdout.String()), &got); err != nil {
 			t.Fatalf("password %q: %v in\n%s", password, err, e.stdout.String())
 		}
 		if got["schema_version"] != 1.0 || got["true"] != true || got["value"] != "x *** y" {

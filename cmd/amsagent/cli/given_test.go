@@ -68,7 +68,7 @@ func TestGivenWinsOverTheFile(t *testing.T) {
 func TestGivenDamaged(t *testing.T) {
 	root := tree(t, map[string]string{bootstrap.StateDir + "/state.json": `{"version":1,"given":`})
 	code, _, stderr := run(t, map[string]string{"AMSAGENT_ROOT": root}, "config", "--offline")
-	if code != exitOK || !strings.Contains(stderr, "what was given to join cannot be used: ") {
+	if code != codeOK || !strings.Contains(stderr, "what was given to join cannot be used: ") {
 		t.Errorf("exit %d: %s", code, stderr)
 	}
 }
@@ -216,41 +216,26 @@ type shownSetting struct {
 func TestStatusTellsTheOrigins(t *testing.T) {
 	const joined = `{"version":1,"phase":"joined","instance_id":"i-1","role":"origin","group":"studio","address":"10.0.0.5"}`
 	const config, asJoined = "/etc/amsagent/config.yaml:1", "stored as joined:0"
+	type m = map[string]string
+	const file, state = "etc/amsagent/config.yaml", "var/lib/amsagent/state.json"
+	const none = " default :0"
 	for _, tt := range []struct {
 		name        string
-		files, vars map[string]string
-		// want are value and origin of role, group and address.
-		want [3]string
-		note string
+		files, vars m
+		want        [3]string // value and origin of role, group and address
+		note        string
 	}{
-		{name: "none", want: [3]string{" default :0", " default :0", " default :0"}},
+		{name: "none", want: [3]string{none, none, none}},
+		{name: "the file", files: m{file: "role: edge\n"}, want: [3]string{"edge file " + config, none, none}},
+		{name: "a variable over the file", files: m{file: "role: edge\n"}, vars: m{"AMSAGENT_ROLE": "origin"}, want: [3]string{"origin env AMSAGENT_ROLE:0", none, none}},
 		{
-			"the file",
-			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
-			nil,
-			[3]string{"edge file " + config, " default :0", " default :0"},
-			"",
+			name: "as joined", files: m{state: joined, file: "role: edge\n"}, want: [3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined},
+			note: "role edge (" + config + ")",
 		},
 		{
-			"a variable over the file",
-			map[string]string{"etc/amsagent/config.yaml": "role: edge\n"},
-			map[string]string{"AMSAGENT_ROLE": "origin"},
-			[3]string{"origin env AMSAGENT_ROLE:0", " default :0", " default :0"},
-			"",
-		},
-		{
-			"as joined",
-			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "role: edge\n"},
-			nil,
-			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined},
-			"role edge (" + config + ")",
-		},
-		{
-			"another address and group",
-			map[string]string{"var/lib/amsagent/state.json": joined, "etc/amsagent/config.yaml": "address: 10.9.9.9\n"},
-			map[string]string{"AMSAGENT_GROUP": "hall"},
-			[3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined},
-			"address 10.9.9.9 (" + config + "), group hall (AMSAGENT_GROUP)",
+			name: "another address and group", files: m{state: joined, file: "address: 10.9.9.9\n"}, vars: m{"AMSAGENT_GROUP": "hall"},
+			want: [3]string{"origin " + asJoined, "studio " + asJoined, "10.0.0.5 " + asJoined},
+			note: "address 10.9.9.9 (" + config + "), group hall (AMSAGENT_GROUP)",
 		},
 	} {
 		root := tree(t, tt.files)

@@ -5,10 +5,8 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,9 +16,7 @@ import (
 	"testing"
 
 	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/cmd/amsagent/daemon"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/lifecycle"
 )
 
 // processSignals sends a signal to all its receivers, as the system does: support and the commands that it runs.
@@ -95,66 +91,33 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 	} {
 		t.Run(tt.args+" "+tt.hangs, func(t *testing.T) {
 			t.Parallel()
-			root, err := os.MkdirTemp("", "cli") //nolint:usetesting // the path of a socket has at most 107 bytes
-			must.OK(t, err)
-			t.Cleanup(func() { _ = os.RemoveAll(root) })
-			files := map[string]string{"event.json": bridge}
-			if strings.HasPrefix(tt.args, "deregister") {
-				files[bootstrap.StateDir+"/state.json!"] = `{"version":1,"phase":"joined","instance_id":"i-0abc","address":"10.0.0.1"}`
-			}
-			plant(t, root, files)
-			e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "generic"}}
+			m := newMachine(t, map[string]string{"event.json": bridge})
 			var sig *processSignals
 			switch tt.hangs {
 			case mongo:
-				e.vars["AMSAGENT_MONGO"], sig = hanging(t, "tcp", "127.0.0.1:0")
+				m.vars["AMSAGENT_MONGO"], sig = hanging(t, "tcp", "127.0.0.1:0")
 			case cloud:
 				var addr string
 				addr, sig = hanging(t, "tcp", "127.0.0.1:0")
 				// A command that needs only the cloud does not connect there.
-				e.vars["AMSAGENT_MONGO"], e.vars["AMSAGENT_PROVIDER"], e.vars["AMSAGENT_AWS_ENDPOINT"] = "127.0.0.1:1", "aws", "http://"+addr
+				m.vars["AMSAGENT_MONGO"], m.vars["AMSAGENT_PROVIDER"], m.vars["AMSAGENT_AWS_ENDPOINT"] = "127.0.0.1:1", "aws", "http://"+addr
 			case control:
-				must.OK(t, os.MkdirAll(filepath.Dir(root+controlSocket), 0o755))
-				_, sig = hanging(t, "unix", root+controlSocket)
+				must.OK(t, os.MkdirAll(filepath.Dir(m.socket()), 0o755))
+				_, sig = hanging(t, "unix", m.socket())
 			}
+			if strings.HasPrefix(tt.args, "deregister") {
+				plant(t, m.root, map[string]string{bootstrap.StateDir + "/state.json!": `{"version":1,"phase":"joined","instance_id":"i-0abc","address":"10.0.0.1"}`})
+			}
+			m.vars["AMSAGENT_ROOT"] = m.root
+			e := &testEnv{vars: m.vars}
 			env := e.env()
 			env.Signals = sig.source
 			env.Executable = func() (string, error) { return exec.LookPath("amsagent") } // TestMain puts it there: support runs it
-			if code := Main(strings.Fields(tt.args), env); code != exitInterrupted || e.stdout.Len() > 0 {
+			if code := Main(strings.Fields(tt.args), env); code != codeInterrupted || e.stdout.String() != "" {
 				t.Errorf("exit %d, stdout:\n%s\nstderr:\n%s", code, e.stdout.String(), e.stderr.String())
 			}
 		})
 	}
-}
-
-// An undrain that was interrupted before the registry took it is no success.
-func TestUndrainInterrupted(t *testing.T) {
-	root, err := os.MkdirTemp("", "cli") //nolint:usetesting // the path of a socket has at most 107 bytes
-	must.OK(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(root) })
-	must.OK(t, os.MkdirAll(filepath.Dir(root+controlSocket), 0o755))
-	var lc net.ListenConfig
-	l, err := lc.Listen(t.Context(), "unix", root+controlSocket)
-	must.OK(t, err)
-	sig := make(chan os.Signal, 1)
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == daemon.PathDrain {
-			sig <- syscall.SIGINT
-			<-r.Context().Done()
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(lifecycle.View{State: lifecycle.StateActive})
-	})}
-	t.Cleanup(func() { _ = srv.Close() })
-	go func() { _ = srv.Serve(l) }()
-	e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": root}}
-	env := e.env()
-	env.Signals = fakeSignals{sig}.source
-	if code := Main([]string{"undrain"}, env); code != exitInterrupted || e.stdout.Len() > 0 {
-		t.Errorf("exit %d, stdout:\n%s\nstderr:\n%s", code, e.stdout.String(), e.stderr.String())
-	}
-	must.Contain(t, "stderr", e.stderr.String(), "amsagent: this node is active\n")
 }
 
 // cancelAt ends a context when a text is written to it.
@@ -181,15 +144,14 @@ func TestSupportInterruptedAtTheEnd(t *testing.T) {
 	g.ctx = ctx
 	g.readsOnly.Store(true)
 	g.out.SetForm("text", "auto", 0)
-	if code := report(ctx, g, runSupport(ctx, g)); code != exitInterrupted || e.stdout.Len() > 0 {
+	if code := report(ctx, g, runSupport(ctx, g)); code != codeInterrupted || e.stdout.String() != "" {
 		t.Errorf("exit %d\n%s", code, e.stdout.String())
 	}
 }
 
 // No change begins after a signal or the command's time.
 func TestNoChangeAfterASignal(t *testing.T) {
-	g := globalsOf((&testEnv{}).env())
-	g.out.SetForm("text", "auto", 0)
+	g := plainGlobals(&testEnv{})
 	m, err := g.bootstrapMachine(false)
 	must.OK(t, err)
 	ctx, cancel := context.WithCancelCause(t.Context())

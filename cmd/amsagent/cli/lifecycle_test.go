@@ -5,9 +5,7 @@ package cli
 
 import (
 	"errors"
-	"io"
 	"maps"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -40,35 +38,23 @@ func TestCloudOfTheFirmware(t *testing.T) {
 	}
 }
 
-// metadataOfAWS serves the metadata of an EC2 instance with these tags. A tag with the value forbidden cannot be read; nil is
-// a launch template that switches tags off.
+// metadataOfAWS serves the metadata of an EC2 instance with these tags; nil is a launch template that switches tags off.
 func metadataOfAWS(t *testing.T, tags func() map[string]string) *httptest.Server {
 	t.Helper()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewServer(metadataService(func(path string) (string, bool) {
 		const below = "/latest/meta-data/tags/instance"
-		name, isTag := strings.CutPrefix(r.URL.Path, below+"/")
-		value, tagged := tags()[name]
 		switch {
-		case r.URL.Path == "/latest/api/token":
-			w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
-			_, _ = io.WriteString(w, "a-session-token")
-		case r.URL.Path == "/latest/dynamic/instance-identity/document":
-			_, _ = io.WriteString(w, `{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","availabilityZone":"eu-west-1a","instanceType":"c5.large","privateIp":"10.0.1.23"}`)
-		case r.URL.Path == below && tags() != nil:
-			_, _ = io.WriteString(w, strings.Join(slices.Sorted(maps.Keys(tags())), "\n"))
-		case isTag && tagged && value == forbidden:
-			w.WriteHeader(http.StatusForbidden)
-		case isTag && tagged:
-			_, _ = io.WriteString(w, value)
-		default:
-			http.NotFound(w, r)
+		case path == "/latest/dynamic/instance-identity/document":
+			return `{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","availabilityZone":"eu-west-1a","instanceType":"c5.large","privateIp":"10.0.1.23"}`, true
+		case path == below:
+			return strings.Join(slices.Sorted(maps.Keys(tags())), "\n"), tags() != nil
 		}
+		value, tagged := tags()[strings.TrimPrefix(path, below+"/")]
+		return value, tagged
 	}))
 	t.Cleanup(srv.Close)
 	return srv
 }
-
-const forbidden = "forbidden"
 
 // adapterOnAWS is what a daemon that was started just now has, and what it logs.
 func adapterOnAWS(t *testing.T, metadata *httptest.Server, root string) (*daemonAdapter, *testEnv) {

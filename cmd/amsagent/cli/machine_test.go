@@ -4,47 +4,34 @@
 package cli
 
 import (
-	"encoding/json"
 	"os"
+	"path/filepath"
 	"testing"
 
-	"github.com/amsagent/amsagent/bootstrap"
-	"github.com/amsagent/amsagent/cmd/amsagent/output"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// A join with nothing to do writes nothing; but after every command a program finds that command's own outcome.
+// A leave with nothing to do writes nothing; but after every command a program finds that command's own outcome.
 func TestOutcomeOfNothingToDo(t *testing.T) {
-	for name, tt := range map[string]struct {
-		last  string // "" without a file: /run is empty after a boot
-		write bool
-	}{
-		"missing":               {"", true},
-		"no JSON":               {"joi", true},
-		"of a failed join":      {`{"command":"join","outcome":"failed","exit_code":1}`, true},
-		"of a leave":            {`{"command":"leave","outcome":"left","exit_code":0}`, true},
-		"of a join":             {`{"command":"join","outcome":"joined","exit_code":0}`, false},
-		"of one without a need": {`{"command":"join","outcome":"unchanged","exit_code":0}`, false},
+	const result = "run/amsagent/result.json"
+	const own = "{\n  \"schema_version\": 1,\n  \"command\": \"leave\",\n  \"outcome\": \"unchanged\",\n  \"exit_code\": 0,\n  \"at\": \"2026-11-20T08:00:00Z\"\n}\n"
+	root := doctorTree(t)
+	for name, tt := range map[string]struct{ last, want string }{
+		"missing":               {"", own}, // /run is empty after a boot
+		"no JSON":               {"joi", own},
+		"of a failed leave":     {`{"command":"leave","outcome":"failed","exit_code":1}`, own},
+		"of a join":             {`{"command":"join","outcome":"joined","exit_code":0}`, own},
+		"of a leave":            {`{"command":"leave","outcome":"left","exit_code":0}`, `{"command":"leave","outcome":"left","exit_code":0}`},
+		"of one without a need": {`{"command":"leave","outcome":"unchanged","exit_code":0}`, `{"command":"leave","outcome":"unchanged","exit_code":0}`},
 	} {
-		t.Run(name, func(t *testing.T) {
-			files := map[string]string{}
-			if tt.last != "" {
-				files[resultPath] = tt.last
-			}
-			g := plainGlobals(&testEnv{})
-			g.settings.Root = tree(t, files)
-			must.OK(t, g.conclude("join", false, bootstrap.OutcomeUnchanged, nil, nil))
-			b, err := os.ReadFile(g.settings.Root + resultPath)
-			must.OK(t, err)
-			if !tt.write {
-				must.Equal(t, "it wrote", string(b), tt.last)
-				return
-			}
-			want := outcome{SchemaVersion: output.SchemaVersion, Command: "join", Outcome: "unchanged", At: fixedNow()}
-			var got outcome
-			if err := json.Unmarshal(b, &got); err != nil || got != want {
-				t.Errorf("%v: %s", err, b)
-			}
-		})
+		must.OK(t, os.RemoveAll(filepath.Join(root, "run")))
+		if tt.last != "" {
+			plant(t, root, map[string]string{result: tt.last})
+		}
+		code, _, _ := run(t, nil, "leave", "--offline", "--root", root)
+		must.Equal(t, name+": exit", code, codeOK)
+		is, err := os.ReadFile(filepath.Join(root, result))
+		must.OK(t, err)
+		must.Equal(t, name, string(is), tt.want)
 	}
 }

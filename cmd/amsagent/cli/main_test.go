@@ -4,7 +4,6 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -21,6 +20,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -35,6 +35,18 @@ import (
 
 // update rewrites what the golden tests compare with: go test ./cmd/amsagent/cli -update
 var update = flag.Bool("update", false, "rewrite the golden files")
+
+// The exit codes, as docs/commands.md has them.
+const (
+	codeOK          = 0
+	codeFailed      = 1
+	codeUsage       = 2
+	codePreflight   = 3
+	codeUnknown     = 4
+	codeNotMember   = 5
+	codeDegraded    = 6
+	codeInterrupted = 130
+)
 
 // machines is the folder of empty machines. TestMain sets it before any test runs.
 var machines string
@@ -87,37 +99,47 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// imds DIR serves the files below DIR as AWS's metadata, token and all, and points the agent at it. A folder is answered
-// with the list of what is in it.
+// metadataService serves AWS's metadata, token and all.
+func metadataService(read func(path string) (text string, found bool)) http.Handler {
+	const token = "a-session-token"
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text, found := "", false
+		switch {
+		case r.Method == http.MethodPut && r.URL.Path == "/latest/api/token":
+			w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
+			text, found = token, true
+		case r.Header.Get("X-Aws-Ec2-Metadata-Token") != token:
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		default:
+			text, found = read(r.URL.Path)
+		}
+		if !found {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = io.WriteString(w, text)
+	})
+}
+
+// imds DIR serves the files below DIR as AWS's metadata, and points the agent at it. A folder is answered with the list of
+// what is in it.
 func imds(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: imds DIR")
 	}
 	dir := ts.MkAbs(args[0])
-	const token = "a-session-token"
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		path := filepath.Join(dir, filepath.Clean(r.URL.Path))
-		switch {
-		case r.Method == http.MethodPut && r.URL.Path == "/latest/api/token":
-			w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
-			_, _ = io.WriteString(w, token)
-			return
-		case r.Header.Get("X-Aws-Ec2-Metadata-Token") != token:
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		}
+	srv := httptest.NewServer(metadataService(func(path string) (string, bool) {
+		path = filepath.Join(dir, filepath.Clean(path))
 		if entries, err := os.ReadDir(path); err == nil {
+			var names []string
 			for _, e := range entries {
-				_, _ = fmt.Fprintln(w, e.Name())
+				names = append(names, e.Name()+"\n")
 			}
-			return
+			return strings.Join(names, ""), true
 		}
 		b, err := os.ReadFile(path)
-		if err != nil {
-			http.NotFound(w, r)
-			return
-		}
-		_, _ = w.Write(bytes.TrimSuffix(b, []byte("\n")))
+		return strings.TrimSuffix(string(b), "\n"), err == nil
 	}))
 	ts.Defer(srv.Close)
 	ts.Setenv("AMSAGENT_AWS_ENDPOINT", srv.URL)
@@ -141,11 +163,13 @@ func fixedNow() time.Time { return time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC)
 // testEnv is an environment of its own: these variables, buffers, and an empty machine unless AMSAGENT_ROOT names another
 // one, so that no test reads the machine that it runs on.
 type testEnv struct {
-	vars   map[string]string
-	stdin  io.Reader
-	tty    bool // standard input is a terminal
-	stdout bytes.Buffer
-	stderr locked.Buffer
+	vars  map[string]string
+	stdin io.Reader
+	tty   bool // standard input is a terminal
+	// columns and rows are those of standard output if it is a terminal; columns is 0 if not.
+	columns, rows atomic.Int32
+	stdout        locked.Buffer
+	stderr        locked.Buffer
 }
 
 func (e *testEnv) env() Env {
@@ -159,7 +183,7 @@ func (e *testEnv) env() Env {
 	}
 	return Env{
 		Stdin:      e.stdin,
-		IsTerminal: func(f any) bool { return e.tty && f == e.stdin },
+		IsTerminal: func(f any) bool { return e.tty && f == e.stdin || e.columns.Load() > 0 && f == any(&e.stdout) },
 		Stdout:     &e.stdout,
 		Stderr:     &e.stderr,
 		LookupEnv:  func(k string) (string, bool) { v, ok := e.vars[k]; return v, ok },
@@ -171,11 +195,11 @@ func (e *testEnv) env() Env {
 			return out
 		},
 		Clearenv:   func() {},
-		Size:       func(any) (int, int) { return 0, 0 },
+		Size:       func(any) (int, int) { return int(e.columns.Load()), int(e.rows.Load()) },
 		Now:        fixedNow,
 		Geteuid:    func() int { return 1000 },
-		Executable: func() (string, error) { return installedProgram, nil },
-		Journal:    func(string, string) error { return errNoJournal },
+		Executable: func() (string, error) { return "/usr/bin/amsagent", nil },
+		Journal:    func(string, string) error { return errors.New("there is no journal") },
 		Signals:    func() (<-chan os.Signal, func()) { return nil, func() {} },
 		Notify:     func(string) {},
 		Exit:       func(int) {},
@@ -188,6 +212,13 @@ func globalsOf(env Env) *globals {
 	g.settings.Root = g.env.getenv("AMSAGENT_ROOT")
 	g.settings.Sources.LookupEnv, g.settings.Sources.Environ = env.LookupEnv, env.Environ
 	g.out.SetForm("text", "never", slog.LevelError)
+	return g
+}
+
+// plainGlobals is globalsOf with text without color, and the log.
+func plainGlobals(e *testEnv) *globals {
+	g := globalsOf(e.env())
+	g.out.SetForm("text", "never", 0)
 	return g
 }
 
@@ -261,8 +292,8 @@ func TestUsageErrors(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			code, stdout, stderr := run(t, nil, tt.args...)
-			if code != exitUsage || stdout != "" {
-				t.Errorf("exit %d, want %d; stdout %q", code, exitUsage, stdout)
+			if code != codeUsage || stdout != "" {
+				t.Errorf("exit %d, want %d; stdout %q", code, codeUsage, stdout)
 			}
 			// The error of a command that never changes anything does not mention it.
 			reads := slices.ContainsFunc(tt.args, func(a string) bool {
@@ -285,26 +316,14 @@ type failingWriter struct{ err error }
 func (f failingWriter) Write([]byte) (int, error) { return 0, f.err }
 
 func TestStdoutFails(t *testing.T) {
-	for _, args := range [][]string{
-		{"version"},
-		{"--version"},
-		{"version", "-o", "json"},
-		{"config", "--offline"},
-		{"completion", "bash"},
-		{"--help"},
-		{"version", "--help"},
-		{"help"},
-		{"help", "version"},
+	for _, args := range []string{
+		"version", "--version", "version -o json", "config --offline", "completion bash", "--help", "version --help", "help", "help version",
 	} {
-		t.Run(strings.Join(args, " "), func(t *testing.T) {
-			e := &testEnv{}
-			env := e.env()
-			env.Stdout = failingWriter{syscall.ENOSPC}
-			code := Main(args, env)
-			if said := e.stderr.String(); code != exitFailed || !strings.Contains(said, "AGENT-OUTPUT") || !strings.Contains(said, "writing to standard output: no space left") {
-				t.Errorf("exit %d, stderr:\n%s", code, said)
-			}
-		})
+		e := &testEnv{}
+		env := e.env()
+		env.Stdout = failingWriter{syscall.ENOSPC}
+		must.Equal(t, args+": exit", Main(strings.Fields(args), env), codeFailed)
+		must.Contain(t, args, e.stderr.String(), "AGENT-OUTPUT", "writing to standard output: no space left")
 	}
 }
 
@@ -346,11 +365,11 @@ func testInterrupt(t *testing.T) {
 	sig.ch <- syscall.SIGTERM
 	<-ctx.Done()
 	synctest.Wait()
-	must.Equal(t, "exit", report(ctx, g, ctx.Err()), exitInterrupted)
+	must.Equal(t, "exit", report(ctx, g, ctx.Err()), codeInterrupted)
 	const want = "amsagent: error: interrupted [AGENT-INTERRUPTED]\namsagent: cause: interrupted by signal: terminated\n"
 	must.Contain(t, "stderr", e.stderr.String(), want)
 	// An error that has nothing to do with the signal keeps its own.
-	must.Equal(t, "exit", report(ctx, g, errors.New("undo failed")), exitFailed)
+	must.Equal(t, "exit", report(ctx, g, errors.New("undo failed")), codeFailed)
 
 	// A check that was cut short has no finding: neither its exit code nor its cause.
 	e.stderr.Reset()
@@ -358,14 +377,14 @@ func testInterrupt(t *testing.T) {
 		{ID: bootstrap.IDService, Text: "systemd is not available: connecting: context canceled", Hint: "say it with --service-command"},
 		{ID: bootstrap.IDMongo, Text: "server selection error"},
 	}})
-	must.Equal(t, "exit in the preflight", report(ctx, g, pre), exitInterrupted)
+	must.Equal(t, "exit in the preflight", report(ctx, g, pre), codeInterrupted)
 	if got := e.stderr.String(); !strings.HasPrefix(got, want) || !strings.Contains(got, stateUntouched) || strings.Contains(got, "service-command") || strings.Contains(got, "canceled") {
 		t.Errorf("in the preflight:\n%s", got)
 	}
 	// The error has other failures, and not the end of the context.
 	e.stderr.Reset()
 	both := &userError{Msg: "cannot join", State: "half done", Cause: errors.Join(fmt.Errorf("asking the bus: %w", context.Canceled), errors.New("undo: no space left on device"))}
-	must.Equal(t, "exit", report(ctx, g, both), exitInterrupted)
+	must.Equal(t, "exit", report(ctx, g, both), codeInterrupted)
 	if got := e.stderr.String(); !strings.Contains(got, "no space left on device") || !strings.Contains(got, "signal: terminated") || strings.Contains(got, "canceled") || !strings.Contains(got, "half done") {
 		t.Errorf("with a failed rollback:\n%s", got)
 	}
@@ -381,7 +400,7 @@ func testInterrupt(t *testing.T) {
 	}
 	<-time.After(oneSignal)
 	sig.ch <- syscall.SIGINT
-	must.Equal(t, "second signal: exit", <-exited, exitInterrupted)
+	must.Equal(t, "second signal: exit", <-exited, codeInterrupted)
 }
 
 func TestJSONErrors(t *testing.T) {
@@ -389,13 +408,13 @@ func TestJSONErrors(t *testing.T) {
 		{"-o", "json", "nonsense"}, {"nonsense", "-ojson"}, {"nonsense", "--output=json"}, {"--bogus", "--output", "json"}, {"-o=json", "join", "-mongo=x"},
 	} {
 		code, stdout, stderr := run(t, nil, args...)
-		if code != exitUsage || stdout != "" || !strings.HasPrefix(stderr, `{"schema_version":1,"kind":"error","error":{"id":"AGENT-USAGE","message":"unknown `) ||
+		if code != codeUsage || stdout != "" || !strings.HasPrefix(stderr, `{"schema_version":1,"kind":"error","error":{"id":"AGENT-USAGE","message":"unknown `) ||
 			strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, `"exit_code":2}}`) || !strings.Contains(stderr, `"state":"nothing was changed on this machine"`) {
 			t.Errorf("%v: exit %d, stdout %q, stderr %s", args, code, stdout, stderr)
 		}
 	}
 	code, _, stderr := run(t, map[string]string{"AMSAGENT_OUTPUT": "json"}, "nonsense")
-	if code != exitUsage || !strings.HasPrefix(stderr, "{") {
+	if code != codeUsage || !strings.HasPrefix(stderr, "{") {
 		t.Errorf("by variable: exit %d, stderr %s", code, stderr)
 	}
 	_, _, stderr = run(t, nil, "nonsense", "--", "-o", "json")
@@ -405,20 +424,14 @@ func TestJSONErrors(t *testing.T) {
 }
 
 func TestVersionOutput(t *testing.T) {
-	code, stdout, stderr := run(t, nil, "version")
-	if code != 0 || stderr != "" || !regexp.MustCompile(`^amsagent \S+ \(.*go1\.[0-9.]+.*, linux/[a-z0-9]+\)\n$`).MatchString(stdout) {
-		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
-	}
-	_, again, _ := run(t, nil, "--version")
-	must.Equal(t, "--version, beside version", again, stdout)
-	_, stdout, _ = run(t, nil, "version", "-o", "json")
-	if !strings.HasPrefix(stdout, "{\n  \"schema_version\": 1,\n  \"kind\": \"version\",\n  \"version\": ") {
-		t.Errorf("json: %s", stdout)
-	}
 	// It must work where everything else is wrong.
-	code, _, stderr = run(t, map[string]string{"AMSAGENT_TIMEOUT": "x", "AMSAGENT_CONFIG": "/does/not/exist"}, "version")
-	if code != 0 || stderr != "" {
-		t.Errorf("with wrong settings: exit %d, stderr %q", code, stderr)
+	wrong := map[string]string{"AMSAGENT_TIMEOUT": "x", "AMSAGENT_CONFIG": "/does/not/exist"}
+	line := `^amsagent \S+ \(.*go1\.[0-9.]+.*, linux/[a-z0-9]+\)\n$`
+	for args, want := range map[string]string{"version": line, "--version": line, "version -o json": `^{\n  "schema_version": 1,\n  "kind": "version",\n  "version": `} {
+		code, stdout, stderr := run(t, wrong, strings.Fields(args)...)
+		if code != 0 || stderr != "" || !regexp.MustCompile(want).MatchString(stdout) {
+			t.Errorf("%s: exit %d, stdout %q, stderr %q", args, code, stdout, stderr)
+		}
 	}
 }
 
@@ -447,30 +460,23 @@ func TestCompletion(t *testing.T) {
 			t.Errorf("%s: exit %d, %d bytes, stderr %q", shell, code, len(stdout), stderr)
 		}
 	}
-	// The scripts call this.
-	code, stdout, _ := run(t, nil, "__complete", "config", "--provider", "a")
-	if code != 0 || !slices.Contains(strings.Split(stdout, "\n"), "aws") {
-		t.Errorf("exit %d, stdout %q", code, stdout)
-	}
-	code, stdout, stderr := run(t, map[string]string{"AMSAGENT_TIMEOUT": "wrong"}, "__complete", "config", "--on-failure", "")
-	if code != 0 || !strings.HasPrefix(stdout, "rollback\nkeep\n") || strings.Contains(stderr, "error") {
-		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
-	}
-	for _, c := range []struct{ command, flag, first string }{
-		{"nodes", "--state", "joining\n"},
-		{"nodes", "--sort", "address\n"},
-		{"status", "--wait", "joining\n"},
-		{"doctor", "--explain", "AGENT-"},
-		{"doctor", "--ignore", "AGENT-"},
-		{"seal", "--keep", "identity\n"},
-		{"seal", "--remove", "tls\nlicence\n"},
+	// The scripts call this, also where a setting is wrong.
+	wrong := map[string]string{"AMSAGENT_TIMEOUT": "wrong"}
+	for _, c := range []struct{ line, first string }{
+		{"config --provider a", "auto\naws\n"},
+		{"config --on-failure ", "rollback\nkeep\n"},
+		{"nodes --state ", "joining\n"},
+		{"nodes --sort ", "address\n"},
+		{"status --wait ", "joining\n"},
+		{"doctor --explain ", "AGENT-"},
+		{"doctor --ignore ", "AGENT-"},
+		{"seal --keep ", "identity\n"},
+		{"seal --remove ", "tls\nlicence\n"},
+		{"hel", "help\t"},
 	} {
-		if code, stdout, _ := run(t, nil, "__complete", c.command, c.flag, ""); code != 0 || !strings.HasPrefix(stdout, c.first) {
-			t.Errorf("%s %s: exit %d, stdout %q", c.command, c.flag, code, stdout)
+		code, stdout, stderr := run(t, wrong, append([]string{"__complete"}, strings.Split(c.line, " ")...)...)
+		if code != 0 || !strings.HasPrefix(stdout, c.first) || strings.Contains(stderr, "error") {
+			t.Errorf("%s: exit %d, stdout %q, stderr %q", c.line, code, stdout, stderr)
 		}
-	}
-	code, stdout, _ = run(t, nil, "__complete", "hel")
-	if code != 0 || !strings.HasPrefix(stdout, "help\t") {
-		t.Errorf("exit %d, stdout %q", code, stdout)
 	}
 }

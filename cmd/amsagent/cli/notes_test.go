@@ -16,17 +16,21 @@ import (
 )
 
 func TestUnreadTags(t *testing.T) {
+	type m = map[string]string
+	const unread = "tags that are not read: "
 	for _, tt := range []struct {
-		tags map[string]string
+		tags m
 		want string
 	}{
 		{nil, ""},
-		{map[string]string{"Name": "x", "owner:amsagent": "x"}, ""},
-		{map[string]string{"amsagent:role": "edge", "amsagent-mongo": "h", "amsagent:drain-deadline": "20m", "amsagent-drain-deadline": "20m"}, ""},
-		{map[string]string{"amsagent:hooks": "a", "amsagent-rol": "edge", "AMSAGENT:role": "x"}, "tags that are not read: AMSAGENT:role, amsagent-rol, amsagent:hooks; those that are: amsagent:mongo, amsagent:role"},
+		{m{"Name": "x", "owner:amsagent": "x"}, ""},
+		{m{"amsagent:role": "edge", "amsagent-mongo": "h", "amsagent:drain-deadline": "20m", "amsagent-drain-deadline": "20m"}, ""},
+		{m{"amsagent:hooks": "a", "amsagent-rol": "edge", "AMSAGENT:role": "x"}, "AMSAGENT:role, amsagent-rol, amsagent:hooks; those that are: amsagent:mongo, amsagent:role"},
 	} {
-		if got := unreadTags(tt.tags); !strings.HasPrefix(got, tt.want) || (got == "") != (tt.want == "") {
-			t.Errorf("%v: %q, want %q", tt.tags, got, tt.want)
+		srv := metadataOfAWS(t, func() m { return tt.tags })
+		_, _, stderr := run(t, m{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": srv.URL}, "config")
+		if strings.Contains(stderr, unread) != (tt.want != "") || !strings.Contains(stderr, tt.want) {
+			t.Errorf("%v: want %q in\n%s", tt.tags, tt.want, stderr)
 		}
 	}
 }
@@ -48,6 +52,7 @@ func TestNotesOfTheDaemon(t *testing.T) {
 
 // A machine on which nothing names a cloud is no machine of a cloud that the operator, or the machine, names.
 func TestUnrecognisedCloud(t *testing.T) {
+	const noCloud = "no cloud recognised: no scale-in will be announced here; if there is one, --provider aws|azure|alibaba|gcp"
 	hetzner := map[string]string{"sys/class/dmi/id/sys_vendor": "Hetzner\n"}
 	for name, tt := range map[string]struct {
 		files map[string]string

@@ -18,22 +18,27 @@ func TestColor(t *testing.T) {
 		name     string
 		terminal bool
 		vars     map[string]string
+		file     string // config.yaml
 		args     []string
 		want     bool
 	}{
-		{"pipe", false, nil, nil, false},
-		{"terminal", true, nil, nil, true},
-		{"dumb", true, map[string]string{"TERM": "dumb"}, nil, false},
-		{"NO_COLOR", true, map[string]string{"NO_COLOR": "1"}, nil, false},
-		{"--color never", true, nil, []string{"--color", "never"}, false},
-		{"--color always", false, nil, []string{"--color", "always"}, true},
-		{"--color always -o json", true, nil, []string{"--color", "always", "-o", "json"}, false},
+		{name: "pipe"},
+		{name: "terminal", terminal: true, want: true},
+		{name: "dumb", terminal: true, vars: map[string]string{"TERM": "dumb"}},
+		{name: "NO_COLOR", terminal: true, vars: map[string]string{"NO_COLOR": "0"}},
+		{name: "NO_COLOR is empty", terminal: true, vars: map[string]string{"NO_COLOR": ""}, want: true},
+		{name: "NO_COLOR over the file", terminal: true, vars: map[string]string{"NO_COLOR": "1"}, file: "color: always\n"},
+		{name: "our variable over NO_COLOR", vars: map[string]string{"NO_COLOR": "1", "AMSAGENT_COLOR": "always"}, want: true},
+		{name: "the flag over NO_COLOR", vars: map[string]string{"NO_COLOR": "1"}, args: []string{"--color", "always"}, want: true},
+		{name: "--color never", terminal: true, args: []string{"--color", "never"}},
+		{name: "--color always", args: []string{"--color", "always"}, want: true},
+		{name: "--color always -o json", terminal: true, args: []string{"--color", "always", "-o", "json"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := &testEnv{vars: tt.vars}
 			env := e.env()
 			env.IsTerminal = func(any) bool { return tt.terminal }
-			args := append([]string{"config", "--offline", "--root", t.TempDir()}, tt.args...)
+			args := append([]string{"config", "--offline", "--root", tree(t, map[string]string{"etc/amsagent/config.yaml": tt.file})}, tt.args...)
 			if code := Main(args, env); code != 0 {
 				t.Fatalf("exit %d: %s", code, e.stderr.String())
 			}

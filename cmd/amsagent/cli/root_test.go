@@ -26,7 +26,7 @@ func TestOneAnswer(t *testing.T) {
 		// Without another root: nothing below is reached, nor is the address read, which is wrong.
 		e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "generic", "AMSAGENT_ROOT": ""}}
 		code := onEmptyMachine(t, func() int { return Main(strings.Fields(args), e.env()) })
-		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AGENT-ROOT") || !strings.Contains(said, "sudo") || !strings.Contains(said, stateUntouched) {
+		if said := e.stderr.String(); code != codePreflight || !strings.Contains(said, "AGENT-ROOT") || !strings.Contains(said, "sudo") || !strings.Contains(said, "nothing was changed on this machine") {
 			t.Errorf("%s without root: exit %d\n%s", args, code, said)
 		}
 	}
@@ -41,21 +41,21 @@ func TestOneAnswer(t *testing.T) {
 	} {
 		e := &testEnv{vars: map[string]string{"AMSAGENT_ROOT": node}}
 		code := asNobody(t, func() int { return Main(strings.Fields(args), e.env()) })
-		if said := e.stderr.String(); code != exitPreflight || !strings.Contains(said, "AGENT-ROOT") || !strings.Contains(said, "sudo") {
+		if said := e.stderr.String(); code != codePreflight || !strings.Contains(said, "AGENT-ROOT") || !strings.Contains(said, "sudo") {
 			t.Errorf("%s without root: exit %d\n%s", args, code, said)
 		}
 	}
 	for args, want := range map[string]int{
-		"status": exitNotMember, "drain": exitNotMember, "undrain": exitNotMember,
+		"status": codeNotMember, "drain": codeNotMember, "undrain": codeNotMember,
 		// There is nothing to do for these.
-		"converge": exitOK, "deregister": exitOK,
+		"converge": codeOK, "deregister": codeOK,
 	} {
 		code, stdout, stderr := run(t, map[string]string{"AMSAGENT_PROVIDER": "generic"}, strings.Fields(args)...)
 		must.Equal(t, fmt.Sprintf("exit of %s on a machine that is no node, with\n%s%s", args, stdout, stderr), code, want)
 		if args != "status" && !strings.Contains(stdout+stderr, "this machine is not a cluster node\n") {
 			t.Errorf("%s:\n%s%s", args, stdout, stderr)
 		}
-		if strings.HasSuffix(args, "drain") && !(strings.Contains(stderr, "["+idNotNode+"]") && strings.Contains(stderr, "hint: ")) {
+		if strings.HasSuffix(args, "drain") && !(strings.Contains(stderr, "[AGENT-NOT-NODE]") && strings.Contains(stderr, "hint: ")) {
 			t.Errorf("%s names no way out:\n%s", args, stderr)
 		}
 	}

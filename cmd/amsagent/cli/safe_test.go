@@ -42,7 +42,7 @@ func TestOutputIsSafe(t *testing.T) {
 		if strings.Contains(e.stderr.String(), "\x1b") {
 			t.Errorf("an error text moves the cursor: %q", e.stderr.String())
 		}
-		for name, out := range map[string][]byte{"stdout": e.stdout.Bytes(), "stderr": []byte(e.stderr.String())} {
+		for name, out := range map[string][]byte{"stdout": []byte(e.stdout.String()), "stderr": []byte(e.stderr.String())} {
 			if dangerous(out) {
 				t.Errorf("%s on %s: %q", form, name, out)
 			}
@@ -52,7 +52,7 @@ func TestOutputIsSafe(t *testing.T) {
 			continue
 		}
 		var got map[string]any
-		must.OK(t, json.Unmarshal(e.stdout.Bytes(), &got))
+		must.OK(t, json.Unmarshal([]byte(e.stdout.String()), &got))
 		// A program gets back what was said, but for what is no character.
 		must.Equal[any](t, "role", got["role"], strings.ToValidUTF8(hostile, "\ufffd"))
 		for line := range bytes.Lines([]byte(e.stderr.String())) {

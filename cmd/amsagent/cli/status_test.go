@@ -41,10 +41,10 @@ func TestStatusOfATree(t *testing.T) {
 		if err := json.Unmarshal([]byte(stdout), &is); err != nil {
 			t.Fatalf("exit %d: %v\n%s%s", code, err, stdout, stderr)
 		}
-		if p := is.Process; code != exitNotMember || p.Err != "not known: a tree below another root does not run" || p.Liveness.State != "unknown" || p.State.Known() {
+		if p := is.Process; code != codeNotMember || p.Err != "not known: a tree below another root does not run" || p.Liveness.State != "unknown" || p.State.Known() {
 			t.Errorf("--service %s: exit %d, %+v", service, code, p)
 		}
-		if code, stdout, _ := run(t, nil, "status", "--root", root, "--service", service); code != exitNotMember || !strings.Contains(stdout, "  process   not known: a tree below another root does not run\n") {
+		if code, stdout, _ := run(t, nil, "status", "--root", root, "--service", service); code != codeNotMember || !strings.Contains(stdout, "  process   not known: a tree below another root does not run\n") {
 			t.Errorf("--service %s: exit %d\n%s", service, code, stdout)
 		}
 	}

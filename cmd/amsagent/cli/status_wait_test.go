@@ -4,11 +4,9 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/bootstrap"
@@ -80,25 +78,6 @@ func TestMissingFor(t *testing.T) {
 	}
 }
 
-func TestWaitStatus(t *testing.T) {
-	for want, changes := range map[string]time.Duration{"": 2 * time.Second, "this node is not active after 5 s: its state is joining": time.Minute} {
-		synctest.Test(t, func(t *testing.T) {
-			e, begin := &testEnv{}, time.Now()
-			ctx, cancel := upTo(t.Context(), 5*time.Second)
-			defer cancel()
-			last, err := waitStatus(ctx, "active", plainGlobals(e), func(ctx context.Context) (*bootstrap.Status, error) {
-				if time.Since(begin) < changes {
-					return statusOf("joining"), ctx.Err()
-				}
-				return statusOf("active"), ctx.Err()
-			})
-			if last == nil || err == nil && want != "" || err != nil && err.Error() != want || strings.Count(e.stderr.String(), "waiting for active: its state is joining") != 1 {
-				t.Errorf("%+v, %v\n%s", last, err, e.stderr.String())
-			}
-		})
-	}
-}
-
 // The first line of status and its exit code without --strict.
 func TestSummarize(t *testing.T) {
 	life := func(state lifecycle.State) *daemon.View {
@@ -128,9 +107,9 @@ func TestSummarize(t *testing.T) {
 func TestStatusShowsTheLoad(t *testing.T) {
 	s := statusOf("active", func(s *bootstrap.Status) {
 		s.Row.Registry.Load = &cluster.Load{
-			CPU: ptr(83), Mem: ptr(61), Disk: ptr(7), Score: ptr(97), GPUs: []cluster.GPULoad{{Util: ptr(3)}, {Enc: ptr(97)}},
+			CPU: new(83), Mem: new(61), Disk: new(7), Score: new(97), GPUs: []cluster.GPULoad{{Util: new(3)}, {Enc: new(97)}},
 		}
-		s.Row.Registry.Sessions = &cluster.Sessions{Publishers: ptr(1), Viewers: ptr(431), By: cluster.CountedByConnections}
+		s.Row.Registry.Sessions = &cluster.Sessions{Publishers: new(1), Viewers: new(431), By: cluster.CountedByConnections}
 	})
 	text := func(s *bootstrap.Status) string {
 		w := &output.Text{Now: fixedNow()}
@@ -142,4 +121,16 @@ func TestStatusShowsTheLoad(t *testing.T) {
 	if got := text(s); strings.Contains(got, "Load") || strings.Contains(got, "viewers") || !strings.Contains(got, "last heartbeat 60 min ago, one every 5 s: silent") {
 		t.Errorf("an old load is shown as if it were one of today:\n%s", got)
 	}
+}
+
+// A wait that ends without success names what was missing, once.
+func TestStatusWaits(t *testing.T) {
+	t.Parallel()
+	m := withMongo(t)
+	plant(t, m.root, map[string]string{"etc/machine-id": "0123456789abcdef0123456789abcdef\n"})
+	c := m.run("status", "--wait", "active", "--timeout", "5s")
+	c.ends(codeUnknown)
+	const missing = "the registry has no record of this node"
+	c.said("error: this node is not active after 5 s [AGENT-TIMEOUT]\n", "cause: "+missing+"\n")
+	must.Equal(t, "number of reports", strings.Count(c.stderr.String(), "waiting for active: "+missing), 1)
 }

@@ -59,13 +59,13 @@ func TestWrongConfig(t *testing.T) {
 			for _, args := range [][]string{
 				{"config", "--offline"}, {"seal", "--dry-run"}, {"join", "--offline", "--mongo", "10.0.2.4"},
 			} {
-				if code, stdout, stderr := do(args...); code != exitUsage || stdout != "" || !strings.Contains(stderr, "["+tt.id+"]") {
+				if code, stdout, stderr := do(args...); code != codeUsage || stdout != "" || !strings.Contains(stderr, "["+tt.id+"]") {
 					t.Errorf("%v: exit %d\n%s%s", args, code, stdout, stderr)
 				}
 			}
 			code, stdout, stderr := do("status", "-o", "json")
 			if tt.outcome == refused {
-				if code != exitUsage || !strings.Contains(stderr, `"id":"`+tt.id+`"`) {
+				if code != codeUsage || !strings.Contains(stderr, `"id":"`+tt.id+`"`) {
 					t.Errorf("status: exit %d\n%s", code, stderr)
 				}
 				return
@@ -80,7 +80,7 @@ func TestWrongConfig(t *testing.T) {
 				}
 				Disagree []bootstrap.Finding `json:"disagreements"`
 			}
-			if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != exitNotMember || got.Role == nil {
+			if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != codeNotMember || got.Role == nil {
 				t.Fatalf("status: exit %d, %v\n%s", code, err, stderr)
 			}
 			from := got.Role.Origin.Name
@@ -90,7 +90,7 @@ func TestWrongConfig(t *testing.T) {
 			if got.Role.Value != tt.role || from != tt.from {
 				t.Errorf("role %q from %q", got.Role.Value, from)
 			}
-			if !slices.ContainsFunc(got.Disagree, func(d bootstrap.Finding) bool { return d.ID == idConfig && strings.Contains(d.Text, tt.outcome) }) {
+			if !slices.ContainsFunc(got.Disagree, func(d bootstrap.Finding) bool { return d.ID == "AGENT-CONFIG" && strings.Contains(d.Text, tt.outcome) }) {
 				t.Errorf("status does not show it: %v", got.Disagree)
 			}
 			if !strings.Contains(stderr, "config.yaml") || !strings.Contains(stderr, tt.outcome) {
@@ -106,7 +106,7 @@ func TestEndpoints(t *testing.T) {
 			vars := map[string]string{name: "http://127.0.0.1:1"}
 			code, stdout, _ := run(t, vars, "config", "--offline")
 			line := regexp.MustCompile(`(?m)^  endpoint (\S+) +(\S+) +(\S+)$`).FindAllStringSubmatch(stdout, -1)
-			if code != exitOK || len(line) != 1 || !slices.Equal(line[0][1:], []string{e.Name, "http://127.0.0.1:1", name}) {
+			if code != codeOK || len(line) != 1 || !slices.Equal(line[0][1:], []string{e.Name, "http://127.0.0.1:1", name}) {
 				t.Errorf("%s: exit %d, %q", name, code, line)
 			}
 			_, stdout, _ = run(t, vars, "config", "--offline", "-o", "json")
