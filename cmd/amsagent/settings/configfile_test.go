@@ -93,27 +93,30 @@ func TestReadConfigFile(t *testing.T) {
 	))
 	for _, tt := range []struct {
 		path, fails string
-		named       Origin
-		missing     bool
 	}{
 		{path: "/etc/amsagent/config.yaml"},
 		{path: "/link.yaml"},
 		{path: "/up.yaml"}, // as inside a chroot
-		{path: "/none.yaml", missing: true},
-		{path: "/none.yaml", named: Origin{Layer: FromEnv, Name: "AMSAGENT_CONFIG"}, fails: "AMSAGENT_CONFIG: reading the settings: open "},
+		{path: "/none.yaml", fails: "AMSAGENT_CONFIG: reading the settings: open "},
 		{path: "/etc", fails: "not a regular file"},
 		{path: "/fifo", fails: "not a regular file"}, // at once, without a wait
 		{path: "/big", fails: "larger than 256 KiB"},
 	} {
-		c, err := readConfigFile(root, tt.path, tt.named)
-		if tt.fails != "" {
+		s, err := Read(Sources{LookupEnv: lookup(map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_CONFIG": tt.path}), Environ: func() []string { return nil }}, true)
+		switch {
+		case tt.fails != "":
 			if err == nil || !strings.Contains(err.Error(), tt.fails) {
 				t.Errorf("%s: %v", tt.path, err)
 			}
-		} else if err != nil || (c == nil) != tt.missing || c != nil && (c.values["role"].text != "edge" || c.path != path("etc/amsagent/config.yaml")) {
-			t.Errorf("%s: %+v, %v", tt.path, c, err)
+		case err != nil:
+			t.Errorf("%s: %v", tt.path, err)
+		default:
+			must.Equal(t, tt.path, s.Role+" of "+s.Origin(KeyRole).Name, "edge of "+path("etc/amsagent/config.yaml"))
 		}
 	}
+	s, err := Read(Sources{LookupEnv: lookup(map[string]string{"AMSAGENT_ROOT": t.TempDir()}), Environ: func() []string { return nil }}, true)
+	must.OK(t, err) // without the default file
+	must.Equal(t, "role", s.Role, "")
 }
 
 // Each content gives values or errors with the file's name, never a crash.

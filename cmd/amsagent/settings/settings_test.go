@@ -47,58 +47,24 @@ func (s *Settings) applyTags(all bool, group string, tags map[string]string) err
 	return err
 }
 
-func TestPrecedence(t *testing.T) {
-	for _, tt := range []struct {
-		name       string
-		flag       string
-		env        string
-		file       string
-		tag        string
-		want, from string
-	}{
-		{name: "nothing", want: "", from: "default"},
-		{name: "tag", tag: "t", want: "t", from: "instance tag amsagent:role"},
-		{name: "file over tag", file: "f", tag: "t", want: "f", from: "/etc/amsagent/config.yaml:2"},
-		{name: "variable over file", env: "e", file: "f", tag: "t", want: "e", from: "AMSAGENT_ROLE"},
-		{name: "flag over variable", flag: "x", env: "e", file: "f", tag: "t", want: "x", from: "--role"},
-		{name: "flag over tag", flag: "x", tag: "t", want: "x", from: "--role"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			src := Sources{LookupEnv: lookup(map[string]string{"AMSAGENT_ROLE": tt.env})}
-			if tt.flag != "" {
-				src.Flags = flags(KeyRole, tt.flag)
-			}
-			if tt.file != "" {
-				src.File = file("# settings\nrole: " + tt.file + "\n")
-			}
-			s, err := resolve(src)
-			must.OK(t, err)
-			must.OK(t, s.applyTags(true, "", map[string]string{"amsagent:role": tt.tag}))
-			if s.Role != tt.want || s.Origin(KeyRole).String() != tt.from {
-				t.Errorf("role %q from %q, want %q from %q", s.Role, s.Origin(KeyRole), tt.want, tt.from)
-			}
-		})
-	}
-}
-
 // Every row of the table reaches its field from each of its sources.
 func TestEverySettingIsRead(t *testing.T) {
 	values := map[string]any{
 		KeyMongo: "10.0.2.4", KeyRole: "edge", KeyGroup: "edges in eu", KeyAddress: "10.0.1.5", KeyAMSDir: "/opt/ams",
 		KeyAMSRelease: "2.14.0", KeyProvider: "aws", KeyService: "none", KeyServiceCommand: "/usr/bin/ams-ctl -q",
 		KeyRemoteIPValve: "remove", KeyTimeout: 90 * time.Second, KeyOnFailure: "keep", KeyRoot: "/mnt", KeyConfig: "/c.yaml",
-		KeyOutput: "json", KeyLogLevel: "debug", KeyColor: "never", KeyHooks: "drain,amsagent-*", keyAutoJoin: false,
+		KeyOutput: "json", KeyLogLevel: "debug", KeyColor: "never", KeyHooks: "drain,amsagent-*", "auto_join": false,
 		KeyBeatInterval: 7 * time.Second, KeyMetrics: "127.0.0.2:9100", KeyAgentCheck: "127.0.0.2:9101",
-		KeyServing: "LiveApp,live*", keyUnhealthyAfter: 7 * time.Minute, KeyDrainDeadline: 30 * time.Minute, keyRemoteDrain: false,
+		KeyServing: "LiveApp,live*", "unhealthy_after": 7 * time.Minute, KeyDrainDeadline: 30 * time.Minute, "remote_drain": false,
 	}
 	field := func(s *Settings, key string) any {
 		return map[string]any{
 			KeyMongo: s.Mongo, KeyRole: s.Role, KeyGroup: s.Group, KeyAddress: s.Address, KeyAMSDir: s.AMSDir,
 			KeyAMSRelease: s.AMSRelease, KeyProvider: s.Provider, KeyService: s.Service, KeyServiceCommand: s.ServiceCommand,
 			KeyRemoteIPValve: s.RemoteIPValve, KeyTimeout: s.Timeout, KeyOnFailure: s.OnFailure, KeyRoot: s.Root, KeyConfig: s.Config,
-			KeyOutput: s.Output, KeyLogLevel: strings.ToLower(s.LogLevel.String()), KeyColor: s.Color, KeyHooks: strings.Join(s.Hooks, ","), keyAutoJoin: s.AutoJoin,
+			KeyOutput: s.Output, KeyLogLevel: strings.ToLower(s.LogLevel.String()), KeyColor: s.Color, KeyHooks: strings.Join(s.Hooks, ","), "auto_join": s.AutoJoin,
 			KeyBeatInterval: s.BeatInterval, KeyMetrics: s.Metrics, KeyAgentCheck: s.AgentCheck,
-			KeyServing: strings.Join(s.Serving, ","), keyUnhealthyAfter: s.UnhealthyAfter, KeyDrainDeadline: s.DrainDeadline, keyRemoteDrain: s.RemoteDrain,
+			KeyServing: strings.Join(s.Serving, ","), "unhealthy_after": s.UnhealthyAfter, KeyDrainDeadline: s.DrainDeadline, "remote_drain": s.RemoteDrain,
 		}[key]
 	}
 	for _, row := range Table() {
@@ -140,9 +106,9 @@ func TestWrongValues(t *testing.T) {
 		{KeyServing, "LiveApp,live[", `"live[" is not the name of an application`},
 		{KeyServing, "webapps/LiveApp", "is not the name of an application"},
 		{KeyHooks, "drain,", `"" is not the name of a hook`},
-		{keyUnhealthyAfter, "5", "is not a duration"},
+		{"unhealthy_after", "5", "is not a duration"},
 		{KeyBeatInterval, "10ms", "is outside 1s to 1m"},
-		{keyAutoJoin, "maybe", "is not one of true, false"},
+		{"auto_join", "maybe", "is not one of true, false"},
 		{KeyAMSDir, "antmedia", "is not an absolute path"},
 		{KeyAMSRelease, "latest", "is not a release"},
 		{KeyAMSRelease, "3", "is not a release"},
@@ -187,12 +153,12 @@ func TestCanonicalValues(t *testing.T) {
 		{KeyMongo, " 10.0.2.4 ", "10.0.2.4"},
 		{KeyAMSRelease, "2.14.0-SNAPSHOT", "2.14.0-SNAPSHOT"},
 		{KeyRole, "Edge", "edge"},
-		{keyAutoJoin, "true", "true"},
-		{keyAutoJoin, "Yes", "true"},
-		{keyAutoJoin, "on", "true"},
-		{keyAutoJoin, "FALSE", "false"},
-		{keyAutoJoin, "no", "false"},
-		{keyAutoJoin, "Off", "false"},
+		{"auto_join", "true", "true"},
+		{"auto_join", "Yes", "true"},
+		{"auto_join", "on", "true"},
+		{"auto_join", "FALSE", "false"},
+		{"auto_join", "no", "false"},
+		{"auto_join", "Off", "false"},
 	} {
 		row, _ := ByKey(tt.key)
 		if got, err := row.Canonical(tt.value); err != nil || got != tt.want {
@@ -201,99 +167,65 @@ func TestCanonicalValues(t *testing.T) {
 	}
 }
 
-func TestNoColor(t *testing.T) {
+// The service of this machine is not that of a tree below another root.
+func TestServiceWithRoot(t *testing.T) {
+	type m = map[string]string
+	below, command := []string{KeyRoot, "/mnt"}, []string{KeyRoot, "/mnt", KeyServiceCommand, "/bin/x"}
 	for _, tt := range []struct {
-		name string
-		src  Sources
+		name  string
+		flags []string
+		vars  m
+		file  string
+		// want is service, command and origin, or the error after "!".
 		want string
 	}{
-		{"empty", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": ""})}, "auto"},
-		{"NO_COLOR", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": "0"})}, "never"},
-		{"over the file", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": "1"}), File: file("color: always\n")}, "never"},
-		{"ours over it", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": "1", "AMSAGENT_COLOR": "always"})}, "always"},
-		{"flag over it", Sources{LookupEnv: lookup(map[string]string{"NO_COLOR": "1"}), Flags: flags(KeyColor, "always")}, "always"},
+		{name: "implied", flags: below, want: "none  implied by --root"},
+		{name: "the tree's own file says nothing about this machine", flags: below, file: "service: systemd\n", want: "none  implied by --root"},
+		{name: "nor its command", flags: below, file: "service_command: /bin/x\n", want: "none  implied by --root"},
+		{name: "variable", flags: below, vars: m{"AMSAGENT_SERVICE": "systemd"}, want: "systemd  AMSAGENT_SERVICE"},
+		{name: "command by variable", flags: below, vars: m{"AMSAGENT_SERVICE_COMMAND": "/bin/x"}, want: "auto /bin/x default"},
+		{name: "command by flag, kind by file", flags: command, file: "service: systemd\n", want: "auto /bin/x default"},
+		{name: "kind by flag, command by file", flags: append(below, KeyService, "systemd"), file: "service_command: /bin/x\n", want: "systemd  --service"},
+		{name: "kind by flag, command by variable", flags: append(below, KeyService, "none"), vars: m{"AMSAGENT_SERVICE_COMMAND": "/bin/x"}, want: "none  --service"},
+		{name: "no root, kind by file, command by flag", flags: command[2:], file: "service: systemd\n", want: "auto /bin/x default"},
+		{name: "no root, command by file", file: "service_command: /bin/x\n", want: "auto /bin/x default"},
+		{name: "root is /", flags: []string{KeyRoot, "/"}, file: "service: systemd\n", want: "systemd  /etc/amsagent/config.yaml:1"},
+		{name: "both flags", flags: append(command, KeyService, "systemd"), want: "!cannot be combined with"},
+		{name: "both lines", file: "service: none\nservice_command: /bin/x\n", want: "!cannot be combined with"},
 	} {
-		s, err := resolve(tt.src)
-		if err != nil || s.Color != tt.want {
-			t.Errorf("%s: %q, %v", tt.name, s.Color, err)
-		}
-	}
-}
-
-func TestServiceWithRoot(t *testing.T) {
-	env := func(pairs ...string) Sources {
-		m := map[string]string{}
-		for i := 0; i < len(pairs); i += 2 {
-			m[pairs[i]] = pairs[i+1]
-		}
-		return Sources{LookupEnv: lookup(m), Flags: flags(KeyRoot, "/mnt")}
-	}
-	withFile := func(src Sources, text string) Sources { src.File = file(text); return src }
-	withFlag := func(src Sources, pairs ...string) Sources {
-		for k, v := range flags(pairs...) {
-			src.Flags[k] = v
-		}
-		return src
-	}
-	for _, tt := range []struct {
-		name             string
-		src              Sources
-		service, command string
-		from             string
-	}{
-		{"implied", env(), "none", "", "implied by --root"},
-		{"the tree's own file says nothing about this machine", withFile(env(), "service: systemd\n"), "none", "", "implied by --root"},
-		{"nor its command", withFile(env(), "service_command: /bin/x\n"), "none", "", "implied by --root"},
-		{"variable", env("AMSAGENT_SERVICE", "systemd"), "systemd", "", "AMSAGENT_SERVICE"},
-		{"command by variable", env("AMSAGENT_SERVICE_COMMAND", "/bin/x"), "auto", "/bin/x", "default"},
-		{"command by flag, kind by file", withFile(withFlag(env(), KeyServiceCommand, "/bin/x"), "service: systemd\n"), "auto", "/bin/x", "default"},
-		{"kind by flag, command by file", withFile(withFlag(env(), KeyService, "systemd"), "service_command: /bin/x\n"), "systemd", "", "--service"},
-		{"kind by flag, command by variable", withFlag(env("AMSAGENT_SERVICE_COMMAND", "/bin/x"), KeyService, "none"), "none", "", "--service"},
-		{"no root, kind by file, command by flag", Sources{Flags: flags(KeyServiceCommand, "/bin/x"), File: file("service: systemd\n")}, "auto", "/bin/x", "default"},
-		{"no root, command by file", Sources{File: file("service_command: /bin/x\n")}, "auto", "/bin/x", "default"},
-		{"root is /", Sources{Flags: flags(KeyRoot, "/"), File: file("service: systemd\n")}, "systemd", "", "/etc/amsagent/config.yaml:1"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			s, err := resolve(tt.src)
-			must.OK(t, err)
-			if s.Service != tt.service || s.ServiceCommand != tt.command || s.Origin(KeyService).String() != tt.from {
-				t.Errorf("service %q from %q, command %q", s.Service, s.Origin(KeyService), s.ServiceCommand)
+		s, err := resolve(Sources{LookupEnv: lookup(tt.vars), Flags: flags(tt.flags...), File: file(tt.file)})
+		if fails, ok := strings.CutPrefix(tt.want, "!"); ok {
+			if err == nil || !strings.Contains(err.Error(), fails) {
+				t.Errorf("%s: %v", tt.name, err)
 			}
-		})
-	}
-	for name, src := range map[string]Sources{
-		"both flags": {Flags: flags(KeyService, "systemd", KeyServiceCommand, "/bin/x")},
-		"both lines": {File: file("service: none\nservice_command: /bin/x\n")},
-	} {
-		if _, err := resolve(src); err == nil || !strings.Contains(err.Error(), "cannot be combined with") {
-			t.Errorf("%s: %v", name, err)
+			continue
 		}
+		must.OK(t, err)
+		must.Equal(t, tt.name, fmt.Sprintf("%s %s %s", s.Service, s.ServiceCommand, s.Origin(KeyService)), tt.want)
 	}
 }
 
 func TestTags(t *testing.T) {
+	type m = map[string]string
 	for _, tt := range []struct {
-		name                          string
-		tags                          map[string]string
-		role, from, group, cloudGroup string
+		name       string
+		tags       m
+		cloudGroup string
+		want       string // role, its origin, and the group
 	}{
-		{name: "colon", tags: map[string]string{"amsagent:role": "edge"}, role: "edge", from: "instance tag amsagent:role"},
-		{name: "dash", tags: map[string]string{"amsagent-role": "edge"}, role: "edge", from: "instance tag amsagent-role"},
-		{name: "both", tags: map[string]string{"amsagent-role": "a", "amsagent:role": "b"}, role: "b", from: "instance tag amsagent:role"},
-		{name: "one is empty", tags: map[string]string{"amsagent:role": " ", "amsagent-role": " b\t"}, role: "b", from: "instance tag amsagent-role"},
-		{name: "empty", tags: map[string]string{"amsagent:role": ""}, from: "default"},
-		{name: "other names", tags: map[string]string{"role": "edge", "AMSAGENT:ROLE": "edge"}, from: "default"},
-		{name: "the cloud's group", cloudGroup: "edge-asg", from: "default", group: "edge-asg"},
-		{name: "a tag over the cloud's group", tags: map[string]string{"amsagent:group": "edges"}, cloudGroup: "edge-asg", from: "default", group: "edges"},
+		{name: "colon", tags: m{"amsagent:role": "edge"}, want: "edge, instance tag amsagent:role, "},
+		{name: "dash", tags: m{"amsagent-role": "edge"}, want: "edge, instance tag amsagent-role, "},
+		{name: "both", tags: m{"amsagent-role": "a", "amsagent:role": "b"}, want: "b, instance tag amsagent:role, "},
+		{name: "one is empty", tags: m{"amsagent:role": " ", "amsagent-role": " b\t"}, want: "b, instance tag amsagent-role, "},
+		{name: "empty", tags: m{"amsagent:role": ""}, want: ", default, "},
+		{name: "other names", tags: m{"role": "edge", "AMSAGENT:ROLE": "edge"}, want: ", default, "},
+		{name: "the cloud's group", cloudGroup: "edge-asg", want: ", default, edge-asg"},
+		{name: "a tag over the cloud's group", tags: m{"amsagent:group": "edges"}, cloudGroup: "edge-asg", want: ", default, edges"},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			s, err := resolve(Sources{})
-			must.OK(t, err)
-			err = s.applyTags(true, tt.cloudGroup, tt.tags)
-			if err != nil || s.Role != tt.role || s.Origin(KeyRole).String() != tt.from || s.Group != tt.group {
-				t.Errorf("role %q from %q, group %q, %v", s.Role, s.Origin(KeyRole), s.Group, err)
-			}
-		})
+		s, err := resolve(Sources{})
+		must.OK(t, err)
+		must.OK(t, s.applyTags(true, tt.cloudGroup, tt.tags))
+		must.Equal(t, tt.name, fmt.Sprintf("%s, %s, %s", s.Role, s.Origin(KeyRole), s.Group), tt.want)
 	}
 }
 
@@ -367,14 +299,12 @@ func TestEndpointValues(t *testing.T) {
 		{"http://h:", "", "has no usable port"},
 		{"http://h:99999", "", "has no usable port"},
 	} {
-		found, errs := readEndpoints(func(name string) string {
-			return map[string]string{"AMSAGENT_AWS_ENDPOINT": tt.value, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://other"}[name]
-		})
-		switch {
-		case tt.wrong == "" && (len(errs) > 0 || found[metadata.AWS] != tt.want):
-			t.Errorf("%s: %v, %v", tt.value, found, errs)
-		case tt.wrong != "" && (len(errs) != 1 || !strings.Contains(errs[0].Error(), tt.wrong) || !strings.Contains(errs[0].Error(), "AMSAGENT_AWS_ENDPOINT")):
-			t.Errorf("%s: %v", tt.value, errs)
+		s, err := resolve(Sources{LookupEnv: lookup(map[string]string{"AMSAGENT_AWS_ENDPOINT": tt.value, "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://other"})})
+		if tt.wrong == "" {
+			must.OK(t, err)
+			must.Equal(t, tt.value, s.Endpoints[metadata.AWS], tt.want)
+		} else if err == nil || len(Flatten(err)) != 1 || !strings.Contains(err.Error(), tt.wrong) || !strings.Contains(err.Error(), "AMSAGENT_AWS_ENDPOINT") {
+			t.Errorf("%s: %v", tt.value, err)
 		}
 	}
 }
@@ -396,7 +326,7 @@ func TestForcedAddress(t *testing.T) {
 	} {
 		s, err := resolve(tt.src)
 		must.OK(t, err)
-		if forced, keep := s.addressForced(), s.ToKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
+		if forced, keep := s.JoinRequest().ForceAddress, s.ToKeep(tt.force).ForcedAddress; forced != tt.forced || keep != tt.want {
 			t.Errorf("%s: forced: %v, kept %q, want %q", tt.name, forced, keep, tt.want)
 		}
 	}
