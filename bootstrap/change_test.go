@@ -4,21 +4,15 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/ams"
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -33,6 +27,7 @@ func TestChange(t *testing.T) {
 	for name, tt := range map[string]struct {
 		stopped, unmanaged, idle    bool // idle: it did not run, and must not run afterwards
 		stopErr, writeErr, startErr error
+		late                        int // of the stop
 		did, step                   string
 		owed, down                  bool // what the state has in the end, and whether the error is errDown
 		address                     netip.Addr
@@ -42,6 +37,7 @@ func TestChange(t *testing.T) {
 		"it is down, and stays so":            {stopped: true, idle: true, did: "write"},
 		"not managed":                         {unmanaged: true, did: "write", owed: true},
 		"it does not stop":                    {stopErr: cut, did: "stop back start", step: stepStop, address: old},
+		"its stop outlasts the command":       {stopErr: context.DeadlineExceeded, late: 5, did: "stop back start", step: stepStop, address: old},
 		"nothing is written":                  {writeErr: cut, did: "stop write back start", step: stepWrite, address: old},
 		"nothing is written, and it was down": {stopped: true, idle: true, writeErr: cut, did: "write", step: stepWrite},
 		"all is written, without the end":     {writeErr: &conf.UnfinishedError{New: []string{"/a"}}, did: "stop write start", step: stepWrite, address: fresh},
@@ -50,187 +46,104 @@ func TestChange(t *testing.T) {
 		"nothing is written, and it is gone":  {writeErr: cut, startErr: cut, did: "stop write back start", step: stepWrite, owed: true, down: true, address: old},
 	} {
 		t.Run(name, func(t *testing.T) {
-			service := &hooked{stopping: stopping{save: func() {}, stopped: tt.stopped}}
-			service.hook = func(_ *hooked, call string) error {
-				return map[string]error{"stop": tt.stopErr, "start": tt.startErr}[call]
-			}
-			var address netip.Addr
-			m := &Machine{Service: service, SetAddress: func(a netip.Addr) { address = a }}
-			var owed bool
-			note := func(call string, err error) func() error {
-				return func() error {
-					if call == "write" && !tt.unmanaged && !service.stopped {
-						t.Error("it writes while the server runs")
-					}
-					service.did = append(service.did, call)
-					return err
+			synctest.Test(t, func(t *testing.T) {
+				service := &fakeService{state: isUp, late: tt.late, fails: map[string]error{"stop": tt.stopErr, "start": tt.startErr}}
+				if tt.stopped {
+					service.state = ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}
 				}
-			}
-			step, err := m.change(t.Context(), serverChange{
-				managed: !tt.unmanaged, ran: !tt.idle, start: !tt.idle, former: old, address: fresh,
-				save: func(start bool) error {
-					owed = start
-					return nil
-				},
-				write: note("write", tt.writeErr), back: note("back", nil),
+				var address netip.Addr
+				m := &Machine{Service: service, SetAddress: func(a netip.Addr) { address = a }}
+				var owed bool
+				note := func(call string, err error) func() error {
+					return func() error {
+						if call == "write" && !tt.unmanaged && !service.state.Dead() || service.ending > 0 {
+							t.Errorf("%s while the server runs or stops", call)
+						}
+						service.calls = append(service.calls, call)
+						return err
+					}
+				}
+				step, err := m.change(t.Context(), serverChange{
+					managed: !tt.unmanaged, ran: !tt.idle, start: !tt.idle, former: old, address: fresh,
+					save: func(start bool) error {
+						owed = start
+						return nil
+					},
+					write: note("write", tt.writeErr), back: note("back", nil),
+				})
+				must.Equal(t, "calls", service.did(), tt.did)
+				if step != tt.step || (err != nil) != (tt.step != "") || errors.Is(err, errDown) != tt.down {
+					t.Errorf("step %q, %v", step, err)
+				}
+				must.Equal(t, "the state's start", owed, tt.owed)
+				must.Equal(t, "the address", address, tt.address)
 			})
-			if got := strings.Join(service.did, " "); got != tt.did || step != tt.step || (err != nil) != (tt.step != "") || errors.Is(err, errDown) != tt.down {
-				t.Errorf("%s; step %q, %v", got, step, err)
-			}
-			if owed != tt.owed || address != tt.address {
-				t.Errorf("the state says start: %t; the address is %s", owed, address)
-			}
 		})
 	}
 }
 
-// A server that an interrupted command stopped, and only that, is started by the next convergence or command.
+// A server that an interrupted command stopped, and only that, is started by the next convergence or command, with the unit's
+// files as they are now. If that command fails, the server runs all the same.
 func TestInterruptedCommandStartsTheServer(t *testing.T) {
 	t.Parallel()
-	since := time.Now().Add(-time.Minute).UTC().Truncate(time.Second)
-	down := ams.State{Activity: ams.ActivityInactive, Started: since.Add(-time.Hour)}
+	state := func(f func(*State)) step { return func(t testing.TB, m *Machine) { change(t, m, f) } }
 	for name, tt := range map[string]struct {
-		change  func(*State)
-		service ams.State
-		file    string // damaged
-		starts  bool
-		owed    bool // afterwards
+		phase  Phase // joining, if empty
+		step   step
+		server ams.State // down, if zero
+		starts bool
+		owed   bool // afterwards
 	}{
-		"in a join":             {service: down, starts: true},
-		"in a leave":            {change: func(s *State) { s.Phase = PhaseLeaving }, service: down, starts: true},
-		"it failed":             {service: ams.State{Activity: ams.ActivityFailed}, starts: true},
-		"joined":                {change: func(s *State) { s.Phase = PhaseJoined }, service: down, owed: true},
-		"it did not run":        {change: func(s *State) { s.Start = false }, service: down},
-		"another boot":          {change: func(s *State) { s.Boot = "boot-0" }, service: down, owed: true},
-		"a boot of no name":     {change: func(s *State) { s.Boot = "" }, service: down, owed: true},
-		"it runs":               {service: running().state},
-		"it starts":             {service: ams.State{Activity: ams.ActivityActivating, Sub: "start-pre"}},
-		"it is stopping":        {service: ams.State{Activity: ams.ActivityDeactivating, MainPID: 7}, owed: true},
-		"started since, by now": {service: ams.State{Activity: ams.ActivityInactive, Started: since.Add(10 * time.Second)}},
-		"its files are damaged": {service: down, file: StateDir + "/journal", owed: true},
+		"in a join":             {starts: true},
+		"in a leave":            {phase: PhaseLeaving, starts: true},
+		"it failed":             {server: ams.State{Activity: ams.ActivityFailed}, starts: true},
+		"joined":                {phase: PhaseJoined, owed: true},
+		"it did not run":        {step: state(func(s *State) { s.Start = false })},
+		"another boot":          {step: with(bootFile, "boot-2\n"), owed: true},
+		"a boot of no name":     {step: state(func(s *State) { s.Boot = "" }), owed: true},
+		"it runs":               {server: running().state},
+		"it starts":             {server: ams.State{Activity: ams.ActivityActivating, Sub: "start-pre"}},
+		"it is stopping":        {server: ams.State{Activity: ams.ActivityDeactivating, MainPID: 7}, owed: true},
+		"started since, by now": {server: ams.State{Activity: ams.ActivityInactive, Started: time.Now().Add(time.Hour)}},
+		"its files are damaged": {step: with(journalFile, "{"), owed: true},
 	} {
 		for _, command := range []string{"converge", "join", "leave"} {
-			if tt.file != "" && command == "leave" {
+			if name == "its files are damaged" && command == "leave" {
 				continue // it puts the journal aside
 			}
 			t.Run(name+", "+command, func(t *testing.T) {
 				t.Parallel()
-				m := joinedTree(t)
-				m.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("away") }
-				put(t, m, "/proc/sys/kernel/random/boot_id", "boot-1\n")
-				change(t, m, func(s *State) {
-					s.Phase, s.Start, s.Boot, s.Since = PhaseJoining, true, "boot-1", since
-					if tt.change != nil {
-						tt.change(s)
-					}
-				})
-				if tt.file != "" {
-					put(t, m, tt.file, "{")
+				m := newTree(t, joined, interrupted(cmp.Or(tt.phase, PhaseJoining)))
+				if tt.step != nil {
+					do(t, m, tt.step)
 				}
+				m.Connect = noMongo
 				var given netip.Addr
 				m.SetAddress = func(a netip.Addr) { given = a }
-				service := &stopping{save: func() {}, found: tt.service}
+				service := &fakeService{state: tt.server}
+				if tt.server.Activity == "" {
+					service.state = ams.State{Activity: ams.ActivityInactive, StopTimeout: time.Second}
+				}
 				m.Service = service
+				var err error
 				switch command {
 				case "converge":
 					_, _ = m.Converge(t.Context(), watchRequest(t))
-				case "join": // is refused
-					_, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, "mongodb://127.0.0.1:1"), Identify: convergeRequest(t, joinedAs(), nil).Identify})
-					if err == nil {
-						t.Error("it joined")
-					}
+				case "join":
+					_, err = m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, "mongodb://127.0.0.1:1"), Identify: watchRequest(t).Identify})
 				case "leave":
-					put(t, m, filepath.Join(ams.DefaultDir, "conf/jee-container.xml"), "<beans>")
-					must.OK(t, os.Remove(filepath.Join(m.Root, undoPath)))
-					if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); err == nil {
-						t.Error("it left")
-					}
+					do(t, m, with(beansFile, "<beans>"), without(undoFile))
+					_, err = m.Leave(t.Context(), LeaveRequest{Now: true})
 				}
-				s, err := loadState(m.store())
-				must.OK(t, err)
-				if did := strings.Join(service.did, " "); (did == "start") != tt.starts || !tt.starts && did != "" || s.Start != tt.owed {
-					t.Errorf("%q, state %+v", did, s)
+				must.Equal(t, "refused", err != nil, command != "converge")
+				want, address := "", netip.Addr{}
+				if tt.starts {
+					want, address = "reload start", joinedAs().Address
 				}
-				if tt.starts && given.String() != "10.0.1.7" {
-					t.Errorf("with the address %s", given)
-				}
+				must.Equal(t, "calls", service.did(), want)
+				must.Equal(t, "the address", given, address)
+				must.Equal(t, "a start is pending", stateOf(t, m).Start, tt.owed)
 			})
 		}
-	}
-}
-
-// A drain's stop is meant, also of a machine whose join or leave was interrupted.
-func TestDrainedServerStaysStopped(t *testing.T) {
-	t.Parallel()
-	m := joinedTree(t)
-	put(t, m, "/proc/sys/kernel/random/boot_id", "boot-1\n")
-	change(t, m, func(s *State) { s.Phase, s.Start, s.Boot = PhaseLeaving, true, "boot-1" })
-	service := &stopping{save: func() {}}
-	m.Service = service
-	_, err := m.StopServer(t.Context())
-	must.OK(t, err)
-	converge(t, m, watchRequest(t))
-	if did := strings.Join(service.did, " "); did != "stop" {
-		t.Errorf("%s", did)
-	}
-}
-
-// However a leave is interrupted after the stop, the next one starts the server, and restores the files.
-func TestInterruptedLeaveStartsTheServer(t *testing.T) {
-	t.Parallel()
-	before, m := treeFiles(t, ownTree(t, "3.0", "3.0.3")), joinedTree(t)
-	put(t, m, "/proc/sys/kernel/random/boot_id", "boot-1\n")
-	service := &hooked{stopping: stopping{save: func() {}}, hook: func(s *hooked, call string) error {
-		if call == "start" && len(s.did) < 3 {
-			return errCut
-		}
-		return nil
-	}}
-	m.Service = service
-	for range 2 {
-		if _, err := m.Leave(t.Context(), LeaveRequest{Now: true}); !errors.Is(err, errCut) {
-			t.Fatal(err)
-		}
-		s, err := loadState(m.store())
-		if err != nil || s.Phase != PhaseLeaving || !s.Start || s.Boot != "boot-1" || s.InstanceID != "i-1" || s.Address != "10.0.1.7" || s.Role != "edge" {
-			t.Fatalf("%v: %+v", err, s)
-		}
-	}
-	res, err := m.Leave(t.Context(), LeaveRequest{Now: true})
-	if got := strings.Join(service.did, " "); err != nil || got != "stop start start start" || !res.Restarted || res.Stopped {
-		t.Errorf("%v: %s: %+v", err, got, res)
-	}
-	if d := cmp.Diff(before, treeFiles(t, m)); d != "" {
-		t.Errorf("the files are not those before the join (-before +after):\n%s", d)
-	}
-}
-
-// While the server runs a command writes none of its files, reports what differs, and asks for a restart.
-func TestConvergeByHandWritesNothing(t *testing.T) {
-	t.Parallel()
-	for name, state := range map[string]ams.State{
-		"it runs":     running().state,
-		"it starts":   {Activity: ams.ActivityActivating, Sub: "start-pre", StopTimeout: time.Second},
-		"it stops":    {Activity: ams.ActivityDeactivating, MainPID: 7, StopTimeout: time.Second},
-		"it crashes":  {Activity: ams.ActivityActivating, Sub: "auto-restart", StopTimeout: time.Second},
-		"not managed": {Activity: ams.ActivityUnknown, StopTimeout: time.Second},
-	} {
-		t.Run(name, func(t *testing.T) {
-			m := joinedTree(t)
-			m.Service = serviceThat{state: state}
-			if name == "not managed" {
-				l, err := net.Listen("tcp", "127.0.0.1:0")
-				must.OK(t, err)
-				defer l.Close()
-				edit(t, m, serverFile, "http.port=5080", fmt.Sprintf("http.port=%d", l.Addr().(*net.TCPAddr).Port))
-			}
-			edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
-			req := watchRequest(t)
-			req.Mode = convergeByCommand
-			c := converge(t, m, req)
-			if got := property(t, m, liveFile, "db.type"); got != "mapdb" || len(c.Repairs) > 0 || len(c.Differences) != 1 || !c.RestartNeeded {
-				t.Errorf("db.type is %s: %+v", got, c)
-			}
-		})
 	}
 }

@@ -4,371 +4,342 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
-	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata"
 )
-
-const testMongo = "mongodb://u:p%40ss@10.0.2.4:27017/?replicaSet=rs0"
-
-// joinedTree is a machine that has joined, with the state file of a join.
-func joinedTree(t *testing.T) *Machine {
-	t.Helper()
-	m := ownTree(t, "3.0", "3.0.3")
-	// Where systemd's folder is, a drop-in says the address.
-	must.OK(t, os.MkdirAll(filepath.Join(m.Root, "etc/systemd/system"), 0o755))
-	m.DropIn = true
-	joinOffline(t, m, testMongo, "10.0.1.7")
-	s := State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.7", Role: "edge", Group: "edges", Provider: "aws", Release: "3.0.3"}
-	must.OK(t, remember(m, s))
-	return m
-}
-
-// remember saves a state, with the records of the join before it.
-func remember(m *Machine, s State) error {
-	was, err := readState(m.store())
-	if err != nil {
-		return err
-	}
-	s.Own = was.Own
-	return saveState(m.store(), s)
-}
-
-// change edits the state file.
-func change(t *testing.T, m *Machine, f func(*State)) {
-	t.Helper()
-	s, err := loadState(m.store())
-	must.OK(t, err)
-	f(s)
-	must.OK(t, saveState(m.store(), *s))
-}
-
-func convergeRequest(t *testing.T, inst metadata.Instance, err error) ConvergeRequest {
-	return ConvergeRequest{
-		Mongo: mustTarget(t, testMongo), Valve: ValveAuto, Address: inst.Address.String(), ForceAddress: true,
-		Identify: func(context.Context) (metadata.Instance, error) { return inst, err },
-	}
-}
-
-func joinedAs() metadata.Instance {
-	return metadata.Instance{Provider: "aws", ID: "i-1", Address: netip.MustParseAddr("10.0.1.7"), Zone: "eu-west-1a"}
-}
-
-func converge(t *testing.T, m *Machine, req ConvergeRequest) *Convergence {
-	t.Helper()
-	c, err := m.Converge(t.Context(), req)
-	must.OK(t, err)
-	return c
-}
-
-func ids(findings []Finding) string {
-	var out []string
-	for _, f := range findings {
-		out = append(out, f.ID)
-	}
-	return strings.Join(out, " ")
-}
-
-// snapshot returns all files below the root with their modification times: a convergence without repairs must not touch a file.
-func snapshot(t *testing.T, m *Machine) map[string]string {
-	t.Helper()
-	files := map[string]string{}
-	err := filepath.WalkDir(m.Root, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || filepath.Base(name) == "lock" {
-			return err
-		}
-		info, err := d.Info()
-		if err == nil {
-			b, rerr := os.ReadFile(name)
-			files[name], err = string(b)+info.ModTime().String(), rerr
-		}
-		return err
-	})
-	must.OK(t, err)
-	return files
-}
-
-// Every way in which a machine is found other than it joined.
-func TestConvergeRepairs(t *testing.T) {
-	t.Parallel()
-	moved := joinedAs()
-	moved.Address = netip.MustParseAddr("10.0.1.9")
-	cloned := moved
-	cloned.ID = "i-2"
-	tests := []struct {
-		name    string
-		disturb func(t *testing.T, m *Machine)
-		inst    metadata.Instance
-		repairs string
-	}{
-		{name: "new address", inst: moved, repairs: "AGENT-MOVED AMS-DRIFT"},
-		{name: "copy of the disk", inst: cloned, repairs: "AGENT-CLONED AGENT-MOVED AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
-			change(t, m, func(s *State) { s.Hardware = oldHardware })
-			put(t, m, hardwareFile, newHardware)
-		}},
-		{name: "lost drop-in", inst: joinedAs(), repairs: "AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
-			must.OK(t, os.Remove(filepath.Join(m.Root, ams.DropInPath)))
-		}},
-		{name: "files of an upgrade", inst: joinedAs(), repairs: "AMS-DRIFT", disturb: func(t *testing.T, m *Machine) {
-			change(t, m, func(s *State) { s.Release = "2.17.1" })
-			fresh := ownTree(t, "3.0", "3.0.3")
-			for _, name := range []string{"conf/red5.properties", "conf/jee-container.xml", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
-				b, err := os.ReadFile(filepath.Join(fresh.Root, ams.DefaultDir, name))
-				must.OK(t, err)
-				must.OK(t, os.WriteFile(filepath.Join(m.Root, ams.DefaultDir, name), b, 0o644))
-			}
-		}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			m := joinedTree(t)
-			original := treeFiles(t, ownTree(t, "3.0", "3.0.3"))
-			if tt.disturb != nil {
-				tt.disturb(t, m)
-			}
-			c := converge(t, m, convergeRequest(t, tt.inst, nil))
-			if got := ids(c.Repairs); got != tt.repairs {
-				t.Errorf("repairs %q, want %q: %v", got, tt.repairs, c.Repairs)
-			}
-			s, err := loadState(m.store())
-			if err != nil || s.InstanceID != tt.inst.ID || s.Address != tt.inst.Address.String() || s.Phase != PhaseJoined {
-				t.Errorf("state %+v, %v", s, err)
-			}
-			if c.Node.IP != tt.inst.Address.String() || c.Node.ID != tt.inst.ID {
-				t.Errorf("row %+v", c.Node)
-			}
-			v, err := ams.ReadDropIn(m.Root)
-			if err != nil || v.HostAddress != tt.inst.Address.String() {
-				t.Errorf("drop-in %+v, %v", v, err)
-			}
-			if in, err := m.open(); err != nil {
-				t.Error(err)
-			} else if mode, err := in.Mode(); mode != "cluster" {
-				t.Errorf("mode %s, %v", mode, err)
-			}
-			// The second run finds nothing, and leave still knows the original.
-			if c := converge(t, m, convergeRequest(t, tt.inst, nil)); len(c.Repairs) > 0 {
-				t.Errorf("the second run repairs %v", c.Repairs)
-			}
-			leaveOffline(t, m)
-			left := treeFiles(t, m)
-			for name, was := range original {
-				if left[name] != was {
-					t.Errorf("%s is not as before the join", name)
-				}
-			}
-		})
-	}
-}
 
 const (
 	hardwareFile = "/sys/class/dmi/id/product_uuid"
 	oldHardware  = "8eb3085c-1b4d-0a4f-9e6c-3b2a1c0d0001"
 	newHardware  = "3f1c0a52-7d5e-4c0b-9f43-6a1d2e8b7c90"
+
+	byCommand = ConvergeMode("")
 )
 
-// Who a machine is: by the metadata, its hardware and its interfaces. The state was written on old hardware.
-func TestConvergeIdentity(t *testing.T) {
-	t.Parallel()
-	away := errors.New("the metadata service does not answer")
-	other, otherAddress, generic := joinedAs(), joinedAs(), joinedAs()
-	other.ID, other.Address = "i-2", netip.MustParseAddr("10.0.1.9")
-	otherAddress.Address = other.Address
-	generic.Provider = metadata.Generic
-	type look struct {
-		inst metadata.Instance
-		err  error
-		want string // "ID ADDRESS HARDWARE", then what it says of that
-	}
-	const old, is = "i-1 10.0.1.7 old", "i-2 10.0.1.9 "
-	for name, tt := range map[string]struct {
-		was, hardware, interfaces string // the hardware of the state and of this machine
-		entered                   bool   // the cluster had this boot
-		registered                bool
-		looks                     []look // 40 s apart
-	}{
-		"no answer":                              {"old", "old", "10.0.1.7", false, false, []look{{err: away, want: old}}},
-		"no answer, other hardware":              {"old", "new", "10.0.1.9", false, false, []look{{err: away, want: old + " unidentified"}}},
-		"no answer, hardware not known":          {"old", "", "10.0.1.9", false, false, []look{{err: away, want: old}}},
-		"no answer, hardware not known before":   {"", "new", "10.0.1.9", false, false, []look{{err: away, want: "i-1 10.0.1.7 none"}}},
-		"the same":                               {"", "old", "10.0.1.7", false, false, []look{{inst: joinedAs(), want: old}}},
-		"resized":                                {"old", "new", "10.0.1.7", false, false, []look{{inst: joinedAs(), want: "i-1 10.0.1.7 new"}}},
-		"resized, a malformed tag":               {"old", "new", "10.0.1.7", false, false, []look{{joinedAs(), ErrTags, "i-1 10.0.1.7 new"}}},
-		"a machine id on other hardware":         {"old", "new", "10.0.1.7", false, false, []look{{inst: generic, want: old + " other"}, {inst: generic, want: old + " other"}}},
-		"a machine id that has the record":       {"old", "new", "10.0.1.7", false, true, []look{{inst: generic, want: "i-1 10.0.1.7 new"}}},
-		"a copy":                                 {"old", "new", "10.0.1.9", false, false, []look{{inst: other, want: is + "new cloned"}}},
-		"a copy, hardware not known":             {"old", "", "10.0.1.9", false, false, []look{{inst: other, want: "i-1 10.0.1.9 old unidentified"}, {inst: other, want: "i-1 10.0.1.9 old unidentified"}, {inst: other, want: is + "none cloned"}}},
-		"one odd answer":                         {"old", "old", "10.0.1.7", false, false, []look{{inst: other, want: old + " unidentified"}, {inst: joinedAs(), want: old}, {inst: other, want: old + " unidentified"}, {inst: other, want: old + " unidentified"}}},
-		"one odd answer to a node":               {"old", "old", "10.0.1.7", true, false, []look{{inst: other, want: old}, {inst: joinedAs(), want: old}}},
-		"a node gets the same answer twice":      {"old", "old", "10.0.1.7", true, false, []look{{inst: other, want: old}, {inst: other, want: old}, {inst: other, want: "i-2 10.0.1.7 old cloned"}}},
-		"an address that no interface has":       {"old", "old", "10.0.1.7", false, false, []look{{inst: otherAddress, want: old}}},
-		"an address that an interface has":       {"old", "old", "10.0.1.7 10.0.1.9", false, false, []look{{inst: otherAddress, want: "i-1 10.0.1.9 old"}}},
-		"neither address is here":                {"old", "old", "10.0.1.8", false, false, []look{{inst: otherAddress, want: "i-1 10.0.1.9 old"}}},
-		"neither is here, and it is another one": {"old", "old", "10.0.1.8", false, false, []look{{inst: other, want: old + " unidentified"}}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				full := map[string]string{"old": oldHardware, "new": newHardware}
-				m := joinedTree(t)
-				m.Interfaces = func() (all []ams.Interface, _ error) {
-					for a := range strings.FieldsSeq(tt.interfaces) {
-						all = append(all, ams.Interface{Name: "eth0", Addr: netip.MustParseAddr(a)})
-					}
-					return all, nil
-				}
-				put(t, m, "/proc/sys/kernel/random/boot_id", "boot-1\n")
-				put(t, m, hardwareFile, full[tt.hardware])
-				change(t, m, func(s *State) { s.Hardware = full[tt.was] })
-				if tt.entered {
-					must.OK(t, m.Entered("boot-1 10.0.1.7"))
-				}
-				for i, l := range tt.looks {
-					req := convergeRequest(t, l.inst, l.err)
-					req.Mode, req.Address, req.ForceAddress, req.Registered = ConvergeWatch, "", false, tt.registered
-					c := converge(t, m, req)
-					s, err := loadState(m.store())
-					must.OK(t, err)
-					hardware := map[string]string{oldHardware: "old", newHardware: "new", "": "none"}[s.Hardware]
-					got := s.InstanceID + " " + s.Address + " " + hardware
-					for word, said := range map[string]bool{"unidentified": c.Unidentified != "", "other": c.OtherHardware, "cloned": strings.Contains(ids(c.Repairs), IDCloned)} {
-						if said {
-							got += " " + word
-						}
-					}
-					if got != l.want || c.Node.ID != s.InstanceID || c.Node.IP != s.Address {
-						t.Errorf("look %d: %s, want %s; record %+v, warnings %v", i, got, l.want, c.Node, c.Warnings)
-					}
-					if c.Unidentified != "" && !strings.Contains(ids(c.Warnings), IDIdentity) {
-						t.Errorf("look %d: no warning is AGENT-IDENTITY: %v", i, c.Warnings)
-					}
-					<-time.After(40 * time.Second)
-				}
-			})
-		})
+// otherHardware is a copy of the disk on another machine.
+func otherHardware(t testing.TB, m *Machine) {
+	change(t, m, func(s *State) { s.Hardware = oldHardware })
+	put(t, m, hardwareFile, newHardware)
+}
+
+// shipped has the settings files of a new installation, as after an upgrade or a switch to standalone by hand.
+func shipped(t testing.TB, m *Machine) {
+	fresh := newTree(t)
+	for _, name := range []string{serverFile, beansFile, liveFile, settingsOf("root"), settingsOf("WebRTCAppEE")} {
+		put(t, m, name, content(t, fresh, name))
 	}
 }
 
-// A malformed tag says nothing against who this machine is.
-func TestConvergeMalformedTag(t *testing.T) {
+func ofRelease(release string) step {
+	return func(t testing.TB, m *Machine) { change(t, m, func(s *State) { s.Release = release }) }
+}
+
+func restartPending(t testing.TB, m *Machine) {
+	change(t, m, func(s *State) { s.RestartPending = true })
+}
+
+// startedAgo is a server whose process is that old, while its drop-in is two minutes old. The service does not say it.
+func startedAgo(age time.Duration) step {
+	return func(t testing.TB, m *Machine) {
+		process(t, m, age)
+		written := time.Now().Add(-2 * time.Minute)
+		must.OK(t, os.Chtimes(at(m, ams.DropInPath), written, written))
+		m.Service = serverIn(ams.ActivityActive, "")
+		m.Service.(*fakeService).state.MainPID = 42
+	}
+}
+
+// foreign gives the installation to another user, whose damage is not the operator's.
+func foreign(t testing.TB, m *Machine) {
+	must.OK(t, filepath.WalkDir(at(m, ""), func(real string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Lchown(real, 4711, 4711))
+	}))
+}
+
+// serverIn is a server in that state.
+func serverIn(activity ams.Activity, sub string) *fakeService {
+	return &fakeService{state: ams.State{Activity: activity, Sub: sub, StopTimeout: time.Second}}
+}
+
+// A convergence restores what a join has set: the agent's own files at once, those of the server while it is down. While it runs
+// the convergence reports what differs, and writes none of them. A second convergence repairs nothing.
+func TestConverge(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
 	moved := joinedAs()
 	moved.Address = netip.MustParseAddr("10.0.1.9")
-	c := converge(t, m, convergeRequest(t, moved, fmt.Errorf("%w: amsagent:role", ErrTags)))
-	if !strings.HasPrefix(ids(c.Repairs), idMoved) || !strings.HasPrefix(ids(c.Warnings), IDConfig) || c.Incomplete {
-		t.Errorf("repairs %s, warnings %v, incomplete %t", ids(c.Repairs), c.Warnings, c.Incomplete)
+	cloned := moved
+	cloned.ID = "i-2"
+	away := &fakeService{fails: map[string]error{"state": errors.New("the bus is away")}}
+	stale := with(MongoPath, "10.0.2.5\n") // the agent's own file, which is planned after the applications
+	drift := edited(liveFile, "db.type=mongodb", "db.type=mapdb")
+	const live, half = "LiveApp: db.type is mapdb, must be mongodb", "#Sat Nov 21 00:34:56 UTC 2026\nsettings.hls"
+	const all = "conf/jee-container.xml conf/red5.properties LiveApp WebRTCAppEE root"
+	young := running().state
+	young.Started = time.Now().Add(time.Minute)
+	named := func(line string) []step {
+		return []step{with("/etc/hostname", "edge-1\n"), with(hostsFile, "127.0.0.1 localhost\n"+line)}
 	}
-	if c.Node.IP != "10.0.1.9" || c.Node.Zone != "eu-west-1a" {
-		t.Errorf("row %+v", c.Node)
-	}
-}
-
-// An address that is behind a translation is the cloud's to confirm. While its answer lacks it, nothing contradicts it.
-func TestConvergeTranslatedAddress(t *testing.T) {
-	t.Parallel()
-	partly := joinedAs()
-	partly.Missing = []string{"public_address"}
-	for _, c := range []struct {
-		inst metadata.Instance
-		err  error
-		want bool
-	}{{err: errors.New("it does not answer")}, {inst: partly}, {inst: joinedAs(), want: true}} {
-		m := joinedTree(t)
-		m.Interfaces = func() ([]ams.Interface, error) {
-			return []ams.Interface{{Name: "eth0", Addr: partly.Address}}, nil
-		}
-		req := convergeRequest(t, c.inst, c.err)
-		req.Address, req.ForceAddress = "203.0.113.9", false
-		if got := converge(t, m, req); strings.Contains(ids(got.Warnings), IDAddress) != c.want || got.Node.IP != "10.0.1.7" {
-			t.Errorf("%+v, %v: %v, %s", c.inst, c.err, got.Warnings, got.Node.IP)
-		}
-	}
-}
-
-// A signal ends the question to the cloud, and the convergence with it.
-func TestConvergeInterrupted(t *testing.T) {
-	t.Parallel()
-	m := joinedTree(t)
-	change(t, m, func(s *State) { s.Address = "10.0.1.6" })
-	was := snapshot(t, m)
-	why := errors.New("interrupted by signal")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	req := convergeRequest(t, joinedAs(), nil)
-	req.Identify = func(ctx context.Context) (metadata.Instance, error) {
-		cancel(why)
-		return metadata.Instance{}, context.Cause(ctx)
-	}
-	if c, err := m.Converge(ctx, req); !errors.Is(err, why) {
-		t.Errorf("%+v, %v", c, err)
-	}
-	if now := snapshot(t, m); !maps.Equal(was, now) {
-		t.Errorf("files were written: %v", slices.Sorted(maps.Keys(now)))
-	}
-}
-
-// serviceThat is a service in one state, which must not be touched.
-type serviceThat struct {
-	ams.None
-	state ams.State
-	err   error
-}
-
-func (s serviceThat) State(context.Context) (ams.State, error) { return s.state, s.err }
-
-// If the service manager fails to report whether the server runs, it may be starting: a
-// command writes only the agent's own files, and reports the others. The server's start writes all.
-func TestConvergeOfAnUnknownService(t *testing.T) {
-	t.Parallel()
-	away := errors.New("the bus is away")
-	for name, tt := range map[string]struct {
-		mode    ConvergeMode
+	watched := func(t testing.TB, m *Machine) { converge(t, m, watchRequest(t)) }
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.OK(t, err)
+	t.Cleanup(func() { l.Close() })
+	port := edited(serverFile, "http.port=5080", fmt.Sprintf("http.port=%d", l.Addr().(*net.TCPAddr).Port))
+	const dropIn = ams.DropInPath
+	type row struct {
+		tree    []step // after a join
 		service Service
-		drifts  bool
-		writes  bool
-	}{
-		"a command":                {convergeByCommand, serviceThat{err: away}, true, false},
-		"a unit that is not there": {convergeByCommand, serviceThat{err: ams.ErrNoUnit}, true, true},
-		"a command, nothing to do": {convergeByCommand, serviceThat{err: away}, false, false},
-		"nothing is managed":       {convergeByCommand, ams.None{}, true, true},
-		"the daemon":               {ConvergeWatch, serviceThat{err: away}, true, false},
-		"before the start":         {ConvergeBeforeStart, serviceThat{err: away}, true, true},
+		mode    ConvergeMode
+		inst    metadata.Instance // as joined, if zero
+		err     error             // of the metadata
+		many    bool              // the second convergence repairs more
+		// The result: ids, and the files that are written but for those below StateDir.
+		repairs, written, differs, warns string
+		restart, standalone              bool
+		has                              map[string]string // what is in some files
+	}
+	rows := map[string]row{
+		"a new address":                         {inst: moved, repairs: "AGENT-MOVED AMS-DRIFT", written: dropIn},
+		"a new address, and a malformed tag":    {inst: moved, err: fmt.Errorf("%w: amsagent:role", ErrTags), repairs: "AGENT-MOVED AMS-DRIFT", written: dropIn, warns: "AGENT-CONFIG"},
+		"a new address, while it runs":          {service: running(), mode: ConvergeWatch, inst: moved, repairs: "AGENT-MOVED AMS-DRIFT", written: dropIn, restart: true},
+		"a copy of the disk":                    {tree: []step{otherHardware}, inst: cloned, repairs: "AGENT-CLONED AGENT-MOVED AMS-DRIFT", written: dropIn},
+		"a lost drop-in":                        {tree: []step{without(dropIn)}, repairs: "AMS-DRIFT", written: dropIn},
+		"the files of an upgrade":               {tree: []step{ofRelease("2.17.1"), shipped}, repairs: "AMS-DRIFT", written: all},
+		"the files of an upgrade, at its start": {tree: []step{ofRelease("2.17.1"), shipped}, mode: ConvergeBeforeStart, service: serverIn(ams.ActivityActivating, "start-pre"), repairs: "AMS-DRIFT", written: all},
+
+		// The daemon.
+		"it runs":              {tree: []step{drift}, service: running(), mode: ConvergeWatch, differs: live, restart: true},
+		"it saves its files":   {tree: []step{drift}, service: serverIn(ams.ActivityDeactivating, ""), mode: ConvergeWatch, differs: live, restart: true},
+		"it is down":           {tree: []step{drift}, service: serverIn(ams.ActivityInactive, ""), mode: ConvergeWatch, repairs: "AMS-DRIFT", written: "LiveApp"},
+		"it is about to start": {tree: []step{drift, restartPending}, service: serverIn(ams.ActivityActivating, ""), mode: ConvergeBeforeStart, repairs: "AMS-DRIFT", written: "LiveApp"},
+		"it is started meanwhile": {tree: []step{drift, func(_ testing.TB, m *Machine) {
+			s := serverIn(ams.ActivityInactive, "")
+			m.Service, m.Interfaces = s, func() ([]ams.Interface, error) { // a name server may be slow
+				s.state = running().state
+				return nil, nil
+			}
+		}}, mode: ConvergeWatch, differs: live, restart: true},
+		"it was started since, by its process": {tree: []step{restartPending, startedAgo(time.Minute)}, mode: ConvergeWatch},
+		"it was started before":                {tree: []step{restartPending, startedAgo(time.Hour)}, mode: ConvergeWatch, restart: true},
+		"it was started since, by its service": {tree: []step{restartPending}, service: &fakeService{state: young}, mode: ConvergeWatch},
+
+		// A command.
+		"by hand, it runs":    {tree: []step{drift}, service: running(), differs: live, restart: true},
+		"by hand, it starts":  {tree: []step{drift}, service: serverIn(ams.ActivityActivating, "start-pre"), differs: live, restart: true},
+		"by hand, it stops":   {tree: []step{drift}, service: serverIn(ams.ActivityDeactivating, ""), differs: live, restart: true},
+		"by hand, it crashes": {tree: []step{drift}, service: serverIn(ams.ActivityActivating, "auto-restart"), differs: live, restart: true},
+		"by hand, it listens": {tree: []step{drift, port}, service: serverIn(ams.ActivityUnknown, ""), differs: live, restart: true},
+
+		// If the service manager fails to report whether the server runs, it may be starting.
+		"no answer, a command":                {tree: []step{drift, stale}, service: away, repairs: "AMS-DRIFT", written: MongoPath, differs: live, restart: true, warns: "AMS-SERVICE AGENT-EDITED"},
+		"no answer, a command, nothing to do": {tree: []step{stale}, service: away, repairs: "AMS-DRIFT", written: MongoPath, warns: "AMS-SERVICE AGENT-EDITED"},
+		"no answer, the daemon":               {tree: []step{drift, stale}, service: away, mode: ConvergeWatch, repairs: "AMS-DRIFT", written: MongoPath, differs: live, restart: true, warns: "AMS-SERVICE AGENT-EDITED"},
+		"no answer, before the start":         {tree: []step{drift, stale}, service: away, mode: ConvergeBeforeStart, repairs: "AMS-DRIFT", written: MongoPath + " LiveApp", warns: "AMS-SERVICE AGENT-EDITED"},
+		"no unit":                             {tree: []step{drift}, service: &fakeService{fails: map[string]error{"state": ams.ErrNoUnit}}, repairs: "AMS-DRIFT", written: "LiveApp", warns: "AMS-SERVICE"},
+		"nothing is managed":                  {tree: []step{drift}, repairs: "AMS-DRIFT", written: "LiveApp"},
+
+		// What concerns systemd and the resolver alone restarts nothing.
+		"a drop-in of an earlier agent": {tree: []step{func(_ testing.TB, m *Machine) { m.Program = "/usr/bin/amsagent" }}, service: running(), mode: ConvergeWatch, repairs: "AMS-DRIFT", written: dropIn},
+		"an application more": {tree: []step{withApp("panel"), func(t testing.TB, m *Machine) {
+			must.OK(t, os.Chmod(at(m, settingsOf("panel")), 0o640))
+		}}, service: running(), mode: ConvergeWatch, repairs: "AMS-DRIFT", written: dropIn},
+		"a name that does not resolve":      {tree: named(""), service: running(), mode: ConvergeWatch, repairs: "AMS-DRIFT", written: hostsFile},
+		"cloud-init wrote /etc/hosts again": {tree: append(append(named(""), watched), named("")...), service: running(), mode: ConvergeWatch, repairs: "AMS-DRIFT", written: hostsFile},
+		"our line has another address":      {tree: append(append(named(""), watched), named("10.0.1.70\tedge-1\t# added by amsagent\n")...), service: running(), mode: ConvergeWatch, repairs: "AMS-DRIFT", written: hostsFile},
+
+		// A file that the server left half written. It may have been a person's edit, without a newline at its end.
+		"half written, while it runs":      {tree: []step{with(liveFile, half)}, service: running(), mode: ConvergeWatch, differs: "LiveApp: file is half written or empty, must be as joined", restart: true, warns: "AMS-TORN"},
+		"half written, and about to start": {tree: []step{with(liveFile, half)}, service: running(), mode: ConvergeBeforeStart, repairs: "AMS-DRIFT", written: "LiveApp LiveApp~", warns: "AMS-TORN", has: map[string]string{conf.SavedName(liveFile): half}},
+
+		// A node's file beside it: no operator made the server standalone.
+		"one application is standalone": {tree: []step{drift}, service: running(), mode: ConvergeBeforeStart, repairs: "AMS-DRIFT", written: "LiveApp"},
+	}
+	// A person made it standalone with the vendor's script: that stays.
+	for _, mode := range []ConvergeMode{ConvergeWatch, ConvergeBeforeStart, byCommand} {
+		rows[fmt.Sprintf("standalone by hand, %q", mode)] = row{tree: []step{shipped}, service: running(), mode: mode, standalone: true}
+	}
+	// An application whose file its owner made unreadable is left out of a convergence, which looks after all other files.
+	tooMuch := func(t testing.TB, m *Machine) {
+		text := strings.Repeat("#"+strings.Repeat("x", 1022)+"\n", conf.MaxSettings>>10)
+		for n := range 65 {
+			put(t, m, settingsOf(fmt.Sprint("App", n)), text)
+		}
+	}
+	warns := map[string]string{"a circle": IDFileLink, "more than there is room for": IDFileSize + " " + IDFileSize}
+	for name, tree := range map[string][]step{
+		"a circle":                              {linked(liveFile, path.Base(liveFile))},
+		"a file for the folder":                 {without(path.Dir(liveFile)), with(path.Dir(liveFile), "")},
+		"more than there is room for":           {tooMuch},
+		"malformed":                             {with(liveFile, "x=\\uZZZZ\n")},
+		"empty, and made after the join":        {with(settingsOf("Shop"), "")},
+		"half written, and made after the join": {with(settingsOf("Shop"), half+"\ndb.ty")},
 	} {
+		if os.Geteuid() != 0 {
+			continue // only root can give files away
+		}
+		rows["an application is "+name] = row{
+			tree: append(tree, edited(serverFile, "clusterdb.host=", "clusterdb.host=x"), stale, foreign), mode: ConvergeBeforeStart,
+			many: name == "more than there is room for", repairs: "AMS-DRIFT", written: MongoPath + " conf/red5.properties", warns: cmp.Or(warns[name], IDFile) + " AGENT-EDITED",
+		}
+	}
+	for name, tt := range rows {
 		t.Run(name, func(t *testing.T) {
-			m := joinedTree(t)
-			m.Service = tt.service
-			if tt.drifts {
-				edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
+			m := newTree(t, joined)
+			if tt.service != nil {
+				m.Service = tt.service
 			}
-			put(t, m, MongoPath, "10.0.2.5\n")
-			req := convergeRequest(t, joinedAs(), nil)
+			do(t, m, tt.tree...)
+			if tt.inst.ID == "" {
+				tt.inst = joinedAs()
+			}
+			req := convergeRequest(t, tt.inst, tt.err)
 			req.Mode = tt.mode
+			if tt.mode == ConvergeBeforeStart {
+				req.Identify = func(context.Context) (metadata.Instance, error) {
+					t.Error("the server's start waits for the metadata service")
+					return metadata.Instance{}, nil
+				}
+			}
+			before := contents(t, m)
 			c := converge(t, m, req)
-			if reported := len(c.Differences) > 0 && c.RestartNeeded; reported == (tt.writes || !tt.drifts) {
-				t.Errorf("%+v", c)
+			after := contents(t, m)
+			var written, differs []string
+			for _, name := range slices.Sorted(maps.Keys(merged(before, after))) {
+				if before[name] != after[name] && path.Dir(name) != StateDir {
+					written = append(written, short.Replace(name))
+				}
 			}
-			if wrote := property(t, m, liveFile, "db.type") == "mongodb"; tt.drifts && wrote != tt.writes {
-				t.Errorf("the server's file was written: %v", wrote)
+			for _, d := range c.Differences {
+				differs = append(differs, short.Replace(d.String()))
 			}
-			if b, err := os.ReadFile(filepath.Join(m.Root, MongoPath)); err != nil || string(b) == "10.0.2.5\n" {
-				t.Errorf("the agent's file was not written: %v", err)
+			must.Equal(t, "repairs", ids(c.Repairs), tt.repairs)
+			must.Equal(t, "differences", strings.Join(differs, " "), tt.differs)
+			must.Equal(t, "the record's drift", c.Node.Drift, strings.Replace(tt.differs, "must be", "joined with", 1))
+			warns := slices.DeleteFunc(c.Warnings, func(f Finding) bool { return f.ID == IDHostname }) // most of these roots have no name
+			must.Equal(t, "warnings", ids(warns), tt.warns)
+			must.Equal(t, "half written files", len(c.Torn) > 0, tt.warns == IDTorn)
+			must.Equal(t, "it must restart", c.RestartNeeded, tt.restart)
+			must.Equal(t, "standalone by hand", c.Standalone, tt.standalone)
+			s := stateOf(t, m)
+			must.Equal(t, "the state", s.InstanceID+" "+s.Address+" "+string(s.Phase), tt.inst.ID+" "+tt.inst.Address.String()+" joined")
+			must.Equal(t, "the state's release", s.Release, "3.0.3")
+			must.Equal(t, "a restart is pending", s.RestartPending, tt.restart && tt.differs == "")
+			must.Equal(t, "the node", c.Node.ID+" "+c.Node.IP, s.InstanceID+" "+s.Address)
+			if tt.mode != ConvergeBeforeStart {
+				must.Equal(t, "the node's zone", c.Node.Zone, joinedAs().Zone)
+			}
+			must.Equal(t, "the answer is incomplete", c.Incomplete, false)
+			must.Contain(t, "the drop-in", content(t, m, dropIn), "AMS_HOST_ADDRESS="+s.Address)
+			for name, text := range tt.has {
+				must.Contain(t, name, content(t, m, name), text)
+			}
+			if tt.many {
+				must.Contain(t, "written", strings.Join(written, " "), tt.written)
+				return
+			}
+			must.Equal(t, "written", strings.Join(written, " "), tt.written)
+			again := converge(t, m, req)
+			must.Equal(t, "repairs of the second", ids(again.Repairs), "")
+			must.Equal(t, "the second must restart", again.RestartNeeded, tt.restart)
+			if tt.service == nil && tt.mode == byCommand { // a leave still knows the files from before the join
+				leaveOffline(t, m)
+				must.NoDiff(t, "the files after a leave", treeFiles(t, m), treeFiles(t, newTree(t)))
 			}
 		})
 	}
+}
+
+// A join that began before the daemon's convergence is not repaired. The server's start does not wait for a join or a leave, which
+// starts it with the lock held.
+func TestConvergeOfTheUnfinished(t *testing.T) {
+	t.Parallel()
+	copied := joinedAs()
+	copied.ID = "i-2"
+	for _, phase := range []Phase{PhaseJoining, PhaseLeaving} {
+		for _, mode := range []ConvergeMode{ConvergeWatch, ConvergeBeforeStart, byCommand} {
+			m := newTree(t, joined, edited(liveFile, "db.type=mongodb", "db.type=mapdb"))
+			change(t, m, func(s *State) { s.Phase = phase })
+			before := snapshot(t, m)
+			req := convergeRequest(t, copied, nil)
+			req.Mode = mode
+			if mode == ConvergeBeforeStart {
+				lock, _ := locked(t, m)
+				defer func() { _ = lock.Unlock() }()
+			}
+			c := converge(t, m, req)
+			must.Equal(t, "the phase", c.Phase, phase)
+			must.Equal(t, "repairs", ids(c.Repairs), "")
+			must.NoDiff(t, "the files", snapshot(t, m), before)
+		}
+	}
+}
+
+// Damage to files that only a leave needs, or by the server's user, does not remove a serving node from the cluster at the next
+// start of the daemon. Before a start the files are recovered in every phase.
+func TestConvergeOfWhatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		tree []step
+		mode ConvergeMode
+		node bool // it is known
+	}{
+		"the record":            {[]step{with(undoFile, "{")}, ConvergeWatch, true},
+		"the journal":           {[]step{with(journalFile, "{")}, ConvergeWatch, true},
+		"a release to come":     {[]step{with(undoFile, `{"version":99}`)}, ConvergeWatch, true},
+		"the settings":          {[]step{without(serverFile)}, ConvergeWatch, true},
+		"the container":         {[]step{without(beansFile)}, ConvergeWatch, true},
+		"the journal of a join": {[]step{interrupted(PhaseJoining), with(journalFile, "{")}, ConvergeBeforeStart, false},
+		"that of a leave":       {[]step{interrupted(PhaseLeaving), with(journalFile, "{")}, ConvergeBeforeStart, false},
+	} {
+		m := newTree(t, append([]step{joined, serving(running())}, tt.tree...)...)
+		req := watchRequest(t)
+		req.Mode = tt.mode
+		c, err := m.Converge(t.Context(), req)
+		if err == nil || (c != nil) != tt.node {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		} else if tt.node {
+			must.Equal(t, name, string(c.Phase)+" "+c.Node.ID+" "+c.Node.IP+" "+c.Node.AMS, "joined i-1 10.0.1.7 3.0.3")
+		}
+	}
+}
+
+// A command that fails after a recovery reports the recovery.
+func TestConvergeFailsAfterRecovery(t *testing.T) {
+	t.Parallel()
+	m := newTree(t, joined, edited(liveFile, "db.type=mongodb", "db.type=mapdb"))
+	put(t, m, journalFile, content(t, m, undoFile)) // a record is the journal of the commit that made it
+	asked := 0
+	m.Begin = func(context.Context) error {
+		if asked++; asked == 2 { // after the recovery's
+			return context.DeadlineExceeded
+		}
+		return nil
+	}
+	req := watchRequest(t)
+	req.Mode = byCommand
+	c, err := m.Converge(t.Context(), req)
+	failed, ok := errors.AsType[*FailedError](err)
+	if !ok || !strings.HasPrefix(failed.State, "an interrupted join was finished first") {
+		t.Errorf("%v", err)
+	}
+	must.Equal(t, "repairs", ids(c.Repairs), "AGENT-RECOVERED")
 }
 
 // An operator may edit the agent's MongoDB file after the daemon has read it: the edit stays. A connection string from another
@@ -376,79 +347,32 @@ func TestConvergeOfAnUnknownService(t *testing.T) {
 func TestConvergeAfterMongoWasNamedAnew(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		is     *string // nil: none
+		is     string // "none": no file
 		stored bool
 		stays  bool
 	}{
-		"another one":                  {new("10.0.2.5\n"), true, true},
-		"half a line":                  {new("mongodb://[half"), true, true},
-		"not written yet":              {new(""), true, true},
-		"missing":                      {nil, true, false},
-		"as it was read":               {new(testMongo + "\r\n"), true, false},
-		"another one, named elsewhere": {new("10.0.2.5\n"), false, false},
-		"half a line, named elsewhere": {new("mongodb://[half"), false, false},
+		"another one":                  {"10.0.2.5\n", true, true},
+		"half a line":                  {"mongodb://[half", true, true},
+		"not written yet":              {"", true, true},
+		"missing":                      {"none", true, false},
+		"as it was read":               {testMongo + "\r\n", true, false},
+		"another one, named elsewhere": {"10.0.2.5\n", false, false},
+		"half a line, named elsewhere": {"mongodb://[half", false, false},
 	} {
-		t.Run(name, func(t *testing.T) {
-			m := joinedTree(t)
-			file := filepath.Join(m.Root, MongoPath)
-			must.OK(t, os.Remove(file))
-			if tt.is != nil {
-				put(t, m, MongoPath, *tt.is)
-			}
-			req := convergeRequest(t, joinedAs(), nil)
-			req.Mode, req.MongoStored = ConvergeWatch, tt.stored
-			converge(t, m, req)
-			want := testMongo + "\n"
-			if tt.stays {
-				want = *tt.is
-			}
-			if b, err := os.ReadFile(file); err != nil || string(b) != want {
-				t.Errorf("%q, %v, want %q", b, err, want)
-			}
-			if info, err := os.Stat(file); err != nil || !tt.stays && info.Mode().Perm() != 0o600 {
-				t.Errorf("%v, %v", info.Mode(), err)
-			}
-		})
-	}
-}
-
-// Damage to files that only a leave needs, or by the server's user, does not remove a serving node from the cluster at the next
-// start of the daemon.
-func TestConvergeOfWhatCannotBeRead(t *testing.T) {
-	t.Parallel()
-	for name, damage := range map[string]func(dir, tree string) error{
-		"the record":  func(dir, _ string) error { return os.WriteFile(filepath.Join(dir, "undo.json"), []byte("{"), 0o600) },
-		"the journal": func(dir, _ string) error { return os.WriteFile(filepath.Join(dir, "journal"), []byte("{"), 0o600) },
-		"a release to come": func(dir, _ string) error {
-			return os.WriteFile(filepath.Join(dir, "undo.json"), []byte(`{"version":99}`), 0o600)
-		},
-		"the settings":  func(_, tree string) error { return os.Remove(filepath.Join(tree, "conf/red5.properties")) },
-		"the container": func(_, tree string) error { return os.Remove(filepath.Join(tree, "conf/jee-container.xml")) },
-	} {
-		m := joinedTree(t)
-		m.Service = running()
-		must.OK(t, damage(filepath.Join(m.Root, StateDir), filepath.Join(m.Root, ams.DefaultDir)))
-		c, err := m.Converge(t.Context(), watchRequest(t))
-		if err == nil {
-			t.Errorf("%s: no error", name)
+		m := newTree(t, joined, without(MongoPath))
+		if tt.is != "none" {
+			put(t, m, MongoPath, tt.is)
 		}
-		if c == nil || c.Phase != PhaseJoined || c.Node.ID != "i-1" || c.Node.IP != "10.0.1.7" || c.Node.AMS != "3.0.3" {
-			t.Errorf("%s: %+v, %v", name, c, err)
+		req := watchRequest(t)
+		req.MongoStored = tt.stored
+		converge(t, m, req)
+		want := testMongo + "\n"
+		if tt.stays {
+			want = tt.is
 		}
-	}
-}
-
-func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
-	t.Parallel()
-	for _, phase := range []Phase{PhaseJoining, PhaseLeaving} {
-		m := joinedTree(t)
-		s := State{Phase: phase, InstanceID: "i-1", Address: "10.0.1.7"}
-		must.OK(t, saveState(m.store(), s))
-		moved := joinedAs()
-		moved.ID = "i-2"
-		c := converge(t, m, convergeRequest(t, moved, nil))
-		if c.Phase != phase || len(c.Repairs) > 0 {
-			t.Errorf("%s: %+v", phase, c)
+		must.Equal(t, name, content(t, m, MongoPath), want)
+		if info, err := os.Stat(at(m, MongoPath)); err != nil || !tt.stays && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info.Mode(), err)
 		}
 	}
 }
@@ -457,46 +381,175 @@ func TestConvergeLeavesTheUnfinishedAlone(t *testing.T) {
 // the cloud.
 func TestValveWithoutCloud(t *testing.T) {
 	t.Parallel()
-	unknown := errors.New("the metadata service does not answer")
-	for _, c := range []struct {
-		removed bool
-		joined  string // the cloud in the state
-		after   bool   // the valve is removed again
-	}{{true, "", false}, {false, "", false}, {true, metadata.Azure, false}, {false, metadata.Azure, true}} {
-		removed, m := c.removed, joinedTree(t)
+	for name, tt := range map[string]struct {
+		valve  Valve  // of the first convergence
+		joined string // the cloud in the state
+		after  bool   // the valve is in the file after a convergence without an answer
+	}{
+		"removed":              {ValveRemove, "", false},
+		"there":                {ValveAuto, "", true},
+		"removed, Azure":       {ValveRemove, metadata.Azure, false},
+		"of an upgrade, Azure": {ValveAuto, metadata.Azure, false}, // behind it Azure's gateway gets 403
+	} {
+		m := newTree(t, joined)
 		req := convergeRequest(t, joinedAs(), nil)
-		if removed {
-			req.Valve = ValveRemove
-		}
+		req.Valve = tt.valve
 		converge(t, m, req)
-		change(t, m, func(s *State) { s.Provider = c.joined })
-		name := filepath.Join(m.Root, "usr/local/antmedia/conf/jee-container.xml")
-		before, err := os.ReadFile(name)
-		must.OK(t, err)
-		if strings.Contains(string(before), "RemoteIpValve") == removed {
-			t.Fatalf("removed: %t\n%s", removed, before)
-		}
-		req = convergeRequest(t, metadata.Instance{}, unknown)
+		change(t, m, func(s *State) { s.Provider = tt.joined })
+		before := content(t, m, beansFile)
+		must.Equal(t, name+": the valve is there", strings.Contains(before, "RemoteIpValve"), tt.valve == ValveAuto)
+		req = convergeRequest(t, metadata.Instance{}, errors.New("the metadata service does not answer"))
 		req.Address = "10.0.1.7"
 		converge(t, m, req)
-		if c.after { // an upgrade put it back, behind which Azure's gateway gets 403
-			if after, err := os.ReadFile(name); err != nil || strings.Contains(string(after), "RemoteIpValve") {
-				t.Errorf("%v: the valve is still there", err)
-			}
+		must.Equal(t, name+": the valve is still there", strings.Contains(content(t, m, beansFile), "RemoteIpValve"), tt.after)
+		if tt.valve == ValveAuto && !tt.after {
 			continue
 		}
-		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
-			t.Errorf("removed: %t: it was written: %v", removed, err)
+		must.Equal(t, name, content(t, m, beansFile), before)
+		_, err := m.Join(t.Context(), JoinRequest{Mongo: req.Mongo, Address: "10.0.1.7", Offline: true, Valve: ValveAuto})
+		must.OK(t, err)
+		must.Equal(t, name+", joined again", content(t, m, beansFile), before)
+		m.Connect = noMongo
+		s, err := m.Status(t.Context(), StatusRequest{Mongo: req.Mongo, Valve: ValveAuto})
+		must.OK(t, err)
+		must.Equal(t, name+": files that differ", len(s.Files.Drift), 0)
+	}
+}
+
+// An operator's own stop timeout holds as long as it is there: the drop-in has none beside it, and the agent's own after it. The
+// drop-in stays as it is while the service manager does not answer.
+func TestStopTimeoutStays(t *testing.T) {
+	t.Parallel()
+	m := newTree(t, joined)
+	joinedWith, err := ams.ReadDropIn(m.Root)
+	must.OK(t, err)
+	own := joinedWith.StopTimeout
+	for _, tt := range []struct {
+		name      string
+		effective time.Duration
+		want      time.Duration
+	}{
+		{"the vendor's unit", 10 * time.Second, own},
+		{"the agent's alone", own, own},
+		{"an operator's, longer", 10 * time.Minute, 0},
+		{"the same, the agent's is gone", 10 * time.Minute, 0},
+		{"removed again", 10 * time.Second, own},
+		{"an operator's, shorter and later", 5 * time.Second, own},
+		{"endless", 0, 0},
+		{"a copy of an operator's value in the drop-in", 10 * time.Minute, own},
+	} {
+		if strings.HasPrefix(tt.name, "a copy") { // it does not outlive the operator's
+			put(t, m, ams.DropInPath, string(ams.DropIn(joinedAs().Address, tt.effective, "")))
 		}
-		if _, err := m.Join(t.Context(), JoinRequest{Mongo: req.Mongo, Address: "10.0.1.7", Offline: true, Valve: ValveAuto}); err != nil {
-			t.Fatal(err)
+		m.Service = &fakeService{state: ams.State{Activity: ams.ActivityActive, StopTimeout: tt.effective}}
+		converge(t, m, watchRequest(t))
+		is, err := ams.ReadDropIn(m.Root)
+		if err != nil || !is.Ours || is.HostAddress == "" || is.StopTimeout != tt.want {
+			t.Fatalf("%s: %+v, %v, want %s", tt.name, is, err, tt.want)
 		}
-		if after, err := os.ReadFile(name); err != nil || string(after) != string(before) {
-			t.Errorf("removed: %t: the join wrote it: %v", removed, err)
+		m.Service = &fakeService{fails: map[string]error{"state": errors.New("the bus is away")}}
+		for _, mode := range []ConvergeMode{ConvergeWatch, byCommand, ConvergeBeforeStart} {
+			req := watchRequest(t)
+			req.Mode = mode
+			c := converge(t, m, req)
+			must.Equal(t, tt.name+": repairs without an answer", ids(c.Repairs), "")
+			now, err := ams.ReadDropIn(m.Root)
+			must.OK(t, err)
+			must.Equal(t, tt.name+": the drop-in without an answer", now, is)
 		}
-		m.Connect = func(context.Context, cluster.Target) (*cluster.Client, error) { return nil, errors.New("away") }
-		if s, err := m.Status(t.Context(), StatusRequest{Mongo: req.Mongo, Valve: ValveAuto}); err != nil || len(s.Files.Drift) > 0 {
-			t.Errorf("removed: %t: %v, drift %v", removed, err, s)
+	}
+}
+
+// A convergence that is killed before it has repaired an upgrade's files leaves a state that does not name the new release yet:
+// otherwise the files would be a person's.
+func TestReleaseIsNotedLast(t *testing.T) {
+	t.Parallel()
+	m, service, during := newTree(t, joined, ofRelease("2.17.1"), without(ams.DropInPath)), serverIn(ams.ActivityInactive, ""), ""
+	m.Service = service
+	service.on = func(call string) error {
+		if call == "reload" {
+			during = stateOf(t, m).Release
 		}
+		return nil
+	}
+	req := watchRequest(t)
+	req.Mode = ConvergeBeforeStart
+	must.Equal(t, "repairs", ids(converge(t, m, req).Repairs), IDDrift)
+	must.Equal(t, "the release while the files are written", during, "2.17.1")
+	must.Equal(t, "the release after that", stateOf(t, m).Release, "3.0.3")
+}
+
+// An operator's drop-in, which the join replaced, is edited since. The daemon writes its own again, and keeps the edit.
+func TestConvergeKeepsAnEditedDropIn(t *testing.T) {
+	t.Parallel()
+	const edit = "[Service]\nEdited=1\n"
+	m := newTree(t, with(ams.DropInPath, "[Service]\nOriginal=1\n"), joined, with(ams.DropInPath, edit), serving(running()))
+	converge(t, m, watchRequest(t))
+	must.Equal(t, "the copy", content(t, m, conf.SavedName(ams.DropInPath)), edit)
+	must.Contain(t, "the drop-in", content(t, m, ams.DropInPath), "10.0.1.7")
+}
+
+// The panel makes an application whose file all users can read. Its settings are as joined and the next start corrects the mode:
+// status reports no drift.
+func TestPermissionsAreNoDrift(t *testing.T) {
+	t.Parallel()
+	m := newTree(t, joined)
+	m.Connect = noMongo
+	drift := func() int {
+		s, err := m.Status(t.Context(), StatusRequest{Mongo: mustTarget(t, testMongo), Valve: ValveKeep})
+		must.OK(t, err)
+		return len(s.Files.Drift)
+	}
+	must.OK(t, os.Chmod(at(m, liveFile), 0o644))
+	must.Equal(t, "drift of permissions", drift(), 0)
+	edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
+	must.Equal(t, "drift of a value", drift(), 1)
+}
+
+// The file with MongoDB's address loses its world-readable mode once it holds a password.
+func TestMongoFileBecomesPrivate(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("the file has to be root's")
+	}
+	m := newTree(t, with(MongoPath, "10.0.2.4\n"), joinedTo(testMongo, "10.0.1.7"))
+	info, err := os.Stat(at(m, MongoPath))
+	must.OK(t, err)
+	must.Equal(t, "the mode", info.Mode().Perm(), 0o640)
+}
+
+// In cluster mode the server rewrites the settings of every application at each start, in any order and with Java's escapes.
+// That causes no repair, write or restart, and a leave still reverts the join.
+func TestServerRewroteItsFiles(t *testing.T) {
+	t.Parallel()
+	const mongo, realDir = "mongodb://plain:secret1@10.77.0.1:27311/?authSource=admin", "../../shared/corpus/real" // files of real servers
+	sources := map[string]string{"own": "testdata/rewritten.properties"}
+	found, err := filepath.Glob(filepath.Join(realDir, "*/webapps/*/WEB-INF/red5-web.properties"))
+	must.OK(t, err)
+	for _, name := range found {
+		sources[strings.TrimPrefix(name, realDir+"/")] = name
+	}
+	for name, source := range sources {
+		t.Run(name, func(t *testing.T) {
+			saved, err := os.ReadFile(source)
+			must.OK(t, err)
+			m := newTree(t, joined, joinedTo(mongo, "10.0.1.7"), with(liveFile, string(saved)), serving(running()))
+			before := snapshot(t, m)
+			req := convergeRequest(t, joinedAs(), nil)
+			req.Mongo, req.Valve = mustTarget(t, mongo), ValveKeep
+			if c := converge(t, m, req); len(c.Repairs) > 0 || c.RestartNeeded {
+				t.Errorf("repairs %v, restart %v", c.Repairs, c.RestartNeeded)
+			}
+			must.Equal(t, "a second join", joinOffline(t, m, mongo, "10.0.1.7").Outcome, OutcomeUnchanged)
+			must.NoDiff(t, "the files", snapshot(t, m), before)
+			leaveOffline(t, m)
+			was, err := conf.ParseProperties(saved)
+			must.OK(t, err)
+			for _, key := range was.Keys() {
+				want, _ := was.Get(key)
+				want = cmp.Or(map[string]string{"db.type": "mapdb", "db.host": "localhost"}[key], want)
+				must.Equal(t, key+" after the leave", property(t, m, liveFile, key), want)
+			}
+		})
 	}
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/readback"
 )
@@ -47,27 +46,6 @@ func corpusTree(t *testing.T, release string) *Machine {
 	return &Machine{Root: root, Release: r, Service: ams.None{}, Euid: os.Geteuid(), Version: "test"}
 }
 
-// treeFiles is every file below the installation: its mode and content.
-func treeFiles(t *testing.T, m *Machine) map[string]string {
-	t.Helper()
-	out := map[string]string{}
-	base := filepath.Join(m.Root, ams.DefaultDir)
-	err := filepath.WalkDir(base, func(p string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		b, err := os.ReadFile(p)
-		out[strings.TrimPrefix(p, base)] = info.Mode().String() + "\n" + string(b)
-		return err
-	})
-	must.OK(t, err)
-	return out
-}
-
 func corpusReleases(t *testing.T) []string {
 	t.Helper()
 	dirs, err := os.ReadDir(corpusDir)
@@ -79,28 +57,6 @@ func corpusReleases(t *testing.T) []string {
 		names = append(names, d.Name())
 	}
 	return names
-}
-
-func mustTarget(t *testing.T, s string) cluster.Target {
-	t.Helper()
-	target, err := cluster.ParseTarget(s)
-	must.OK(t, err)
-	return target
-}
-
-// joinOffline edits the files of a machine and returns the result.
-func joinOffline(t *testing.T, m *Machine, mongo, address string) *JoinResult {
-	t.Helper()
-	res, err := m.Join(t.Context(), JoinRequest{Mongo: mustTarget(t, mongo), Address: address, Offline: true, Valve: ValveKeep})
-	must.OK(t, err)
-	return res
-}
-
-func leaveOffline(t *testing.T, m *Machine) *LeaveResult {
-	t.Helper()
-	res, err := m.Leave(t.Context(), LeaveRequest{Offline: true})
-	must.OK(t, err)
-	return res
 }
 
 // TestCorpus joins and leaves on the real files of every release, and asks
@@ -117,7 +73,7 @@ func TestCorpus(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				m := corpusTree(t, release)
 				before := treeFiles(t, m)
-				in, err := m.open()
+				in, err := ams.Open(m.Root, m.AMSDir)
 				must.OK(t, err)
 				wasProps, wasBeans := javaView(t, java, m, in)
 
@@ -235,7 +191,7 @@ func TestCorpusUnrelatedEdit(t *testing.T) {
 		t.Run(release, func(t *testing.T) {
 			m := corpusTree(t, release)
 			edit := func() {
-				in, err := m.open()
+				in, err := ams.Open(m.Root, m.AMSDir)
 				must.OK(t, err)
 				replace := func(path, old, repl string) {
 					real := filepath.Join(m.Root, path)
@@ -282,7 +238,7 @@ func TestCorpusVendorSwitched(t *testing.T) {
 		t.Run(release, func(t *testing.T) {
 			m := corpusTree(t, release)
 			want := treeFiles(t, m)
-			in, err := m.open()
+			in, err := ams.Open(m.Root, m.AMSDir)
 			must.OK(t, err)
 			vendorSwitch(t, filepath.Join(m.Root, in.Container.Path), strings.NewReplacer(
 				"<!-- cluster start", "<!-- cluster start -->  ", "cluster end -->", "<!-- cluster end -->"))

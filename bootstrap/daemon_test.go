@@ -29,14 +29,11 @@ type fakeDaemon struct {
 func (d *fakeDaemon) State(context.Context) (ams.UnitsState, error) { return d.state, d.stateErr }
 
 func (d *fakeDaemon) Enable(context.Context) error {
-	ctx, cancel := context.WithCancel(d.t.Context())
-	lock, err := d.m.store().Lock(ctx, lockPath, func() { cancel() })
-	if err != nil {
-		d.t.Errorf("the daemon is started while the machine is locked: %v", err)
-	} else {
-		_ = lock.Unlock()
+	lock, ok := locked(d.t, d.m)
+	if !ok {
+		d.t.Fatal("the daemon is started while the machine is locked")
 	}
-	cancel()
+	_ = lock.Unlock()
 	d.calls = append(d.calls, "enable")
 	return d.err
 }
@@ -72,17 +69,17 @@ func TestStartDaemon(t *testing.T) {
 	}{
 		{name: "fresh", state: daemonOff, want: DaemonEnabled, calls: []string{"enable"}},
 		{name: "stopped", state: daemonHalf, want: DaemonEnabled, calls: []string{"enable"}},
-		{name: "enabled", state: daemonOn, want: daemonUnchanged},
+		{name: "enabled", state: daemonOn, want: "unchanged"},
 		{name: "dry", state: daemonOff, dry: true, want: DaemonEnabled},
-		{name: "dry, enabled", state: daemonOn, dry: true, want: daemonUnchanged},
-		{name: "not installed", look: ams.ErrNoUnit, alone: true, want: daemonNotInstalled, warns: "no agent runs"},
-		{name: "dry, not installed", look: ams.ErrNoUnit, alone: true, dry: true, want: daemonNotInstalled, warns: "no agent runs"},
-		{name: "not installed, and one of another unit answers", look: ams.ErrNoUnit, want: daemonNotInstalled},
+		{name: "dry, enabled", state: daemonOn, dry: true, want: "unchanged"},
+		{name: "not installed", look: ams.ErrNoUnit, alone: true, want: "not-installed", warns: "no agent runs"},
+		{name: "dry, not installed", look: ams.ErrNoUnit, alone: true, dry: true, want: "not-installed", warns: "no agent runs"},
+		{name: "not installed, and one of another unit answers", look: ams.ErrNoUnit, want: "not-installed"},
 		{name: "no systemd", none: true, alone: true, warns: "no agent runs"},
 		{name: "no systemd, and it answers", none: true},
-		{name: "systemd does not answer", look: ams.ErrNoSystemd, want: daemonFailed, warns: "journalctl -u amsagent"},
-		{name: "refused", err: refused, want: daemonFailed, calls: []string{"enable"}, warns: "read-only file system"},
-		{name: "masked", err: masked, want: daemonFailed, calls: []string{"enable"}, warns: "unmask"},
+		{name: "systemd does not answer", look: ams.ErrNoSystemd, want: "failed", warns: "journalctl -u amsagent"},
+		{name: "refused", err: refused, want: "failed", calls: []string{"enable"}, warns: "read-only file system"},
+		{name: "masked", err: masked, want: "failed", calls: []string{"enable"}, warns: "unmask"},
 		{name: "slow", err: pending, want: DaemonEnabled, calls: []string{"enable"}, says: "is being started"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -125,39 +122,35 @@ func TestLeaveStopsDaemon(t *testing.T) {
 	t.Parallel()
 	refused := errors.New("no such thing")
 	for _, tt := range []struct {
-		name   string
-		joined bool
-		req    LeaveRequest
-		state  ams.UnitsState
-		look   error
-		svc    error // of the service's state
-		stop   error // of a server that runs
-		err    error // of Disable
-		want   DaemonOutcome
-		calls  []string
-		failed bool // the leave
+		name    string
+		tree    []step
+		req     LeaveRequest
+		state   ams.UnitsState
+		look    error
+		service Service
+		err     error // of Disable
+		want    DaemonOutcome
+		calls   []string
+		failed  bool // the leave
 	}{
-		{name: "runs", joined: true, state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
-		{name: "does not run", joined: true, state: daemonOff, want: daemonUnchanged},
-		{name: "not installed", joined: true, look: ams.ErrNoUnit, want: daemonNotInstalled},
-		{name: "cannot be stopped", joined: true, state: daemonOn, err: refused, want: daemonFailed, calls: []string{"disable"}},
-		{name: "dry", joined: true, req: LeaveRequest{DryRun: true}, state: daemonOn, want: DaemonDisabled},
-		{name: "offline", joined: true, req: LeaveRequest{Offline: true}, state: daemonOn},
+		{name: "runs", tree: []step{joined}, state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
+		{name: "does not run", tree: []step{joined}, state: daemonOff, want: "unchanged"},
+		{name: "not installed", tree: []step{joined}, look: ams.ErrNoUnit, want: "not-installed"},
+		{name: "cannot be stopped", tree: []step{joined}, state: daemonOn, err: refused, want: "failed", calls: []string{"disable"}},
+		{name: "dry", tree: []step{joined}, req: LeaveRequest{DryRun: true}, state: daemonOn, want: DaemonDisabled},
+		{name: "offline", tree: []step{joined}, req: LeaveRequest{Offline: true}, state: daemonOn},
 		{name: "never joined", state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
 		// The leave fails and the server still serves: the daemon must run as before.
-		{name: "cancelled", joined: true, state: daemonOn, stop: refused, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
-		{name: "cancelled, did not run", joined: true, state: daemonOff, stop: refused, want: daemonUnchanged, failed: true},
-		{name: "no answer of the service", joined: true, state: daemonOn, svc: refused, failed: true},
+		{name: "cancelled", tree: []step{joined}, state: daemonOn, service: &fakeService{state: isUp, fails: map[string]error{"stop": refused}}, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
+		{name: "cancelled, did not run", tree: []step{joined}, state: daemonOff, service: &fakeService{state: isUp, fails: map[string]error{"stop": refused}}, want: "unchanged", failed: true},
+		{name: "no answer of the service", tree: []step{joined}, state: daemonOn, service: &fakeService{fails: map[string]error{"state": refused}}, failed: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m := ownTree(t, "3.0", "3.0.3")
-			if tt.joined {
-				m = joinedTree(t)
-			}
+			m := newTree(t, tt.tree...)
 			d := &fakeDaemon{t: t, m: m, state: tt.state, stateErr: tt.look, err: tt.err}
-			m.Daemon, m.Service = d, brokenService{ams.None{}, tt.svc}
-			if tt.stop != nil {
-				m.Service = &stopping{stopErr: tt.stop}
+			m.Daemon = d
+			if tt.service != nil {
+				m.Service = tt.service
 			}
 			m.Sessions = func(context.Context) (cluster.Sessions, error) {
 				return cluster.Sessions{Publishers: new(int), Viewers: new(int)}, nil
@@ -173,22 +166,9 @@ func TestLeaveStopsDaemon(t *testing.T) {
 				t.Errorf("calls (-want +got):\n%s", diff)
 			}
 			warned := slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == IDDaemon })
-			if warned != (tt.want == daemonFailed) {
+			if warned != (tt.want == "failed") {
 				t.Errorf("warnings %v", res.Warnings)
 			}
 		})
 	}
-}
-
-// brokenService is a service that does not say its state.
-type brokenService struct {
-	ams.None
-	err error
-}
-
-func (s brokenService) State(ctx context.Context) (ams.State, error) {
-	if s.err != nil {
-		return ams.State{}, s.err
-	}
-	return s.None.State(ctx)
 }

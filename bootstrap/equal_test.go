@@ -5,10 +5,8 @@ package bootstrap
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
 
-	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -25,54 +23,34 @@ func digestOf(t *testing.T, m *Machine) string {
 	return sent
 }
 
-const (
-	ofServer    = "conf/red5.properties"
-	ofContainer = "conf/jee-container.xml"
-	ofApp       = "webapps/LiveApp/WEB-INF/red5-web.properties"
-)
-
 // Nodes of one role have one digest, with what a join, the panel and the machine itself make different; an edit by hand on
 // one of them is seen.
 func TestSettingsDigest(t *testing.T) {
 	t.Parallel()
-	one := joinedTree(t)
-	want := digestOf(t, one)
+	want := digestOf(t, newTree(t, joined))
 	if want == "" {
 		t.Fatal("not known")
 	}
-	added := func(path, text string) func(*Machine) {
-		return func(m *Machine) {
-			b, err := os.ReadFile(filepath.Join(m.Root, ams.DefaultDir, path))
-			must.OK(t, err)
-			put(t, m, filepath.Join(ams.DefaultDir, path), string(b)+"\n"+text)
-		}
+	otherNode := func(t testing.TB, m *Machine) {
+		do(t, m, without(StateDir), joinedTo("mongodb://other:hush@10.9.9.9/?authSource=admin", "10.0.1.8"), remembered)
+		change(t, m, func(s *State) { s.Address = "10.0.1.8" })
 	}
 	for name, tt := range map[string]struct {
-		change func(*Machine)
+		change step
 		same   bool
 	}{
-		"another node": {func(m *Machine) {
-			must.OK(t, os.RemoveAll(filepath.Join(m.Root, StateDir)))
-			joinOffline(t, m, "mongodb://other:hush@10.9.9.9/?authSource=admin", "10.0.1.8")
-			must.OK(t, remember(m, State{Phase: PhaseJoined, InstanceID: "i-1", Address: "10.0.1.8", Release: "3.0.3"}))
-		}, true},
-		"its name and addresses": {added(ofServer, "server.name=one.example\nhttp.host=10.0.1.8\nhttp.port=6080\nproxy.address=198.51.100.7\n"), true},
-		"the server's notes":     {added(ofApp, "dbId=6b00e730b6628f2a25ba6d1b\nupdateTime=1795221296154\n"), true},
-		"comments":               {added(ofApp, "# edited by hand\n"), true},
-		"CORS on one node":       {added(ofServer, "cors.allowed=*\n"), false},
-		"in an application":      {added(ofApp, "settings.hlsTime=7\n"), false},
-		"in the container": {func(m *Machine) {
-			edit(t, m, ofContainer, "</beans>", `<bean class="Cors"/></beans>`)
-		}, false},
-		"one application more": {func(m *Machine) {
-			must.OK(t, os.CopyFS(filepath.Join(m.Root, ams.DefaultDir, "webapps/other"), os.DirFS(filepath.Join(m.Root, ams.DefaultDir, "webapps/LiveApp"))))
-		}, false},
+		"another node":           {otherNode, true},
+		"its name and addresses": {appended(serverFile, "\nserver.name=one.example\nhttp.host=10.0.1.8\nhttp.port=6080\nproxy.address=198.51.100.7\n"), true},
+		"the server's notes":     {appended(liveFile, "\ndbId=6b00e730b6628f2a25ba6d1b\nupdateTime=1795221296154\n"), true},
+		"comments":               {appended(liveFile, "\n# edited by hand\n"), true},
+		"CORS on one node":       {appended(serverFile, "\ncors.allowed=*\n"), false},
+		"in an application":      {appended(liveFile, "\nsettings.hlsTime=7\n"), false},
+		"in the container":       {edited(beansFile, "</beans>", `<bean class="Cors"/></beans>`), false},
+		"one application more":   {withApp("other"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := joinedTree(t)
-			tt.change(m)
-			if got := digestOf(t, m); got == "" || (got == want) != tt.same {
+			if got := digestOf(t, newTree(t, joined, tt.change)); got == "" || (got == want) != tt.same {
 				t.Errorf("%s and %s, want the same: %v", got, want, tt.same)
 			}
 		})
@@ -82,25 +60,21 @@ func TestSettingsDigest(t *testing.T) {
 // A file that cannot be read makes the digest unknown, and a change of one byte another one, whatever its time and size are.
 func TestSettingsDigestUnknown(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
+	m := newTree(t, joined)
 	was := digestOf(t, m)
-	for path, text := range map[string]string{ofServer: "a=\\u12\n", ofContainer: "<beans>", ofApp: "a=\\u12\n"} {
-		real := filepath.Join(m.Root, ams.DefaultDir, path)
-		good, err := os.ReadFile(real)
-		must.OK(t, err)
-		must.OK(t, os.WriteFile(real, []byte(text), 0o644))
+	for path, text := range map[string]string{serverFile: "a=\\u12\n", beansFile: "<beans>", liveFile: "a=\\u12\n"} {
+		good := content(t, m, path)
+		put(t, m, path, text)
 		if c, err := m.Converge(t.Context(), watchRequest(t)); c == nil || c.Digest != "" {
 			t.Errorf("%s: %+v, %v", path, c, err)
 		}
-		must.OK(t, os.WriteFile(real, good, 0o644))
-		if got := digestOf(t, m); got != was {
-			t.Errorf("%s: %s, want %s again", path, got, was)
-		}
+		put(t, m, path, good)
+		must.Equal(t, path+" again", digestOf(t, m), was)
 	}
-	real := filepath.Join(m.Root, ams.DefaultDir, ofServer)
+	real := at(m, serverFile)
 	info, err := os.Stat(real)
 	must.OK(t, err)
-	edit(t, m, ofServer, "server.cpu_limit=75", "server.cpu_limit=80")
+	edit(t, m, serverFile, "server.cpu_limit=75", "server.cpu_limit=80")
 	must.OK(t, os.Chtimes(real, info.ModTime(), info.ModTime()))
 	if got := digestOf(t, m); got == was {
 		t.Error("an edit with the former time and size is not seen")
@@ -113,16 +87,12 @@ func TestCorpusDigest(t *testing.T) {
 	digest := func(release, address string) string {
 		m := corpusTree(t, release)
 		joinOffline(t, m, "10.0.0.9", address)
-		in, err := m.open()
+		s, err := m.Status(t.Context(), StatusRequest{})
 		must.OK(t, err)
-		_, byName, err := m.digest(in)
-		must.OK(t, err)
-		return byName[ofServer]
+		return s.Files.Digests[serverFile]
 	}
 	saved := digest("3.0.3-panel-saved", "10.0.1.8")
-	if digest("3.0.3", "10.0.1.7") != saved {
-		t.Error("a save in the panel makes another digest")
-	}
+	must.Equal(t, "a save in the panel: the digest", digest("3.0.3", "10.0.1.7"), saved)
 	if digest("2.13.2", "10.0.1.7") == saved {
 		t.Error("two releases have one digest")
 	}

@@ -4,18 +4,16 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,59 +24,142 @@ import (
 	"github.com/amsagent/amsagent/metadata"
 )
 
-// TestUnknownOwner: whom the installation belongs to cannot be known. A password
-// must not be written then: its files could stay readable by all.
-func TestUnknownOwner(t *testing.T) {
-	t.Parallel()
-	m := ownTree(t, "3.0", "3.0.3")
-	f := &facts{address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}}
-	m.checkInstall(f)
-	f.install.Dir = filepath.Join(f.install.Dir, "gone")
-	m.checkPlan(m.store(), JoinRequest{Mongo: mustTarget(t, testMongo)}, f)
-	if got := findingIDs(f.failed()); len(got) != 1 || got[0] != IDInstall {
-		t.Errorf("%v", f.findings)
-	}
-	if f.plan != nil {
-		t.Error("there is a plan")
+// joinRequest is a join with an address. The cloud names the machine.
+func joinRequest(t *testing.T, mongo, address string) JoinRequest {
+	return JoinRequest{
+		Mongo: mustTarget(t, mongo), Address: address, ForceAddress: true, Valve: ValveKeep,
+		Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil },
 	}
 }
 
-// TestDeadFileSystem: every call on a dead disk or network file system fails, and so does a join. The daemon's join, which skips
-// files that their owner made unreadable, must not skip these: they may hold a password.
+// inspect changes no file.
+func inspect(t *testing.T, m *Machine, req JoinRequest) *Inspection {
+	t.Helper()
+	before := treeFiles(t, m)
+	in, err := m.Inspect(t.Context(), req)
+	must.OK(t, err)
+	must.NoDiff(t, "the files after an inspection", treeFiles(t, m), before)
+	return in
+}
+
+// A join fails for these reasons before it changes anything, and an inspection, which doctor makes, finds the same.
+func TestPreflight(t *testing.T) {
+	t.Parallel()
+	up := func(change func(*ams.State)) *fakeService {
+		s := &fakeService{state: ams.State{Activity: ams.ActivityActive}}
+		change(&s.state)
+		return s
+	}
+	unitFile := func(is string) *fakeService { return up(func(s *ams.State) { s.UnitFile = is }) }
+	address := func(is string) *fakeService {
+		return up(func(s *ams.State) { s.HostAddress, s.HostAddressFile = is, "/etc/default/antmedia" })
+	}
+	folder := func(is string) *fakeService { return up(func(s *ams.State) { s.WorkingDirectory = is }) }
+	// The vendor's unit starts Java without IPv6: such a server reaches neither MongoDB nor another node by it.
+	ipv4Only := &fakeService{state: ams.State{Activity: ams.ActivityInactive, IPv4Only: true, Fragment: "/etc/systemd/system/antmedia.service"}}
+	otherTree := func(t testing.TB, m *Machine) {
+		must.OK(t, os.CopyFS(at(m, "/opt/ams2"), os.DirFS(filepath.Join(treesDir, "3.0"))))
+	}
+	for name, tt := range map[string]struct {
+		tree           []step
+		service        *fakeService
+		mongo, address string // testMongo and 10.0.1.7, if empty
+		failed, warns  string // ids
+		says           string // a part of the text or of the hint
+	}{
+		"the unit is disabled": {service: unitFile("disabled"), warns: IDNotEnabled, says: "systemctl enable"}, // it does not come back after a reboot
+		"the unit is enabled":  {service: unitFile("enabled")},
+		"the unit is static":   {service: unitFile("static")},
+
+		// systemd lets a file of EnvironmentFile= override every drop-in: the server would register under another address.
+		"EnvironmentFile= has another address":  {tree: []step{joined}, service: address("10.0.1.9"), failed: IDAddress, says: "--address"},
+		"EnvironmentFile= has this address":     {tree: []step{joined}, service: address("10.0.1.7")},
+		"EnvironmentFile= has an empty address": {tree: []step{joined}, service: address(""), failed: IDAddress},
+		"EnvironmentFile= has a name":           {tree: []step{joined}, service: address("media.example.org"), failed: IDAddress},
+		"early in a boot":                       {service: &fakeService{state: isDown, booting: true}, failed: IDService, says: "sysinit.target"},
+
+		"IPv6: MongoDB":                  {service: ipv4Only, mongo: "[fd00::1]:27017", failed: IDMongoForm},
+		"IPv6: the node":                 {service: ipv4Only, mongo: "10.0.0.5", address: "fd00::14", failed: IDAddress},
+		"IPv6: both":                     {service: ipv4Only, mongo: "mongodb://[fd00::1],[fd00::2]/", address: "fd00::14", failed: IDAddress + " " + IDMongoForm},
+		"IPv6: one member has IPv4":      {service: ipv4Only, mongo: "mongodb://10.0.0.5,[fd00::1]/"},
+		"IPv6: a Java that may use IPv6": {service: &fakeService{state: isDown}, mongo: "[fd00::1]", address: "fd00::14"},
+
+		"a service that runs another folder": {tree: []step{otherTree}, service: folder("/opt/ams2"), failed: IDInstall, says: "name the server that runs: --ams-dir /opt/ams2"},
+		"a service that runs this folder":    {tree: []step{otherTree}, service: folder(ams.DefaultDir)},
+		"a loopback address of MongoDB":      {mongo: "127.0.0.1", warns: IDMongoLocal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newTree(t, tt.tree...)
+			if m.Connect = noMongo; tt.service != nil {
+				m.Service = tt.service
+			}
+			req := joinRequest(t, cmp.Or(tt.mongo, testMongo), cmp.Or(tt.address, "10.0.1.7"))
+			req.DryRun = true
+			res, err := m.Join(t.Context(), req)
+			pre, ok := errors.AsType[*PreflightError](err)
+			if !ok {
+				t.Fatalf("%v", err)
+			}
+			must.Equal(t, "the join fails", ids(pre.Findings), strings.TrimSpace(tt.failed+" "+IDMongo))
+			found := inspect(t, m, req).Findings
+			if tt.service != nil && tt.service.booting { // this is for a join that starts the server
+				must.Equal(t, "the inspection fails", ids(failedOf(found)), "")
+				req.Offline = true
+				_, err = m.Join(t.Context(), req)
+				must.OK(t, err)
+				found = pre.Findings[:1]
+			}
+			must.Equal(t, "the inspection fails", ids(failedOf(found)), tt.failed)
+			for _, warns := range []string{ids(res.Warnings), ids(warningsOf(found))} {
+				must.Equal(t, "a warning of the unit", strings.Contains(warns, IDNotEnabled), tt.warns == IDNotEnabled)
+				must.Equal(t, "a warning of the address", strings.Contains(warns, IDMongoLocal), tt.warns == IDMongoLocal)
+			}
+			text := ""
+			for _, f := range found {
+				text += f.Text + f.Hint
+			}
+			must.Contain(t, "the findings", text, tt.says)
+			must.Equal(t, "the hint names --address", strings.Contains(text, "--address"), tt.says == "--address")
+		})
+	}
+}
+
+// The owner of the installation cannot be known. A password must not be written then: its files could stay readable by all.
+func TestUnknownOwner(t *testing.T) {
+	t.Parallel()
+	m := newTree(t)
+	f := &facts{address: ams.Address{Addr: joinedAs().Address}}
+	m.checkInstall(f)
+	f.install.Dir = filepath.Join(f.install.Dir, "gone")
+	m.checkPlan(m.store(), joinRequest(t, testMongo, ""), f)
+	must.Equal(t, "failed", ids(f.failed()), IDInstall)
+	must.Equal(t, "a plan", f.plan != nil, false)
+}
+
+// Every call on a dead disk or network file system fails, and so does a join. The daemon's join, which skips files that their
+// owner made unreadable, must not skip these: they may hold a password.
 func TestDeadFileSystem(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to give files away")
 	}
 	const app = "webapps/LiveApp/WEB-INF"
-	for name, tt := range map[string]struct {
-		folder string // below the installation
-		id     string
-		plan   bool
-	}{
-		"the installation": {".", IDInstall, false},
-		"an application":   {app, IDFile, true},
-	} {
+	for folder, want := range map[string]string{"": IDInstall, app: IDFile} {
 		for _, skipApps := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, %v", name, skipApps), func(t *testing.T) {
-				m := ownTree(t, "3.0", "3.0.3")
-				f := &facts{address: ams.Address{Addr: netip.MustParseAddr("10.0.1.7")}, skipApps: skipApps}
+			t.Run(fmt.Sprintf("%q, %v", folder, skipApps), func(t *testing.T) {
+				m := newTree(t)
+				f := &facts{address: ams.Address{Addr: joinedAs().Address}, skipApps: skipApps}
 				m.checkInstall(f)
-				// In a folder of root's nothing could be its owner's doing.
-				if err := filepath.WalkDir(filepath.Join(m.Root, ams.DefaultDir), func(path string, _ fs.DirEntry, err error) error {
-					return errors.Join(err, os.Lchown(path, 4711, 4711))
-				}); err != nil {
-					t.Fatal(err)
-				}
-				deadMount(t, filepath.Join(m.Root, ams.DefaultDir, tt.folder))
-				m.checkPlan(m.store(), JoinRequest{Mongo: mustTarget(t, testMongo)}, f)
-				if ids(f.failed()) != tt.id || !errors.Is(f.failed()[0].Err, unix.ENOTCONN) || len(warningsOf(f.findings)) > 0 {
+				foreign(t, m) // in a folder of root's nothing could be its owner's doing
+				deadMount(t, at(m, folder))
+				m.checkPlan(m.store(), joinRequest(t, testMongo, ""), f)
+				if ids(f.failed()) != want || !errors.Is(f.failed()[0].Err, unix.ENOTCONN) || len(warningsOf(f.findings)) > 0 {
 					t.Errorf("failed: %v, warnings: %v", f.failed(), warningsOf(f.findings))
 				}
-				if (f.plan != nil) != tt.plan {
+				if (f.plan != nil) != (folder == app) {
 					t.Fatalf("a plan: %v", f.plan != nil)
 				}
-				if tt.plan && slices.ContainsFunc(f.plan.Files(), func(p conf.PlannedFile) bool { return strings.Contains(p.Before.Path, app) }) {
+				if f.plan != nil && slices.ContainsFunc(f.plan.Files(), func(p conf.PlannedFile) bool { return strings.Contains(p.Before.Path, app) }) {
 					t.Error("it has a file that cannot be read")
 				}
 			})
@@ -93,168 +174,130 @@ func deadMount(t *testing.T, folder string) {
 	if err != nil {
 		t.Skipf("needs FUSE: %v", err)
 	}
-	err = unix.Mount("test", folder, "fuse", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd))
-	_ = unix.Close(fd)
-	if err != nil {
+	defer unix.Close(fd)
+	mount(t, "test", folder, "fuse", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fd))
+}
+
+// mount lasts until the end of the test.
+func mount(t *testing.T, source, target, kind string, flags uintptr, data string) {
+	t.Helper()
+	if err := unix.Mount(source, target, kind, flags, data); err != nil {
 		t.Skipf("needs the right to mount: %v", err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(folder, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-// TestServerNotEnabled: review real-server S10, a join said nothing about a server
-// that does not come back after a reboot.
-func TestServerNotEnabled(t *testing.T) {
-	t.Parallel()
-	for unitFile, want := range map[string]string{"disabled": IDNotEnabled, "enabled": "", "static": "", "": ""} {
-		m := ownTree(t, "3.0", "3.0.3")
-		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, UnitFile: unitFile}}
-		f := &facts{}
-		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, DryRun: true}
-		req.Identify = func(context.Context) (metadata.Instance, error) { return joinedAs(), nil }
-		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
-		var got string
-		for _, w := range warningsOf(f.findings) {
-			if strings.Contains(w.Hint, "systemctl enable") {
-				got += w.ID
-			}
-		}
-		if got != want || len(f.failed()) > 0 {
-			t.Errorf("%q: warnings %q, want %q: %v", unitFile, got, want, f.failed())
-		}
-	}
-}
-
-// TestAddressOfAnEnvironmentFile: systemd lets a file of EnvironmentFile= override every
-// drop-in, so the server would register under another address after a restart for nothing.
-func TestAddressOfAnEnvironmentFile(t *testing.T) {
-	t.Parallel()
-	for address, failed := range map[string]string{"10.0.1.9": IDAddress, "10.0.1.7": "", "": IDAddress, "media.example.org": IDAddress} {
-		m := joinedTree(t)
-		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, HostAddress: address, HostAddressFile: "/etc/default/antmedia"}}
-		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, DryRun: true}
-		req.Identify = func(context.Context) (metadata.Instance, error) { return joinedAs(), nil }
-		f := &facts{}
-		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
-		if got := ids(f.failed()); got != failed {
-			t.Errorf("%q: failed %q, want %q: %v", address, got, failed, f.failed())
-		}
-		if failed != "" && strings.Contains(f.failed()[0].Hint, "--address") != (address == "10.0.1.9") {
-			t.Errorf("%q: hint %q", address, f.failed()[0].Hint)
-		}
-	}
-}
-
-// A drop-in with a later name leaves the server less time to stop than the join's: the join says it.
-func TestJoinWarnsOfItsStopTimeout(t *testing.T) {
-	t.Parallel()
-	for timeout, want := range map[time.Duration]string{10 * time.Second: IDTimeline, 10 * time.Minute: "", 0: ""} {
-		m := ownTree(t, "3.0", "3.0.3")
-		m.DropIn, m.Service = true, serviceThat{state: ams.State{Activity: ams.ActivityActive, StopTimeout: timeout}}
-		in, err := m.open()
-		must.OK(t, err)
-		j := &joiner{Machine: m, facts: &facts{install: in}}
-		j.warnStopTimeout(t.Context())
-		if got := ids(warningsOf(j.facts.findings)); got != want {
-			t.Errorf("%s: %v", timeout, warningsOf(j.facts.findings))
-		}
-	}
-}
-
-// startingMachine is a service of a machine that boots.
-type startingMachine struct {
-	serviceThat
-	early bool
-}
-
-func (s startingMachine) SystemStarting(context.Context) (bool, error) { return s.early, nil }
-
-// Before sysinit.target systemd starts nothing, and the rollback of a join would drop the boot's start of the server.
-func TestJoinEarlyInABoot(t *testing.T) {
-	t.Parallel()
-	for _, early := range []bool{true, false} {
-		m := ownTree(t, "3.0", "3.0.3")
-		m.Service = startingMachine{serviceThat{state: ams.State{Activity: ams.ActivityInactive}}, early}
-		for _, offline := range []bool{false, true} {
-			f := &facts{}
-			req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true, Offline: offline, Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil }}
-			must.OK(t, m.preflight(t.Context(), m.store(), req, f))
-			if got := slices.ContainsFunc(f.failed(), func(f Finding) bool { return f.ID == IDService }); got != (early && !offline) {
-				t.Errorf("early %v, offline %v: %v", early, offline, f.failed())
-			}
-		}
-	}
-}
-
-// The vendor's unit starts Java without IPv6: such a server reaches neither MongoDB nor another node by it.
-func TestIPv6WithoutIPv6(t *testing.T) {
-	t.Parallel()
-	for name, tt := range map[string]struct {
-		mongo, address string
-		ipv4Only       bool
-		want           []string
-	}{
-		"MongoDB":                  {"[fd00::1]:27017", "10.0.1.7", true, []string{IDMongoForm}},
-		"the node":                 {"10.0.0.5", "fd00::14", true, []string{IDAddress}},
-		"both":                     {"mongodb://[fd00::1],[fd00::2]/", "fd00::14", true, []string{IDAddress, IDMongoForm}},
-		"one member has IPv4":      {"mongodb://10.0.0.5,[fd00::1]/", "10.0.1.7", true, nil},
-		"a Java that may use IPv6": {"[fd00::1]", "fd00::14", false, nil},
-	} {
-		m := ownTree(t, "3.0", "3.0.3")
-		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityInactive, IPv4Only: tt.ipv4Only, Fragment: "/etc/systemd/system/antmedia.service"}}
-		req := JoinRequest{
-			Mongo: mustTarget(t, tt.mongo), Address: tt.address, ForceAddress: true,
-			Identify: func(context.Context) (metadata.Instance, error) { return metadata.Instance{ID: "i-1"}, nil },
-		}
-		f := &facts{}
-		must.OK(t, m.preflight(t.Context(), m.store(), req, f))
-		if got := findingIDs(f.failed()); !slices.Equal(got, tt.want) {
-			t.Errorf("%s: %v", name, f.failed())
-		}
-		if in := inspect(t, m, req); !slices.Equal(findingIDs(failedOf(in.Findings)), tt.want) {
-			t.Errorf("%s, doctor: %v", name, failedOf(in.Findings))
-		}
-	}
+	t.Cleanup(func() { must.OK(t, unix.Unmount(target, unix.MNT_DETACH)) })
 }
 
 // A file that is a mount point, as docker mounts one, cannot be replaced by a rename: this is found before any change.
 func TestMountedFile(t *testing.T) {
 	t.Parallel()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount")
-	}
 	for _, flags := range []uintptr{0, unix.MS_RDONLY} {
-		m := ownTree(t, "3.0", "3.0.3")
-		file := filepath.Join(m.Root, ams.DefaultDir, serverFile)
-		if err := unix.Mount(file, file, "", unix.MS_BIND, ""); err != nil {
-			t.Skip("mounting failed: ", err)
-		}
-		t.Cleanup(func() {
-			if err := unix.Unmount(file, unix.MNT_DETACH); err != nil {
-				t.Error(err)
-			}
-		})
+		m := newTree(t)
+		file := at(m, serverFile)
+		mount(t, file, file, "", unix.MS_BIND, "")
 		must.OK(t, unix.Mount("", file, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""))
-		req := JoinRequest{Mongo: mustTarget(t, testMongo), Address: "10.0.1.7", ForceAddress: true}
-		in := inspect(t, m, req)
-		all := [][]Finding{failedOf(in.Findings)}
-		for _, dry := range []bool{true, false} {
-			req.Offline, req.DryRun = true, dry
+		req := joinRequest(t, testMongo, "10.0.1.7")
+		all := [][]Finding{failedOf(inspect(t, m, req).Findings)}
+		req.Offline = true
+		for _, req.DryRun = range []bool{true, false} {
 			_, err := m.Join(t.Context(), req)
 			pre, ok := errors.AsType[*PreflightError](err)
 			if !ok {
-				t.Fatalf("dry run %v: %v", dry, err)
+				t.Fatalf("dry run %v: %v", req.DryRun, err)
 			}
 			all = append(all, pre.Findings)
 		}
 		for _, found := range all {
-			if ids(found) != IDWritable || !strings.Contains(found[0].Hint, "mount its folder") || !strings.Contains(found[0].Text, serverFile) {
-				t.Errorf("flags %d: %v", flags, found)
-			}
+			must.Equal(t, "failed", ids(found), IDWritable)
+			must.Contain(t, "the finding", found[0].Text+found[0].Hint, "mount its folder", serverFile)
 		}
+	}
+}
+
+// In a container /etc/hosts is a mount: a join and a leave edit it in place.
+func TestJoinWithMountedHosts(t *testing.T) {
+	t.Parallel()
+	const hosts = "127.0.0.1 localhost\n"
+	m := newTree(t, with("/etc/hostname", "no-such-name\n"), with(hostsFile, ""), with("/source", hosts))
+	mount(t, at(m, "/source"), at(m, hostsFile), "", unix.MS_BIND, "")
+	joinOffline(t, m, testMongo, "10.0.1.7")
+	must.Equal(t, hostsFile, content(t, m, "/source"), hosts+"10.0.1.7\tno-such-name\t# added by amsagent\n")
+	leaveOffline(t, m)
+	must.Equal(t, "/etc/hosts after the leave", content(t, m, "/source"), hosts)
+}
+
+// An inspection finds what the preflight of a join finds, without a join.
+func TestInspect(t *testing.T) {
+	t.Parallel()
+	m := newTree(t)
+	in := inspect(t, m, joinRequest(t, testMongo, "10.0.1.7"))
+	if len(failedOf(in.Findings)) > 0 || !in.Planned || !in.Writable || in.Mode != conf.ModeStandalone || in.State != nil || in.Unread != nil {
+		t.Errorf("%+v", in)
+	}
+	if !slices.Contains(in.Changes, "/usr/local/antmedia/conf/jee-container.xml") || !slices.Contains(in.Changes, MongoPath) {
+		t.Errorf("a join would change %v", in.Changes)
+	}
+	must.Equal(t, "the agent's state", content(t, m, stateFile), "none")
+
+	// Without an address of MongoDB the check whether the files can be edited still runs.
+	noTarget := joinRequest(t, testMongo, "10.0.1.7")
+	noTarget.Mongo = cluster.Target{}
+	if in := inspect(t, m, noTarget); !in.Planned || in.Changes != nil || len(failedOf(in.Findings)) > 0 {
+		t.Errorf("%+v", in)
+	}
+	edit(t, m, beansFile, "cluster end -->", "cluster end")
+	noTarget.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("no answer") }
+	in = inspect(t, m, noTarget)
+	must.Equal(t, "failed", ids(failedOf(in.Findings)), IDIdentity+" "+IDSections)
+	must.Equal(t, "planned", in.Planned, false)
+
+	empty := &Machine{Root: t.TempDir(), Service: m.Service}
+	in, err := empty.Inspect(t.Context(), joinRequest(t, testMongo, "10.0.1.7"))
+	if err != nil || !strings.Contains(ids(failedOf(in.Findings)), IDInstall) || in.Install != nil {
+		t.Errorf("%+v, %v", in, err)
+	}
+
+	// What a joined machine remembers is in it, and a record that cannot be used is a finding.
+	m = newTree(t, joined)
+	if in := inspect(t, m, joinRequest(t, testMongo, "10.0.1.7")); !in.Undo || in.Mode != conf.ModeCluster {
+		t.Errorf("%+v", in)
+	}
+	put(t, m, stateFile, "{")
+	must.Contain(t, "warnings", ids(warningsOf(inspect(t, m, noTarget).Findings)), IDRecord)
+}
+
+// The address has a reason that names its source, also for a machine outside a cloud.
+func TestAddressReason(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ provider, source, want string }{
+		{metadata.Generic, "address of the default route's interface eth0", "address of the default route's interface eth0"},
+		{metadata.AWS, "private address of the identity document", "instance metadata of aws: private address of the identity document"},
+	} {
+		req := joinRequest(t, testMongo, "")
+		req.Identify = func(context.Context) (metadata.Instance, error) {
+			return metadata.Instance{ID: "i-1", Provider: c.provider, Address: joinedAs().Address, AddressSource: c.source}, nil
+		}
+		must.Equal(t, c.provider, inspect(t, newTree(t), req).Address.Reason, c.want)
+	}
+}
+
+// A count of one has the word in the singular.
+func TestOneFile(t *testing.T) {
+	t.Parallel()
+	m := newTree(t, withDropIn, joinedTo("10.0.2.4", "10.0.0.5"))
+	var said []string
+	m.Progress = func(s string) { said = append(said, s) }
+	joinOffline(t, m, "10.0.2.4", "10.0.0.6") // in the drop-in alone
+	must.Contain(t, "said", strings.Join(said, "\n"), "edited 1 file; nothing else was touched")
+}
+
+func TestReach(t *testing.T) {
+	t.Parallel()
+	m := &Machine{Connect: func(context.Context, cluster.Target) (*cluster.Client, error) {
+		return nil, &cluster.Error{Kind: cluster.KindAuth, Op: "x", Err: errors.New("y")}
+	}, Progress: func(s string) { t.Errorf("said: %s", s) }}
+	c, found := m.Reach(t.Context(), mustTarget(t, "10.0.2.4"))
+	if c != nil || ids(found) != IDMongoAuth || found[0].Severity != Bad {
+		t.Errorf("%v, %v", c, found)
 	}
 }
 

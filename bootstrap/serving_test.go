@@ -10,7 +10,7 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -29,6 +29,10 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
+func answer(code int, body string) (*http.Response, error) {
+	return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
+}
+
 // A slow step is announced, a quick one is not.
 func TestWhileSlow(t *testing.T) {
 	t.Parallel()
@@ -37,34 +41,29 @@ func TestWhileSlow(t *testing.T) {
 		m := &Machine{Progress: func(line string) { said = append(said, line) }}
 		m.whileSlow("quick", func() { sleep.For(t.Context(), slowTime-time.Millisecond) })
 		m.whileSlow("slow", func() { sleep.For(t.Context(), slowTime+time.Millisecond) })
-		if len(said) != 1 || said[0] != "slow" {
-			t.Errorf("it said %q", said)
-		}
+		must.Equal(t, "said", strings.Join(said, ", "), "slow")
 	})
 }
 
 // Once the wait is over, its progress is not reported: the check was cut short and would say "context canceled".
 func TestSayWaitingIsNotCutShort(t *testing.T) {
 	t.Parallel()
-	client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+	said := 0
+	m := newTree(t, joined, serving(running()))
+	m.Progress = func(string) { said++ }
+	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 		if err := r.Context().Err(); err != nil {
 			return nil, err
 		}
-		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+		return answer(http.StatusOK, "")
 	})}
-	var said []string
-	m := &Machine{Service: serviceThat{state: ams.State{Activity: ams.ActivityActive}}, HTTP: client, Progress: func(line string) { said = append(said, line) }}
-	j := &joiner{Machine: m, facts: &facts{install: &ams.Installation{}}, result: &JoinResult{}}
+	j := joinerOf(t, m, testMongo, "10.0.1.7")
 	j.sayWaiting(t.Context())
-	if len(said) != 1 {
-		t.Fatalf("%q", said)
-	}
+	must.Equal(t, "sentences", said, 1)
 	over, seen := context.WithCancel(t.Context())
 	seen()
 	j.sayWaiting(over)
-	if len(said) != 1 {
-		t.Errorf("it said %q", said)
-	}
+	must.Equal(t, "sentences after the end", said, 1)
 }
 
 // The server's user decides how many applications there are, and when they answer: a bounded number
@@ -74,41 +73,35 @@ func TestAskAllBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		now, most := 0, 0
-		client := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		count := func(n int) {
 			mu.Lock()
-			now++
+			defer mu.Unlock()
+			now += n
 			most = max(most, now)
-			mu.Unlock()
-			defer func() {
-				mu.Lock()
-				now--
-				mu.Unlock()
-			}()
+		}
+		m := ownTree(t, "3.0", "2.10.0")
+		m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			count(1)
+			defer count(-1)
 			if strings.HasPrefix(r.URL.Path, "/hangs-") {
 				<-r.Context().Done()
 				return nil, r.Context().Err()
 			}
-			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
+			return answer(http.StatusNotFound, "")
 		})}
 		var apps []string
 		for i := range 1024 {
 			apps = append(apps, fmt.Sprintf("hangs-%d", i))
-		}
-		began := time.Now()
-		m := ownTree(t, "3.0", "2.10.0")
-		m.HTTP = client
-		for _, app := range apps {
-			put(t, m, filepath.Join(ams.DefaultDir, "webapps", app, "WEB-INF/red5-web.properties"), "")
+			put(t, m, settingsOf(apps[i]), "")
 		}
 		m.Serving = []string{"hangs-*"}
+		began := time.Now()
 		answers := m.Server().look(t.Context())
 		if d := time.Since(began); d != servingLimit || most != maxAsks || len(answers) != len(apps) {
 			t.Errorf("%d answers after %s, %d at a time", len(answers), d, most)
 		}
 		for _, a := range answers {
-			if a.State != ams.AppSilent {
-				t.Errorf("%+v", a)
-			}
+			must.Equal(t, a.Name, a.State, ams.AppSilent)
 		}
 
 		// Those that hang keep no other from being asked.
@@ -117,8 +110,8 @@ func TestAskAllBounds(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
 		defer cancel()
 		err := j.awaitServing(ctx, manyApps{m.Server(), apps})
-		var not *NotServingError
-		if !errors.As(err, &not) || len(not.Apps) != 3*maxAsks || !errors.Is(err, context.DeadlineExceeded) {
+		not, ok := errors.AsType[*NotServingError](err)
+		if !ok || len(not.Apps) != 3*maxAsks || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v", err)
 		} else if !slices.IsSortedFunc(not.Apps, func(a, b ams.AppAnswer) int { return strings.Compare(a.Name, b.Name) }) {
 			t.Errorf("not in the order of names: %v", err)
@@ -137,85 +130,91 @@ type manyApps struct {
 
 func (m manyApps) Applications() ([]string, error) { return m.apps, nil }
 
+// startTime is when the start of a server must be over.
+const startTime = 2 * time.Minute
+
+// asking is the daemon, which calls LiveApp, and a server that counts the calls.
+type asking struct {
+	t       *testing.T
+	m       *Machine
+	service *fakeService
+	server  *Server
+	code    int  // of the answer; 0: the connection is refused
+	absent  bool // the server does not have the application
+	// The calls, and the questions to the service manager.
+	calls, looks int
+}
+
+const initialized, closedMark, webXML = "webapps/LiveApp/" + ams.InitializedName, "webapps/LiveApp/" + ams.ClosedName, "webapps/LiveApp/WEB-INF/web.xml"
+
+func newAsking(t *testing.T, steps ...step) *asking {
+	w := &asking{t: t, m: newTree(t, append([]step{joined}, steps...)...), code: http.StatusNotFound}
+	w.service = &fakeService{state: isUp, on: func(string) error { w.looks++; return nil }}
+	w.m.Service, w.m.Serving = w.service, []string{"LiveApp"}
+	w.m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		w.calls++
+		switch {
+		case w.code == 0:
+			return nil, syscall.ECONNREFUSED
+		case w.absent && strings.HasSuffix(r.URL.Path, ".m3u8"):
+			return answer(http.StatusInternalServerError, r.URL.Path)
+		case w.absent:
+			return answer(w.code, r.URL.Path)
+		}
+		return answer(w.code, "")
+	})}
+	w.server = w.m.Server()
+	return w
+}
+
+// ask calls the application, and returns what it is, and how often the server was called.
+func (w *asking) ask(want ams.AppServing, calls int) {
+	w.t.Helper()
+	w.calls = 0
+	a := w.server.Ask(w.t.Context(), "LiveApp")
+	if a.State != want || w.calls != calls {
+		w.t.Errorf("%s after %d calls: %+v; want %s after %d", a.State, w.calls, a, want, calls)
+	}
+}
+
+func (w *asking) wait(d time.Duration) { sleep.For(w.t.Context(), d) }
+
+// age sets the times of the application's files.
+func (w *asking) age(to time.Time, files ...string) {
+	w.t.Helper()
+	for _, file := range files {
+		must.OK(w.t, os.Chtimes(at(w.m, file), to, to))
+	}
+}
+
 // A join waits for a broken application, and another process restarts the server.
 func TestAwaitServingFollowsARestart(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
-	m.Serving = []string{"LiveApp"}
-	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
-	put(t, m, filepath.Join(app, ams.InitializedName), "")
-	put(t, m, filepath.Join(app, ams.ClosedName), "")
 	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		restarted := began.Add(5 * time.Second)
-		var last time.Time
-		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-			last = time.Now()
-			return &http.Response{StatusCode: http.StatusInternalServerError, Body: http.NoBody}, nil
-		})}
-		m.Service = startedAt{at: func() time.Time {
-			if time.Now().Before(restarted) {
-				return began.Add(-time.Hour)
+		w := newAsking(t, with(initialized, ""), with(closedMark, ""))
+		w.code = http.StatusInternalServerError
+		restarted := time.Now().Add(5 * time.Second)
+		w.service.state.Started = time.Now().Add(-time.Hour)
+		w.service.on = func(string) error { // it is asked every second
+			if !time.Now().Before(restarted) {
+				w.service.state.Started = restarted
 			}
-			return restarted
-		}}
-		j := &joiner{Machine: m, facts: &facts{install: &ams.Installation{Apps: []ams.App{{Name: "LiveApp"}}}}, result: &JoinResult{}}
+			return nil
+		}
+		var last time.Time
+		transport := w.m.HTTP.Transport
+		w.m.HTTP.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
+			last = time.Now()
+			return transport.RoundTrip(r)
+		})
+		j := &joiner{Machine: w.m, facts: &facts{install: &ams.Installation{Apps: []ams.App{{Name: "LiveApp"}}}}, result: &JoinResult{}}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		err := j.serve(ctx)
-		// The service manager is asked every second.
-		if err == nil || last.Before(restarted.Add(-time.Second)) || last.After(restarted.Add(serviceEvery)) {
+		if err == nil || last.Before(restarted.Add(-time.Second)) || last.After(restarted.Add(time.Second)) {
 			t.Errorf("asked %s after the restart for the last time: %v", last.Sub(restarted), err)
 		}
 	})
-}
-
-// startedAt is a service that reports when the server was started.
-type startedAt struct {
-	ams.None
-	at func() time.Time
-}
-
-func (s startedAt) State(context.Context) (ams.State, error) {
-	return ams.State{Activity: ams.ActivityActive, Started: s.at()}, nil
-}
-
-// A command that fails after a recovery reports the recovery.
-func TestConvergeFailsAfterRecovery(t *testing.T) {
-	t.Parallel()
-	m := joinedTree(t)
-	// An undo record is the journal of the commit that made it.
-	b, err := os.ReadFile(filepath.Join(m.Root, StateDir, "undo.json"))
-	must.OK(t, err)
-	put(t, m, StateDir+"/journal", string(b))
-	edit(t, m, liveFile, "db.type=mongodb", "db.type=mapdb")
-	asked := 0
-	m.Begin = func(context.Context) error {
-		if asked++; asked == 2 { // after the recovery's
-			return context.DeadlineExceeded
-		}
-		return nil
-	}
-	req := watchRequest(t)
-	req.Mode = convergeByCommand
-	c, err := m.Converge(t.Context(), req)
-	failed, ok := errors.AsType[*FailedError](err)
-	if !ok || !strings.HasPrefix(failed.State, "an interrupted join was finished first") {
-		t.Errorf("%v", err)
-	}
-	if c == nil || strings.Count(ids(c.Repairs), idInterrupted) != 1 {
-		t.Errorf("%+v", c)
-	}
-}
-
-// process writes the /proc entries of a process of that age and returns its id.
-func process(t *testing.T, root string, age time.Duration) int {
-	t.Helper()
-	const pid = 42
-	m := &Machine{Root: root}
-	put(t, m, "proc/stat", fmt.Sprintf("btime %d\n", time.Now().Add(-age).Unix()))
-	put(t, m, "proc/42/stat", "42 (java) S"+strings.Repeat(" 0", 30)+"\n")
-	return pid
 }
 
 // From 2.16.2 on a request makes an application lose its settings while its context is being built: the agent waits for the
@@ -223,65 +222,47 @@ func process(t *testing.T, root string, age time.Duration) int {
 func TestNotAskedInItsStart(t *testing.T) {
 	t.Parallel()
 	const unknown = -time.Hour
-	mark, closed := ".initialized", ".closed"
+	once, twice := []string{initialized}, []string{initialized, closedMark}
 	for name, tt := range map[string]struct {
 		marks []string
 		age   time.Duration // of the server
 		old   bool          // no file is newer than the server
-		asked bool
-		made  bool // now, while the server runs
+		made  bool          // now, while the server runs
+		want  ams.AppServing
 	}{
-		"the first start ever":                        {nil, time.Second, true, false, false},
-		"the first start ever takes long":             {nil, startingTime, true, true, false},
-		"a start after a stop":                        {[]string{mark, closed}, time.Second, true, false, false},
-		"a start after a stop takes long":             {[]string{mark, closed}, startingTime, true, true, false},
-		"it has started":                              {[]string{mark}, time.Second, false, true, false},
-		"a start after a kill":                        {[]string{mark}, time.Second, true, false, false},
-		"a start after a kill takes long":             {[]string{mark}, startingTime, true, true, false},
-		"a start at an unknown time":                  {nil, unknown, true, false, false},
-		"a start after a stop, at an unknown time":    {[]string{mark, closed}, unknown, true, false, false},
-		"it has started, at an unknown time":          {[]string{mark}, unknown, true, true, false},
-		"the clock was set back since it has started": {[]string{mark}, -time.Minute, true, true, false},
-		"the clock was set back in its start":         {nil, -time.Minute, true, false, false},
-		"the panel makes it":                          {nil, time.Hour, false, false, true},
-		"the panel makes it, of unknown start":        {nil, unknown, false, false, true},
-		"the panel has made it":                       {[]string{mark}, time.Hour, false, true, true},
+		"the first start ever":                        {nil, time.Second, true, false, ams.AppStarting},
+		"the first start ever takes long":             {nil, startTime, true, false, ams.AppServes},
+		"a start after a stop":                        {twice, time.Second, true, false, ams.AppStarting},
+		"a start after a stop takes long":             {twice, startTime, true, false, ams.AppServes},
+		"it has started":                              {once, time.Second, false, false, ams.AppServes},
+		"a start after a kill":                        {once, time.Second, true, false, ams.AppStarting},
+		"a start after a kill takes long":             {once, startTime, true, false, ams.AppServes},
+		"a start at an unknown time":                  {nil, unknown, true, false, ams.AppStarting},
+		"a start after a stop, at an unknown time":    {twice, unknown, true, false, ams.AppStarting},
+		"it has started, at an unknown time":          {once, unknown, true, false, ams.AppServes},
+		"the clock was set back since it has started": {once, -time.Minute, true, false, ams.AppServes},
+		"the clock was set back in its start":         {nil, -time.Minute, true, false, ams.AppStarting},
+		"the panel makes it":                          {nil, time.Hour, false, true, ams.AppWaits},
+		"the panel makes it, of unknown start":        {nil, unknown, false, true, ams.AppStarting},
+		"the panel has made it":                       {once, time.Hour, false, true, ams.AppServes},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := joinedTree(t)
-			asked := 0
-			m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-				asked++
-				return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
-			})}
+			w := newAsking(t)
 			var started time.Time
 			if tt.age != unknown {
 				started = time.Now().Add(-tt.age)
 			}
-			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: started}}
-			app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
+			w.service.state.Started = started
 			for _, mark := range tt.marks {
-				put(t, m, filepath.Join(app, mark), "")
+				put(t, w.m, mark, "")
 			}
 			if tt.made {
-				put(t, m, filepath.Join(app, "WEB-INF/web.xml"), "")
+				put(t, w.m, webXML, "")
 			}
 			if tt.old {
-				for _, file := range []string{"", "WEB-INF/red5-web.properties"} {
-					before := started.Add(-time.Second)
-					must.OK(t, os.Chtimes(filepath.Join(m.Root, app, file), before, before))
-				}
+				w.age(started.Add(-time.Second), path.Dir(initialized), liveFile)
 			}
-			want, times := ams.AppAnswer{Name: "LiveApp", State: ams.AppStarting}, 0
-			if tt.made && tt.age != unknown {
-				want.State = ams.AppWaits
-			}
-			if tt.asked {
-				want, times = ams.AppAnswer{Name: "LiveApp", State: ams.AppServes, Code: http.StatusNotFound}, 1
-			}
-			if got := m.Server().Ask(t.Context(), "LiveApp"); got != want || asked != times {
-				t.Errorf("the daemon asked %d times: %+v, want %+v", asked, got, want)
-			}
+			w.ask(tt.want, map[bool]int{true: 1}[tt.want == ams.AppServes])
 		})
 	}
 }
@@ -289,17 +270,6 @@ func TestNotAskedInItsStart(t *testing.T) {
 // An application that the server does not have is missing, unless it was made after the server's start.
 func TestNotDeployed(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
-	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-		code := http.StatusNotFound
-		if strings.HasSuffix(r.URL.Path, ".m3u8") {
-			code = http.StatusInternalServerError
-		}
-		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(r.URL.Path))}, nil
-	})}
-	app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
-	put(t, m, filepath.Join(app, "WEB-INF/web.xml"), "")
-	put(t, m, filepath.Join(app, ".initialized"), "")
 	for name, tt := range map[string]struct {
 		started time.Time
 		want    ams.AppServing
@@ -308,217 +278,126 @@ func TestNotDeployed(t *testing.T) {
 		"made since":             {time.Now().Add(-time.Hour), ams.AppWaits},
 		"the start is not known": {time.Time{}, ams.AppWaits},
 	} {
-		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: tt.started}}
-		if got := m.Server().Ask(t.Context(), "LiveApp"); got.State != tt.want || got.Serves() != (tt.want == ams.AppWaits) {
-			t.Errorf("%s: %+v", name, got)
-		}
+		w := newAsking(t, with(webXML, ""), with(initialized, ""))
+		w.service.state.Started, w.absent = tt.started, true
+		a := w.server.Ask(t.Context(), "LiveApp")
+		must.Equal(t, name, a.State, tt.want)
+		must.Equal(t, name+": it serves", a.Serves(), tt.want == ams.AppWaits)
 	}
 }
 
 // An application that served the last time is in no start: the service manager, which may hang, is not asked.
 func TestServesIsAskedAlone(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
-	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
 	synctest.Test(t, func(t *testing.T) {
-		code := http.StatusNotFound
-		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: code, Body: http.NoBody}, nil
-		})}
-		looked := 0
-		m.Service = countedService{serviceThat{state: ams.State{Activity: ams.ActivityActive}}, &looked}
-		s := m.Server()
-		ask := func(serves bool, want int) {
-			t.Helper()
-			if a := s.Ask(t.Context(), "LiveApp"); a.Serves() != serves || looked != want {
-				t.Errorf("%+v; the service manager was asked %d times, want %d", a, looked, want)
-			}
-			sleep.For(t.Context(), 600*time.Millisecond)
+		w := newAsking(t, with(initialized, ""))
+		for _, looks := range []int{1, 1} {
+			w.ask(ams.AppServes, 1)
+			must.Equal(t, "questions to the service manager", w.looks, looks)
+			w.wait(600 * time.Millisecond)
 		}
-		ask(true, 1)
-		ask(true, 1)
-		code = http.StatusInternalServerError
-		ask(false, 1)
-		ask(false, 2)
-		ask(false, 2)
-		ask(false, 3)
+		w.code = http.StatusInternalServerError
+		for _, looks := range []int{1, 2, 2, 3} {
+			w.ask(ams.AppFailing, 1)
+			must.Equal(t, "questions to the service manager", w.looks, looks)
+			w.wait(600 * time.Millisecond)
+		}
 	})
 }
 
 // The panel replaces the archive of an application that served: it is not asked while it is redeployed.
 func TestNotAskedWhileMadeAnew(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
-	asked, there := 0, true
-	m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-		asked++
-		code, body := http.StatusNotFound, ""
-		if !there {
-			body = r.URL.Path
-			if strings.HasSuffix(r.URL.Path, ".m3u8") {
-				code = http.StatusInternalServerError
-			}
-		}
-		return &http.Response{StatusCode: code, Body: io.NopCloser(strings.NewReader(body))}, nil
-	})}
-	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now().Add(-time.Hour)}}
-	s := m.Server()
-	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppServes {
-		t.Fatalf("%+v", a)
-	}
-	there = false
-	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp/WEB-INF/web.xml"), "")
-	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppWaits {
-		t.Errorf("%+v", a)
-	}
-	asked = 0
-	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppWaits || asked > 0 {
-		t.Errorf("asked %d times: %+v", asked, a)
-	}
+	w := newAsking(t)
+	w.service.state.Started = time.Now().Add(-time.Hour)
+	w.ask(ams.AppServes, 1)
+	w.absent = true
+	put(t, w.m, webXML, "")
+	w.ask(ams.AppWaits, 2)
+	w.ask(ams.AppWaits, 0)
 }
 
 // Another release is put in the place of one that may be asked at any time, while the daemon runs.
 func TestNotAskedInTheStartOfANewerRelease(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
-	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
-	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp/WEB-INF/web.xml"), "")
+	w := newAsking(t, with(webXML, ""))
 	install := func(release string) {
-		t.Helper()
-		m.Release = ams.Release{Version: release}
-		put(t, m, filepath.Join(ams.DefaultDir, "ant-media-server.jar"), release)
+		w.m.Release = ams.Release{Version: release}
+		put(t, w.m, "ant-media-server.jar", release)
 	}
-	asked := 0
-	var stopped error
-	m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-		asked++
-		if stopped != nil {
-			return nil, stopped
-		}
-		return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
-	})}
 	install("2.10.0")
-	s := m.Server()
-	if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || asked != 1 {
-		t.Fatalf("asked %d times: %+v", asked, a)
-	}
-	stopped = syscall.ECONNREFUSED
-	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppRefused {
-		t.Fatalf("%+v", a)
-	}
-	stopped, asked = nil, 0
+	w.ask(ams.AppServes, 1)
+	w.code = 0
+	w.ask(ams.AppRefused, 1)
+	w.code = http.StatusNotFound
 	install("2.17.1")
-	if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked != 0 {
-		t.Errorf("asked %d times: %+v", asked, a)
-	}
+	w.ask(ams.AppStarting, 0)
 }
 
 // Whose port was edited serves at the one before until its next start, and that is its port.
 func TestPortOfAServerThatServes(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
-	settings := filepath.Join(ams.DefaultDir, "conf/red5.properties")
-	before, err := os.ReadFile(filepath.Join(m.Root, settings))
-	must.OK(t, err)
-	put(t, m, settings, string(before)+"\nhttp.port=5080\n")
-	put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName), "")
 	synctest.Test(t, func(t *testing.T) {
-		m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		w := newAsking(t, with(initialized, ""))
+		transport := w.m.HTTP.Transport
+		w.m.HTTP.Transport = roundTrip(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Port() != "5080" {
 				return nil, syscall.ECONNREFUSED
 			}
-			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
-		})}
-		s := m.Server()
-		if p := s.Port(); p != 0 {
-			t.Errorf("before any question: %d", p)
-		}
-		ask := func(want ams.AppServing, port int) {
-			t.Helper()
-			sleep.For(t.Context(), startingTime)
-			if a := s.Ask(t.Context(), "LiveApp"); a.State != want || s.Port() != port {
-				t.Errorf("%+v, want %s; port %d, want %d", a, want, s.Port(), port)
-			}
-		}
-		ask(ams.AppServes, 5080)
-		put(t, m, settings, string(before)+"\nhttp.port=6080\n\n") // another length: two writes may have one time
-		if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || s.Port() != 5080 {
-			t.Errorf("%+v, port %d", a, s.Port())
-		}
-		ask(ams.AppRefused, 0) // the last answer is so old that the server may have been restarted
+			return transport.RoundTrip(r)
+		})
+		must.Equal(t, "the port before any question", w.server.Port(), 0)
+		w.wait(startTime)
+		w.ask(ams.AppServes, 1)
+		must.Equal(t, "the port", w.server.Port(), 5080)
+		edit(t, w.m, serverFile, "http.port=5080", "http.port=6080\n\n") // another length: two writes may have one time
+		w.ask(ams.AppServes, 1)
+		must.Equal(t, "the port", w.server.Port(), 5080)
+		w.wait(startTime) // the last answer is so old that the server may have been restarted
+		must.Equal(t, "the port of an old answer", w.server.Port(), 0)
+		w.ask(ams.AppRefused, 0)
+		must.Equal(t, "the port", w.server.Port(), 0)
 	})
 }
 
 // An application without marks is asked when a start must be over, also if only the port shows that there was one.
 func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
-	m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
 	synctest.Test(t, func(t *testing.T) {
-		asked := 0
-		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-			asked++
-			return &http.Response{StatusCode: http.StatusInternalServerError, Body: http.NoBody}, nil
-		})}
-		s := m.Server()
-		var closed bool
-		s.refuses = func(context.Context, *ams.Installation) bool { return closed }
-		ask := func(times int, want ams.AppServing) {
-			t.Helper()
-			asked = 0
-			if a := s.Ask(t.Context(), "LiveApp"); a.State != want || asked != times {
-				t.Errorf("asked %d times, want %d: %+v", asked, times, a)
-			}
-			sleep.For(t.Context(), startingTime/2)
+		w := newAsking(t)
+		w.code = http.StatusInternalServerError
+		for _, tt := range []struct {
+			closed bool // the port
+			want   ams.AppServing
+			calls  int
+		}{
+			{false, ams.AppStarting, 0}, {false, ams.AppStarting, 0}, {false, ams.AppFailing, 1},
+			{true, ams.AppRefused, 0}, {false, ams.AppStarting, 0}, {false, ams.AppFailing, 1},
+		} {
+			w.server.refuses = func(context.Context, *ams.Installation) bool { return tt.closed }
+			w.ask(tt.want, tt.calls)
+			w.wait(startTime / 2)
 		}
-		ask(0, ams.AppStarting)
-		ask(0, ams.AppStarting)
-		ask(1, ams.AppFailing)
-		closed = true
-		ask(0, ams.AppRefused)
-		closed = false
-		ask(0, ams.AppStarting)
-		ask(1, ams.AppFailing)
 	})
 }
 
 // The service manager misses a kill and a restart of the server: the port was closed in between, so an older mark does not count.
 func TestNotAskedAfterNobodyListened(t *testing.T) {
 	t.Parallel()
-	for name, state := range map[string]ams.State{
-		"nothing":          {Activity: ams.ActivityActive},
-		"the start before": {Activity: ams.ActivityActive, Started: time.Now().Add(-time.Hour)},
-	} {
+	hour := time.Now().Add(-time.Hour)
+	for name, started := range map[string]time.Time{"nothing": {}, "the start before": hour} {
 		t.Run(name, func(t *testing.T) {
-			m := joinedTree(t)
-			m.Service = serviceThat{state: state}
-			app := filepath.Join(ams.DefaultDir, "webapps/LiveApp")
-			put(t, m, filepath.Join(app, ams.InitializedName), "")
-			hour := time.Now().Add(-time.Hour)
-			for _, file := range []string{"", "WEB-INF/red5-web.properties"} {
-				must.OK(t, os.Chtimes(filepath.Join(m.Root, app, file), hour, hour))
-			}
-			asked := 0
-			m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-				asked++
-				return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
-			})}
-			s := m.Server()
-			s.refuses = func(context.Context, *ams.Installation) bool { return true }
-			for range 2 { // by the second answer it may listen
-				if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppRefused {
-					t.Errorf("%+v", a)
-				}
-			}
-			s.refuses = func(context.Context, *ams.Installation) bool { return false }
-			if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked > 0 {
-				t.Errorf("asked %d times: %+v", asked, a)
-			}
-			later := time.Now().Add(time.Second) // the clock of files is some milliseconds behind
-			must.OK(t, os.Chtimes(filepath.Join(m.Root, app, "WEB-INF/red5-web.properties"), later, later))
-			if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() {
-				t.Errorf("%+v", a)
-			}
+			w := newAsking(t, with(initialized, ""))
+			w.service.state.Started = started
+			w.age(hour, path.Dir(initialized), liveFile)
+			closed := true
+			w.server.refuses = func(context.Context, *ams.Installation) bool { return closed }
+			w.ask(ams.AppRefused, 0)
+			w.ask(ams.AppRefused, 0) // by this answer it may listen
+			closed = false
+			w.ask(ams.AppStarting, 0)
+			w.age(time.Now().Add(time.Second), liveFile) // the clock of files is some milliseconds behind
+			w.ask(ams.AppServes, 1)
 		})
 	}
 }
@@ -526,83 +405,27 @@ func TestNotAskedAfterNobodyListened(t *testing.T) {
 // A machine that stood still while its server was restarted.
 func TestNotAskedAfterAPause(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
 	synctest.Test(t, func(t *testing.T) {
-		asked := 0
-		m.HTTP = &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
-			asked++
-			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, nil
-		})}
-		mark := filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.InitializedName)
-		put(t, m, mark, "")
-		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive}}
-		s := m.Server()
-		if a := s.Ask(t.Context(), "LiveApp"); !a.Serves() || asked != 1 {
-			t.Fatalf("asked %d times: %+v", asked, a)
-		}
-		sleep.For(t.Context(), servedFor)
-		m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, Started: time.Now()}}
-		put(t, m, filepath.Join(ams.DefaultDir, "webapps/LiveApp", ams.ClosedName), "")
-		if a := s.Ask(t.Context(), "LiveApp"); a.State != ams.AppStarting || asked != 1 {
-			t.Errorf("asked %d times: %+v", asked, a)
-		}
+		w := newAsking(t, with(initialized, ""))
+		w.ask(ams.AppServes, 1)
+		w.wait(3 * time.Second)
+		w.service.state.Started = time.Now()
+		put(t, w.m, closedMark, "")
+		w.ask(ams.AppStarting, 0)
 	})
 }
 
 // A service manager that hangs keeps no application from being asked.
 func TestAskedWhileTheServiceManagerHangs(t *testing.T) {
 	t.Parallel()
-	m := joinedTree(t)
-	for _, app := range []string{"LiveApp", "live"} {
-		put(t, m, filepath.Join(ams.DefaultDir, "webapps", app, ams.InitializedName), "")
-	}
 	synctest.Test(t, func(t *testing.T) {
-		m.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: http.StatusNotFound, Body: http.NoBody}, r.Context().Err()
-		})}
-		m.Service = hangingService{}
+		w := newAsking(t, with(initialized, ""), with("webapps/live/"+ams.InitializedName, ""))
+		w.service.hangs, w.service.fails = true, map[string]error{"state": context.DeadlineExceeded}
 		began := time.Now()
-		s := m.Server()
 		for _, app := range []string{"LiveApp", "live"} {
-			if a := s.Ask(t.Context(), app); !a.Serves() || time.Since(began) != serviceLimit {
+			if a := w.server.Ask(t.Context(), app); !a.Serves() || time.Since(began) != 500*time.Millisecond {
 				t.Errorf("after %s: %+v", time.Since(began), a)
 			}
 		}
 	})
-}
-
-// hangingService answers nothing.
-type hangingService struct{ serviceThat }
-
-func (s hangingService) State(ctx context.Context) (ams.State, error) {
-	<-ctx.Done()
-	return ams.State{}, errors.New("it hung")
-}
-
-// countedService counts the questions.
-type countedService struct {
-	serviceThat
-	asked *int
-}
-
-func (s countedService) State(ctx context.Context) (ams.State, error) {
-	*s.asked++
-	return s.serviceThat.State(ctx)
-}
-
-// A restart of the server by any client ends what was pending, by the service's time or the process's.
-func TestRestartedSince(t *testing.T) {
-	t.Parallel()
-	for name, age := range map[string]time.Duration{"since": time.Minute, "before": time.Hour} {
-		t.Run(name, func(t *testing.T) {
-			m := joinedTree(t)
-			m.Service = serviceThat{state: ams.State{Activity: ams.ActivityActive, MainPID: process(t, m.Root, age)}}
-			change(t, m, func(s *State) { s.RestartPending = true })
-			written := time.Now().Add(-2 * time.Minute)
-			must.OK(t, os.Chtimes(filepath.Join(m.Root, ams.DropInPath), written, written))
-			if c, waits := converge(t, m, watchRequest(t)), age == time.Hour; c.RestartNeeded != waits {
-				t.Errorf("it waits: %+v", c)
-			}
-		})
-	}
 }
