@@ -69,6 +69,10 @@ func (m inMachines) Run() (code int) {
 		panic(err)
 	}
 	defer func() { _ = os.RemoveAll(machines) }()
+	flag.Parse()
+	if err := flag.Set("test.parallel", "32"); err != nil { // these tests wait more than they compute
+		panic(err)
+	}
 	return m.M.Run()
 }
 
