@@ -598,7 +598,10 @@ func (n *bootedNode) mongoAway(t *testing.T) {
 	r := n.agent(t, 1, "leave", "--now")
 	t.Logf("leave without a database: %s", r)
 	n.show(t).want(t, map[string]string{"ActiveState": "active", "DropInPaths": "", "NeedDaemonReload": "no"})
-	if was, now := n.pure, n.bytes(t); !slices.Equal(was, now) {
+	isSecret := func(line string) bool {
+		return strings.HasSuffix(line, " amsagent") || strings.HasSuffix(line, " amsagent/mongo")
+	}
+	if was, now := n.pure, slices.DeleteFunc(n.bytes(t), isSecret); !slices.Equal(was, now) { // the next leave needs it
 		t.Errorf("the tree is not as before\n%s", nodeDifference(was, now))
 	}
 	starts := n.starts(t)
