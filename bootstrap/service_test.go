@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/amsagent/amsagent/ams"
@@ -23,10 +24,12 @@ type fakeService struct {
 	ending, late int
 	// save, if not nil, is the end of the server: it writes its settings as it had read them.
 	save func()
-	// on, if not nil, comes before each call. Its error replaces the call.
+	// on, if not nil, comes before each call. Its error replaces the call. Before `state` it is alone with the fields.
 	on      func(call string) error
 	booting bool     // the machine has not reached sysinit.target
 	calls   []string // all but `state`
+
+	mu sync.Mutex
 }
 
 var (
@@ -47,7 +50,9 @@ func (s *fakeService) called(ctx context.Context, call string) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		s.mu.Lock()
 		s.calls = append(s.calls, call)
+		s.mu.Unlock()
 	}
 	if s.on == nil {
 		return s.fails[call]
@@ -59,6 +64,8 @@ func (s *fakeService) State(ctx context.Context) (ams.State, error) {
 	if s.hangs {
 		<-ctx.Done()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err := s.called(ctx, "state"); err != nil {
 		return ams.State{}, err
 	}
@@ -73,6 +80,8 @@ func (s *fakeService) State(ctx context.Context) (ams.State, error) {
 
 func (s *fakeService) Stop(ctx context.Context) error {
 	err := s.called(ctx, "stop")
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.ending = max(s.ending, s.late); err == nil && s.ending == 0 {
 		s.end()
 	}
@@ -89,6 +98,8 @@ func (s *fakeService) Start(ctx context.Context) error {
 	if err := s.called(ctx, "start"); err != nil {
 		return err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.ending > 0 {
 		s.end() // the one that has not ended yet
 	}
