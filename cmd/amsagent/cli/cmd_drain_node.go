@@ -18,15 +18,6 @@ import (
 	"github.com/amsagent/amsagent/internal/seconds"
 )
 
-// registrar is the cluster as far as a drain of another node needs it.
-type registrar interface {
-	looker
-	ServerTime(ctx context.Context) (time.Time, error)
-	Node(ctx context.Context, id string) (cluster.Node, error)
-	AskDrain(ctx context.Context, n cluster.Node, r cluster.DrainRequest) (id string, err error)
-	TakeDrainRequest(ctx context.Context, node, id, taker string) (taken bool, err error)
-}
-
 // How another node's drain is followed.
 const (
 	remoteLook = time.Second // from look to look
@@ -49,7 +40,7 @@ func runDrainNode(ctx context.Context, opts drainOptions, name string, g *global
 }
 
 // drainNode asks a node to drain, and follows it by its record.
-func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, c registrar) error {
+func drainNode(ctx context.Context, g *globals, opts drainOptions, name string, c *cluster.Client) error {
 	msg := "cannot drain " + name
 	refuse := func(cause error, hints ...string) error {
 		return &userError{Msg: msg, Cause: cause, Hints: hints, State: stateUntouched}
@@ -161,7 +152,7 @@ func drainableNode(members []cluster.Member, name string) (cluster.Node, error) 
 // remoteDrain is a drain of another node.
 type remoteDrain struct {
 	reporter
-	c            registrar
+	c            *cluster.Client
 	request      string
 	asked        time.Time
 	mongo, agent source

@@ -56,13 +56,6 @@ func oneNode(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// historian is the cluster as far as events reads it.
-type historian interface {
-	Nodes(ctx context.Context) ([]cluster.Node, error)
-	Events(ctx context.Context, q cluster.EventQuery) ([]cluster.PastEvent, error)
-	ServerTime(ctx context.Context) (time.Time, error)
-}
-
 func runEvents(ctx context.Context, opts eventsOptions, args []string, g *globals) error {
 	switch {
 	case opts.since < 0:
@@ -73,7 +66,7 @@ func runEvents(ctx context.Context, opts eventsOptions, args []string, g *global
 	return g.inCluster(ctx, "amsagent events", g.out.Log(), func(c *cluster.Client) error { return events(ctx, opts, args, g, c) })
 }
 
-func events(ctx context.Context, opts eventsOptions, args []string, g *globals, c historian) error {
+func events(ctx context.Context, opts eventsOptions, args []string, g *globals, c *cluster.Client) error {
 	q := cluster.EventQuery{Limit: opts.limit}
 	if opts.since > 0 {
 		now, err := c.ServerTime(ctx)

@@ -100,11 +100,6 @@ func (o *nodesOptions) check() error {
 	return nil
 }
 
-// looker is the cluster as far as these commands read it.
-type looker interface {
-	Look(ctx context.Context) (cluster.Look, error)
-}
-
 func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 	if err := opts.check(); err != nil {
 		return err
@@ -117,7 +112,7 @@ func runNodes(ctx context.Context, opts nodesOptions, g *globals) error {
 	return g.inCluster(ctx, "amsagent nodes", log, func(c *cluster.Client) error { return do(ctx, opts, g, c) })
 }
 
-func showNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
+func showNodes(ctx context.Context, opts nodesOptions, g *globals, c *cluster.Client) error {
 	l, err := c.Look(ctx)
 	if err != nil {
 		return cannot("look at the cluster", err)
@@ -172,7 +167,7 @@ type watcher struct {
 	known  map[string]board.Node
 }
 
-func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c looker) error {
+func watchNodes(ctx context.Context, opts nodesOptions, g *globals, c *cluster.Client) error {
 	w := &watcher{opts: opts, g: g, terminal: g.env.IsTerminal(g.env.Stdout) && !g.out.IsJSON()}
 	g.signals.expect()
 	for {

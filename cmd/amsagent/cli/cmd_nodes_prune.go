@@ -66,14 +66,6 @@ const (
 	pruneWait = 6 * time.Second
 )
 
-// pruner is the cluster as far as prune changes it.
-type pruner interface {
-	looker
-	RemoveNode(ctx context.Context, n cluster.Node) (bool, error)
-	DeleteAMSNodes(ctx context.Context, address, id string, before time.Time) (gone, stay []cluster.AMSNode, err error)
-	AddEvent(ctx context.Context, e cluster.Event) error
-}
-
 // pruneData is what `nodes prune` prints.
 type pruneData struct {
 	DryRun    bool             `json:"dry_run"`
@@ -106,7 +98,7 @@ func runNodesPrune(ctx context.Context, opts pruneOptions, g *globals) error {
 	return g.inCluster(ctx, "amsagent nodes prune", g.out.Log(), func(c *cluster.Client) error { return prune(ctx, opts, g, c) })
 }
 
-func prune(ctx context.Context, opts pruneOptions, g *globals, c pruner) error {
+func prune(ctx context.Context, opts pruneOptions, g *globals, c *cluster.Client) error {
 	var o cluster.Observer
 	var members []cluster.Member
 	data := pruneData{DryRun: !opts.yes, OlderThan: seconds.Duration(opts.olderThan)}
@@ -252,7 +244,7 @@ func listens(ctx context.Context, ip string, port int) bool {
 }
 
 // remove moves to Kept what could not be removed.
-func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
+func (d *pruneData) remove(ctx context.Context, g *globals, c *cluster.Client) error {
 	var errs []error
 	plan := d.Remove
 	d.Remove = []pruneItem{}
@@ -286,7 +278,7 @@ func (d *pruneData) remove(ctx context.Context, g *globals, c pruner) error {
 }
 
 // removeMember removes a record and its documents as they were seen, or returns why they are kept.
-func removeMember(ctx context.Context, c pruner, m cluster.Member) (documents []string, kept string, err error) {
+func removeMember(ctx context.Context, c *cluster.Client, m cluster.Member) (documents []string, kept string, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, "not done", err
 	}
