@@ -564,7 +564,7 @@ func (k *converger) node() {
 	if k.facts.install == nil {
 		k.result.Node.AMS = k.state.Release
 	} else if k.req.Mode == ConvergeWatch {
-		k.result.Digest, _, _ = k.digest(k.facts.install)
+		k.result.Digest, _, _ = k.digest(k.facts.install, &k.last)
 	}
 	if k.result.Node.BootID == "" {
 		k.result.Unidentified = cmp.Or(k.result.Unidentified, "the boot id of this machine cannot be read")

@@ -47,8 +47,8 @@ func (m *Machine) stampOf(list []ams.File) (stamp string, err error) {
 }
 
 // digest returns a hash of what the server's files mean, equal on nodes with equal settings, and that of each file. It fails
-// if one of them is unreadable, or changes meanwhile. Only files that have changed are read.
-func (m *Machine) digest(in *ams.Installation) (all string, byName map[string]string, err error) {
+// if one of them is unreadable, or changes meanwhile. If no file changed since last, which it updates, it reads none.
+func (m *Machine) digest(in *ams.Installation, last *digests) (all string, byName map[string]string, err error) {
 	list := []ams.File{in.Container, in.Server}
 	for _, app := range in.Apps {
 		if list = append(list, app.File); app.Err != nil {
@@ -59,7 +59,7 @@ func (m *Machine) digest(in *ams.Installation) (all string, byName map[string]st
 	if err != nil {
 		return "", nil, err
 	}
-	if stamp != m.last.stamp {
+	if stamp != last.stamp {
 		byName, err := m.readDigests(in.Dir, list)
 		if err != nil {
 			return "", nil, err
@@ -67,13 +67,13 @@ func (m *Machine) digest(in *ams.Installation) (all string, byName map[string]st
 		if now, err := m.stampOf(list); err != nil || now != stamp {
 			return "", nil, cmp.Or(err, errWritten)
 		}
-		m.last = digests{stamp, byName}
+		*last = digests{stamp, byName}
 	}
 	var texts []string
-	for name, sum := range m.last.byName {
+	for name, sum := range last.byName {
 		texts = append(texts, name+" "+sum)
 	}
-	return conf.Digest(texts), m.last.byName, nil
+	return conf.Digest(texts), last.byName, nil
 }
 
 func (m *Machine) readDigests(dir string, list []ams.File) (map[string]string, error) {

@@ -104,9 +104,7 @@ func (v *RowView) fail(err error) { v.Err, v.Cause = err.Error(), err }
 
 // AddNotReady adds the daemon's reason, unless another finding explains it.
 func (s *Status) AddNotReady(why string) {
-	if slices.ContainsFunc(s.Disagree, func(d Finding) bool {
-		return slices.Contains([]string{"AMS-NOT-SERVING", "STATUS-STOPPED", "AMS-NOT-SEEN", "STATUS-FILES", IDDuplicate}, d.ID)
-	}) {
+	if slices.ContainsFunc(s.Disagree, func(d Finding) bool { return d.Severity == Bad || d.ID == IDDuplicate }) {
 		return
 	}
 	s.add("AMS-NOT-SERVING", notServingHint, "the node is not ready for new sessions: %s", why)
@@ -170,8 +168,7 @@ func (m *Machine) viewFiles(store *conf.Store, req StatusRequest, state *State, 
 		return nil
 	}
 	v.Dir, v.Release = in.Dir, in.Release.String()
-	// Without the daemon's memory of the last digest: doctor asks several questions at once.
-	v.Digest, v.Digests, _ = (&Machine{Root: m.Root}).digest(in)
+	v.Digest, v.Digests, _ = m.digest(in, &digests{})
 	if v.Mode, err = in.Mode(); err != nil {
 		v.Err = err.Error()
 	}
