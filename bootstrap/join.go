@@ -708,7 +708,8 @@ func (j *joiner) complete(s State) State {
 	s.InstanceID, s.Address, s.Hardware = f.inst.ID, f.address.Addr.String(), metadata.Hardware(j.Root)
 	s.Role, s.Group, s.Provider, s.Release = j.req.Role, j.req.Group, f.provider(), f.install.Release.String()
 	s.WasJoined = s.Phase == PhaseJoining && j.wasJoined()
-	s.Boot, s.Since, s.Own, s.Given = j.bootID(), time.Now().UTC().Truncate(time.Microsecond), j.own, j.req.Given.orNil()
+	s.Own, s.Given = j.own, j.req.Given.orNil()
+	j.stamp(&s)
 	if f.state != nil {
 		s.Standalone = f.state.Standalone
 		if j.req.Given == nil {
@@ -742,7 +743,8 @@ func (j *joiner) saveUndoing(start bool) error {
 		s = *f.state
 		s.Phase, s.WasJoined = PhaseJoining, true
 	}
-	s.Start, s.Boot, s.Since, s.Own = start, j.bootID(), time.Now().UTC().Truncate(time.Microsecond), j.own
+	s.Start, s.Own = start, j.own
+	j.stamp(&s)
 	return saveState(j.store, s)
 }
 

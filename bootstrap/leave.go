@@ -926,7 +926,8 @@ func (l *leaver) forget() error {
 }
 
 func (l *leaver) save(s State) error {
-	s.InstanceID, s.Address, s.Boot, s.Since = l.id, l.address, l.bootID(), time.Now().UTC().Truncate(time.Microsecond)
+	s.InstanceID, s.Address = l.id, l.address
+	l.stamp(&s)
 	if l.state != nil {
 		s.Role, s.Group, s.Given = l.state.Role, l.state.Group, l.state.Given
 	}

@@ -133,6 +133,11 @@ func forgetState(store *conf.Store, own []*conf.FileRecord) error {
 	return store.RemoveFile(statePath)
 }
 
+// stamp notes the boot and the time of a command that changes the phase.
+func (m *Machine) stamp(s *State) {
+	s.Boot, s.Since = m.bootID(), time.Now().UTC().Truncate(time.Microsecond)
+}
+
 func saveState(store *conf.Store, s State) error {
 	s.Version = stateVersion
 	data, err := s.encode()
