@@ -154,7 +154,7 @@ func TestDeregister(t *testing.T) {
 		{"no answer, and it has ended", noAnswer, true, reached},
 		{"no answer, by hand", noAnswer, false, away},
 	} {
-		if tt.want == reached {
+		if errors.Is(tt.want, reached) {
 			l.Close()
 		}
 		m.Service = tt.service

@@ -371,8 +371,12 @@ func TestAskedAfterAStartThatNobodyKnows(t *testing.T) {
 			want   ams.AppServing
 			calls  int
 		}{
-			{false, ams.AppStarting, 0}, {false, ams.AppStarting, 0}, {false, ams.AppFailing, 1},
-			{true, ams.AppRefused, 0}, {false, ams.AppStarting, 0}, {false, ams.AppFailing, 1},
+			{false, ams.AppStarting, 0},
+			{false, ams.AppStarting, 0},
+			{false, ams.AppFailing, 1},
+			{true, ams.AppRefused, 0},
+			{false, ams.AppStarting, 0},
+			{false, ams.AppFailing, 1},
 		} {
 			w.server.refuses = func(context.Context, *ams.Installation) bool { return tt.closed }
 			w.ask(tt.want, tt.calls)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -147,17 +146,6 @@ func (h *onAWS) kept(is func(lifecycle.Step) bool) {
 		}
 		return ""
 	})
-}
-
-// viewers NAME N: so many come to the node's AMS; viewers NAME none: all go.
-func (w *world) viewers(_ *testscript.TestScript, _ bool, args []string) error {
-	method, q := http.MethodDelete, url.Values{"app": {"LiveApp"}, "stream": {"s1"}}
-	if args[1] != "none" {
-		method = http.MethodPost
-		q.Set("n", args[1])
-	}
-	_, err := w.nodes[args[0]].Service.Control(w.ctx, method, "/viewers", q)
-	return err
 }
 
 // asg start HOOK…: the instance of `imds` is in a group with these hooks, each

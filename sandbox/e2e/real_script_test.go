@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -35,7 +36,9 @@ func TestRealScripts(t *testing.T) {
 		must.OK(t, err)
 		return !strings.HasPrefix(string(text), "# worlds: standin real\n")
 	})
-	runScripts(t, files, func(t testing.TB) place { return &realPlace{t: t, nodes: map[string]*realNode{}} })
+	runScripts(t, files, func(t testing.TB) place { 
+		return &realPlace{t: t, nodes: map[string]*realNode{}, encoders: map[string]*realams.Process{}, players: map[string][]*realams.Process{}}
+	})
 }
 
 // realPlace is a network of machines with the real server, and a real MongoDB.
@@ -43,12 +46,15 @@ type realPlace struct {
 	t     testing.TB
 	world *realams.World
 	nodes map[string]*realNode
+	// What sends streams, by node and stream, and who watches, by node.
+	encoders map[string]*realams.Process
+	players  map[string][]*realams.Process
 }
 
 // mongoAlias is the name of MongoDB's host on each machine.
 const mongoAlias = "mongo.test"
 
-func (p *realPlace) mongod(ts *testscript.TestScript) error {
+func (p *realPlace) mongod(ts *testscript.TestScript, _ []string) error {
 	p.world = realams.New(p.t, realams.Options{})
 	_, port, err := net.SplitHostPort(p.world.Mongo.Addrs())
 	ts.Setenv("MONGO", p.world.Mongo.Addrs())
@@ -70,10 +76,12 @@ while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
 exit $code
 `
 
-func (p *realPlace) node(ts *testscript.TestScript, name string) error {
+func (p *realPlace) node(ts *testscript.TestScript, name string, args []string) error {
 	n := newRealNode(p.t, p.world, realRelease())
 	n.MustRun(p.t, "sh", "-c", "echo "+realams.HubAddress+" "+mongoAlias+" >>/etc/hosts")
-	n.AllowAgent(p.t)
+	if !slices.Contains(args, "statistics=no") {
+		n.AllowAgent(p.t)
+	}
 	p.nodes[name] = n
 	second := fmt.Sprintf("10.77.0.%d", 200+len(p.nodes))
 	n.MustRun(p.t, "ip", "addr", "add", second+"/24", "dev", "eth0")
@@ -135,12 +143,45 @@ func (d dialer) DialContext(ctx context.Context, network, address string) (net.C
 	return d.Dial(ctx, network, address)
 }
 
-func (p *realPlace) connect() (*cluster.Client, error) {
+func (p *realPlace) connect(ctx context.Context) (*cluster.Client, error) {
 	target, err := cluster.ParseTarget(p.world.URI())
 	if err != nil {
 		return nil, err
 	}
-	return cluster.Connect(p.t.Context(), target, cluster.Options{Dialer: dialer{p.world}})
+	return cluster.Connect(ctx, target, cluster.Options{Dialer: dialer{p.world}})
 }
 
 func (p *realPlace) asked(name string) []string { return p.nodes[name].Asked() }
+
+func (p *realPlace) publish(name, stream string, begin bool) error {
+	n, key := p.nodes[name], name+"/"+stream
+	if !begin {
+		p.encoders[key].Signal(syscall.SIGTERM)
+		return nil
+	}
+	p.encoders[key] = p.world.Publish(p.t, n.Node, "LiveApp", stream)
+	// The server counts a client that gets the playlist by HTTP as a viewer.
+	playlist := n.Path(realams.Home + "/webapps/LiveApp/streams/" + stream + ".m3u8")
+	until(p.t, "the server writes a playlist", func() string {
+		if _, err := os.Stat(playlist); err != nil {
+			return fmt.Sprintf("%v; the publisher says: %s", err, p.encoders[key].Output())
+		}
+		return ""
+	})
+	return nil
+}
+
+func (p *realPlace) watch(name string, viewers int) error {
+	for range viewers {
+		p.players[name] = append(p.players[name], p.world.Play(p.t, p.nodes[name].Node, "LiveApp", "s1"))
+	}
+	if viewers == 0 {
+		for _, player := range p.players[name] {
+			player.Signal(syscall.SIGTERM)
+		}
+		p.players[name] = nil
+	}
+	return nil
+}
+
+func (p *realPlace) close() error { return nil }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
@@ -21,7 +20,6 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
 	"github.com/amsagent/amsagent/internal/must"
@@ -30,7 +28,6 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/port"
 	"github.com/amsagent/amsagent/sandbox/internal/programs"
 	"github.com/amsagent/amsagent/sandbox/mongod"
-	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
@@ -99,8 +96,10 @@ func runScripts(t *testing.T, files []string, newPlace func(testing.TB) place) {
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
 		Setup: func(env *testscript.Env) error {
-			w := &world{ctx: context.Background(), t: env.T(), nodes: map[string]*standin.Machine{}}
-			if newPlace != nil {
+			w := &world{ctx: context.Background(), t: env.T(), taken: map[string]taken{}}
+			if newPlace == nil {
+				w.place = &standIns{t: env.T(), nodes: map[string]*standin.Machine{}}
+			} else {
 				w.place = newPlace(env.T().(testing.TB))
 			}
 			env.Values["world"] = w
@@ -122,7 +121,7 @@ func runScripts(t *testing.T, files []string, newPlace func(testing.TB) place) {
 			"alike":       worldCommand((*world).alike),
 			"clusternode": worldCommand((*world).clusternode),
 			"row":         worldCommand((*world).row),
-			"broadcast":   worldCommand((*world).broadcast),
+			"publish":     worldCommand((*world).publish),
 			"replace":     worldCommand((*world).replace),
 			"setting":     worldCommand((*world).setting),
 			"noleak":      worldCommand((*world).noleak),
@@ -161,48 +160,34 @@ type world struct {
 	ctx context.Context
 	t   testscript.T
 
-	mongo   *mongod.Server
-	release func() error // of mongo
-
+	place place
+	taken map[string]taken
 	aws   *fakeaws.Server
 	asg   *fakeaws.AutoScaling
 	azure *fakeazure.Server
-	nodes map[string]*standin.Machine
-	// place, if not nil, has real servers in place of nodes and mongo.
-	place place
-	taken map[string]taken
 	// polled ends the polling of a readiness command.
 	polled func() error
 }
 
-// place has the machines of a script. Files of a machine lie below its root, $NAME.
-type place interface {
-	mongod(ts *testscript.TestScript) error
-	node(ts *testscript.TestScript, name string) error
-	service(name, what string) ([]byte, error)
-	take(name string) (taken, error)
-	connect() (*cluster.Client, error)
-	asked(name string) []string
-}
-
-// taken is a snapshot, by bytes and by what the server reads.
-type taken struct{ bytes, meaning []string }
-
 func (w *world) close() {
-	for _, n := range w.nodes {
-		_ = n.Stop()
-	}
 	if w.aws != nil {
 		_ = w.aws.Close()
 	}
 	if w.azure != nil {
 		_ = w.azure.Close()
 	}
-	if w.release != nil {
-		if err := w.release(); err != nil {
-			w.t.Log(err)
-		}
+	if err := w.place.close(); err != nil {
+		w.t.Log(err)
 	}
+}
+
+// standIns is the place of a command that the real server cannot have.
+func (w *world) standIns() (*standIns, error) {
+	p, ok := w.place.(*standIns)
+	if !ok {
+		return nil, errors.New("only a stand-in can do that")
+	}
+	return p, nil
 }
 
 func worldCommand(f func(*world, *testscript.TestScript, bool, []string) error) func(*testscript.TestScript, bool, []string) {
@@ -214,35 +199,17 @@ func worldCommand(f func(*world, *testscript.TestScript, bool, []string) error) 
 // mongod [user:password]: a MongoDB; $MONGO is its address, $MONGO_ALIAS another name of it. `mongod stop` refuses its
 // connections, as after its end, `mongod start` accepts them again.
 func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
-	if w.place != nil {
-		return w.place.mongod(ts)
-	}
-	var o mongod.Options
-	switch {
-	case len(args) == 1 && args[0] == "stop":
-		return w.mongo.Faults().Set(mongod.Fault{Mode: mongod.Refuse})
-	case len(args) == 1 && args[0] == "start":
-		w.mongo.Faults().Clear()
-		return nil
-	case len(args) == 1:
-		user, password, _ := strings.Cut(args[0], ":")
-		o.Users = map[string]string{user: password}
-	}
-	var err error
-	if o.Binary, err = realmongo.Binary(); err != nil {
-		if os.Getenv("REQUIRE_MONGOD") == "1" {
-			return err
-		}
-		w.t.Skip(err)
-	}
-	if w.mongo, w.release, err = servers.Take(w.ctx, o); err != nil {
-		return err
-	}
-	ts.Setenv("MONGO", w.mongo.Addr())
-	_, port, _ := strings.Cut(w.mongo.Addr(), ":")
-	ts.Setenv("MONGO_PORT", port)
-	ts.Setenv("MONGO_ALIAS", "localhost:"+port)
-	return nil
+	return w.place.mongod(ts, args)
+}
+
+// node NAME [address=IP[,IP2]] [variant=V] [version=R] [port=P] [apps=a,b] [hosts=yes] [statistics=no] [-- flags of the stand-in]:
+// writes an installation below $WORK/NAME with a machine id, and a service
+// command for it. $NAME is the root, $NAME_SVC the command, $NAME_AMS the
+// installation, $NAME_IP and $NAME_IP2 its addresses. Its AMS runs on a free port of the loopback, and saves the settings
+// of its applications at each start in cluster mode, as the real one does. It reports its sessions: the agent counts no
+// connections of a tree.
+func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
+	return w.place.node(ts, args[0], args[1:])
 }
 
 // fault MODE [delay=D] [after=N] [times=N] [commands=a,b] [then=MODE]; fault none.
@@ -269,69 +236,11 @@ func (w *world) fault(_ *testscript.TestScript, _ bool, args []string) error {
 			return err
 		}
 	}
-	return w.mongo.Faults().Set(f)
-}
-
-// node NAME [address=IP[,IP2]] [variant=V] [version=R] [port=P] [apps=a,b] [hosts=yes] [statistics=no] [-- flags of the stand-in]:
-// writes an installation below $WORK/NAME with a machine id, and a service
-// command for it. $NAME is the root, $NAME_SVC the command, $NAME_AMS the
-// installation, $NAME_IP and $NAME_IP2 its addresses. Its AMS runs on a free port of the loopback, and saves the settings
-// of its applications at each start in cluster mode, as the real one does. It reports its sessions: the agent counts no
-// connections of a tree.
-func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
-	name := args[0]
-	if w.place != nil {
-		return w.place.node(ts, name)
-	}
-	o := tree.Options{NoUnit: true, Host: name, HostResolves: true}
-	flags, reports := []string{}, true
-	for i, a := range args[1:] {
-		if a == "--" {
-			flags = args[i+2:]
-			break
-		}
-		k, v, _ := strings.Cut(a, "=")
-		switch k {
-		case "address":
-			first, second, _ := strings.Cut(v, ",")
-			ts.Setenv(name+"_IP", first)
-			ts.Setenv(name+"_IP2", second)
-		case "variant":
-			o.Variant = v
-		case "version":
-			o.Version = v
-		case "apps":
-			o.Apps = strings.Split(v, ",")
-		case "hosts":
-			o.HostResolves = v == "yes"
-		case "jar":
-			o.NoJar = v == "no"
-		case "dmi":
-			o.DMI = v
-		case "statistics":
-			reports = v != "no"
-		case "symlink":
-			o.Symlink = v == "yes"
-		default:
-			return fmt.Errorf("unknown setting %q", k)
-		}
-	}
-	root := ts.MkAbs(name)
-	m, err := standin.New(standin.Options{Dir: root + ".service", Root: root, Command: name + ".svc", Sandbox: bins.sandbox, Tree: o, Args: flags, Reports: reports})
+	p, err := w.standIns()
 	if err != nil {
 		return err
 	}
-	id := m.Path("etc/machine-id") // replaced: it has mode 0444, and the test may not run as root
-	if err := errors.Join(os.Remove(id), os.WriteFile(id, fmt.Appendf(nil, "%032x\n", len(w.nodes)+1), 0o644)); err != nil {
-		return err
-	}
-	w.nodes[name] = m
-	ts.Setenv(name, root)
-	ts.Setenv(name+"_AMS", m.Tree.Dir)
-	ts.Setenv(name+"_SVC", m.Wrapper)
-	// The flags that every command of this node needs.
-	ts.Setenv(name+"_PORT", strconv.Itoa(m.HTTPPort))
-	return nil
+	return p.mongo.Faults().Set(f)
 }
 
 func freePort() (string, error) {
@@ -341,13 +250,7 @@ func freePort() (string, error) {
 
 // service NAME start|stop|status: what an operator does by hand.
 func (w *world) service(ts *testscript.TestScript, neg bool, args []string) error {
-	var out []byte
-	var err error
-	if w.place != nil {
-		out, err = w.place.service(args[0], args[1])
-	} else {
-		out, err = exec.Command(w.nodes[args[0]].Wrapper, args[1]).CombinedOutput()
-	}
+	out, err := w.place.service(args[0], args[1])
 	ts.Logf("%s", out)
 	if neg != (err != nil) {
 		return fmt.Errorf("service %v: %w: %s", args, err, out)
@@ -360,41 +263,16 @@ func (w *world) service(ts *testscript.TestScript, neg bool, args []string) erro
 // same NAME saved: the same after the server has saved the settings of its applications: those are compared by the values that
 // the server reads.
 func (w *world) snapshot(_ *testscript.TestScript, _ bool, args []string) error {
-	s, err := w.take(args[0])
-	if w.taken == nil {
-		w.taken = map[string]taken{}
-	}
+	s, err := w.place.take(args[0])
 	w.taken[args[0]] = s
 	return err
-}
-
-func (w *world) take(name string) (t taken, err error) {
-	if w.place != nil {
-		return w.place.take(name)
-	}
-	own := []string{"var/lib", "var", "run"}
-	if t.bytes, err = tree.Snapshot(w.nodes[name].Tree.Root, own...); err != nil {
-		return t, err
-	}
-	t.meaning, err = tree.SnapshotBy(w.nodes[name].Tree.Root, meaning, own...)
-	return t, err
-}
-
-// meaning returns the values that the server reads in an application's settings, and the content of any other file.
-func meaning(path string, content []byte) ([]byte, error) {
-	// A link may lead to settings of another name.
-	if filepath.Ext(path) != ".properties" || filepath.Base(path) == "red5.properties" {
-		return content, nil
-	}
-	text, err := fakeams.OwnSettings(content)
-	return []byte(text), err
 }
 
 // alike DIR NAME: the installation of a node says the same to the server as the one
 // in DIR.
 func (w *world) alike(ts *testscript.TestScript, neg bool, args []string) error {
 	var sides [2][]string
-	for i, dir := range []string{ts.MkAbs(args[0]), w.nodes[args[1]].Tree.Dir} {
+	for i, dir := range []string{ts.MkAbs(args[0]), ts.Getenv(args[1] + "_AMS")} {
 		for _, below := range []string{"conf", "webapps"} {
 			lines, err := tree.SnapshotBy(filepath.Join(dir, below), meaning)
 			if err != nil {
@@ -416,7 +294,7 @@ func (w *world) alike(ts *testscript.TestScript, neg bool, args []string) error 
 }
 
 func (w *world) same(_ *testscript.TestScript, neg bool, args []string) error {
-	now, err := w.take(args[0])
+	now, err := w.place.take(args[0])
 	if err != nil {
 		return err
 	}
@@ -434,20 +312,9 @@ func (w *world) same(_ *testscript.TestScript, neg bool, args []string) error {
 	return nil
 }
 
-func (w *world) client() (*cluster.Client, error) {
-	if w.place != nil {
-		return w.place.connect()
-	}
-	t, err := cluster.ParseTarget(w.mongo.LoginURI())
-	if err != nil {
-		return nil, err
-	}
-	return cluster.Connect(w.ctx, t, cluster.Options{})
-}
-
 // clusternode ADDRESS: AMS has a document of this address in clusterdb.
 func (w *world) clusternode(_ *testscript.TestScript, neg bool, args []string) error {
-	c, err := w.client()
+	c, err := w.place.connect(w.ctx)
 	if err != nil {
 		return err
 	}
@@ -464,7 +331,7 @@ func (w *world) clusternode(_ *testscript.TestScript, neg bool, args []string) e
 
 // row ADDRESS STATE [ROLE]: the registry has this node in this state.
 func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
-	c, err := w.client()
+	c, err := w.place.connect(w.ctx)
 	if err != nil {
 		return err
 	}
@@ -557,14 +424,26 @@ func (w *world) mode(ts *testscript.TestScript, _ bool, args []string) error {
 	return nil
 }
 
+// publish NAME STREAM: an encoder begins to send a stream to LiveApp. ! publish NAME STREAM: it ends.
+func (w *world) publish(_ *testscript.TestScript, neg bool, args []string) error {
+	return w.place.publish(args[0], args[1], !neg)
+}
+
+// viewers NAME N: so many come to the stream s1. viewers NAME none: all go.
+func (w *world) viewers(_ *testscript.TestScript, _ bool, args []string) error {
+	if args[1] == "none" {
+		return w.place.watch(args[0], 0)
+	}
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	return w.place.watch(args[0], n)
+}
+
 // restarts NAME N: the agent asked N times for a start, and N times at most for a stop.
 func (w *world) restarts(_ *testscript.TestScript, _ bool, args []string) error {
-	var asked []string
-	if w.place != nil {
-		asked = w.place.asked(args[0])
-	} else {
-		asked = w.nodes[args[0]].Asked()
-	}
+	asked := w.place.asked(args[0])
 	if n := touched(asked); strconv.Itoa(n) != args[1] {
 		return fmt.Errorf("the service was started %d times, want %s: %q", n, args[1], asked)
 	}

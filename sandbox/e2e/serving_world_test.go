@@ -67,7 +67,7 @@ func (w *world) readiness(_ *testscript.TestScript, _ bool, args []string) error
 		}
 		return err
 	}
-	count := func() int { return touched(w.nodes[args[1]].Asked()) }
+	count := func() int { return touched(w.place.asked(args[1])) }
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	before, end, done := count(), make(chan struct{}), make(chan error, 1)
 	go func() {
@@ -117,7 +117,11 @@ func (w *world) server(_ *testscript.TestScript, _ bool, args []string) error {
 	if err != nil {
 		return err
 	}
-	_, err = w.nodes[args[0]].Service.Control(w.ctx, args[1], u.Path, u.Query())
+	p, err := w.standIns()
+	if err != nil {
+		return err
+	}
+	err = p.control(args[0], args[1], u.Path, u.Query())
 	if u.Path == "/crash" && errors.Is(err, io.EOF) {
 		return nil // it has ended before its answer was sent
 	}

@@ -56,6 +56,7 @@ func TestEvents(t *testing.T) {
 	c.ends(codeFailed)
 	c.said("cannot read the history: ")
 }
+
 func TestEventsUsage(t *testing.T) {
 	for args, want := range map[string]string{
 		"i-1 i-2":             "takes one node",
