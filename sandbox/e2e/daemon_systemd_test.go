@@ -48,10 +48,7 @@ func TestSystemdDaemon(t *testing.T) {
 		{"Reload", m.reload},
 		{"SecondDaemon", m.secondDaemon},
 		{"Watchdog", m.watchdog},
-		{"OtherAddress", m.otherAddress},
-		{"Upgrade", m.upgrade},
 		{"LeaveAndJoin", m.leaveAndJoin},
-		{"Clone", m.clone},
 		{"MongoAwayAtBoot", m.mongoAwayAtBoot},
 		{"MetadataAwayAtBoot", m.metadataAwayAtBoot},
 		{"EarlyJoin", m.earlyJoin},
@@ -316,18 +313,6 @@ func (m *machine) reboot(t *testing.T, do func()) time.Duration {
 	return m.boot(t)
 }
 
-// unit asks systemd.
-func (m *machine) unit(t *testing.T, name string) map[string]string {
-	t.Helper()
-	p := map[string]string{}
-	for line := range strings.Lines(m.sh(t, "systemctl show "+name+" -p ActiveState,SubState,Result,UnitFileState,MainPID,InvocationID,NRestarts,StatusText,"+
-		"ActiveEnterTimestampMonotonic,InactiveExitTimestampMonotonic,ExecMainStartTimestampMonotonic,ExecMainStatus,ExecMainCode")) {
-		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
-		p[k] = v
-	}
-	return p
-}
-
 func (m *machine) journal(t *testing.T) string {
 	t.Helper()
 	if m.leader == 0 {
@@ -573,86 +558,8 @@ systemctl daemon-reload; systemctl restart amsagent`)
 	m.sh(t, "rm -r /run/systemd/system/amsagent.service.d; systemctl daemon-reload")
 }
 
-// otherAddress: the machine was stopped and has another address when it boots.
-func (m *machine) otherAddress(t *testing.T) {
-	const moved = "10.9.0.8"
-	was := m.rows(t)[nodeID]
-	m.reboot(t, func() { m.instance(t, nodeID, moved) })
-	now := m.active(t, nodeID, moved)
-	if now["boot_id"] == was["boot_id"] || len(m.rows(t)) != 1 {
-		t.Errorf("rows %v, before %v", m.rows(t), was)
-	}
-	// The files were repaired before the server's first start, and one start was enough.
-	m.startedWith(t, moved)
-	if env := m.read(t, "/proc/"+m.unit(t, nodeUnit)["MainPID"]+"/environ"); !strings.Contains(env, "\x00AMS_HOST_ADDRESS="+moved+"\x00") {
-		t.Errorf("the server's environment is %q", env)
-	}
-	if got := m.journal(t); !strings.Contains(got, "AGENT-MOVED") {
-		t.Errorf("the journal does not have AGENT-MOVED:\n%s", got)
-	}
-}
-
-// upgrade: an installer replaces the agent's files while the server has a publisher. The agent neither writes the files of a
-// server that runs nor restarts it, with or without sessions; it repairs them just before the next start.
-func (m *machine) upgrade(t *testing.T) {
-	const moved = "10.9.0.8"
-	m.stream(t, http.MethodPost)
-	must.Until(t, "a publisher", func() bool { return strings.Contains(m.unit(t, daemonUnit)["StatusText"], "1 publisher") })
-	begin := time.Now()
-	const container = nodeHome + "/conf/jee-container.xml"
-	joined := m.read(t, container)
-	m.sh(t, "cp -a /opt/cloud/vendor/conf/. "+nodeHome+"/conf/")
-	installed := m.read(t, container)
-	if installed == joined {
-		t.Fatal("the installer's file is that of a node")
-	}
-	// The daemon checks the files once a minute.
-	for !strings.Contains(m.journal(t), "the server's files are not as joined") {
-		if time.Since(begin) > 70*time.Second {
-			t.Fatal("no warning that the files are not as joined")
-		}
-		m.beats(t, nodeID, 1)
-	}
-	t.Logf("reported after %s", time.Since(begin).Round(time.Second))
-	if r := m.agent(t, 0, "status"); !strings.Contains(r.stdout, "amsagent drain && amsagent join") {
-		t.Errorf("the status does not say what to do: %s", r)
-	}
-	m.stream(t, http.MethodDelete)
-	// Longer than the daemon watches a server without sessions.
-	m.beats(t, nodeID, 22)
-	m.startedWith(t, moved)
-	if m.read(t, container) != installed {
-		t.Error("the file of a server that runs was written")
-	}
-	// The installer restarts the server in the end.
-	m.sh(t, "systemctl restart "+nodeUnit)
-	if m.read(t, container) != joined {
-		t.Error("the file was not repaired before the start")
-	}
-	lines := m.run(t, "journalctl", "--no-pager", "-b", "-o", "cat", "-u", nodeUnit, "-t", "amsagent").stdout
-	if strings.Count(lines, "\n") != 1 || !strings.Contains(lines, "AMS-DRIFT") {
-		t.Errorf("the server's journal has not one line of the agent but %q", lines)
-	}
-	m.active(t, nodeID, moved)
-	m.startedWith(t, moved, moved)
-}
-
-// stream begins or ends one on the server.
-func (m *machine) stream(t *testing.T, method string) {
-	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+serverControl+"/stream?app=LiveApp&id=s1", nil)
-	must.OK(t, err)
-	resp, err := m.http.Do(req)
-	must.OK(t, err)
-	_ = resp.Body.Close()
-	if resp.StatusCode/100 != 2 {
-		t.Fatalf("%s: %s", method, resp.Status)
-	}
-}
-
 // leaveAndJoin: both handle the daemon.
 func (m *machine) leaveAndJoin(t *testing.T) {
-	const moved = "10.9.0.8"
 	on := func(when string) {
 		t.Helper()
 		for _, name := range []string{daemonUnit, convergeUnit} {
@@ -704,7 +611,7 @@ func (m *machine) leaveAndJoin(t *testing.T) {
 	t.Logf("join: %s", r)
 	on("after the join")
 	since := m.rows(t)[nodeID]["state_since"]
-	if now := m.active(t, nodeID, moved); now["state_since"] != since {
+	if now := m.active(t, nodeID, nodeAddress); now["state_since"] != since {
 		t.Errorf("the daemon began another life of the row: %v, before %v", now, since)
 	}
 	must.Until(t, "the daemon's note that this release serves", func() bool { return m.run(t, "test", "-e", "/var/lib/amsagent/seen.json").code == 0 })
@@ -721,24 +628,6 @@ func (m *machine) leaveAndJoin(t *testing.T) {
 	m.sh(t, "systemctl stop amsagent")
 	m.agent(t, 0, "join").says(t, "nothing to do")
 	on("after a join on a machine whose daemon was stopped")
-	m.active(t, nodeID, moved)
-}
-
-// clone: an image of a node's disk, booted as another instance.
-func (m *machine) clone(t *testing.T) {
-	const id, ip = "i-0fedcba9876543210", "10.9.0.9"
-	was := m.rows(t)[nodeID]
-	m.reboot(t, func() { m.instance(t, id, ip) })
-	m.active(t, id, ip)
-	m.startedWith(t, ip)
-	if now := m.rows(t)[nodeID]; now["ip"] != was["ip"] || now["boot_id"] != was["boot_id"] || len(m.rows(t)) != 2 {
-		t.Errorf("the clone touched the row of its origin: %v, before %v", now, was)
-	}
-	if got := m.journal(t); !strings.Contains(got, "AGENT-CLONED") {
-		t.Errorf("the journal does not have AGENT-CLONED:\n%s", got)
-	}
-	m.instance(t, nodeID, nodeAddress)
-	m.reboot(t, func() {})
 	m.active(t, nodeID, nodeAddress)
 }
 

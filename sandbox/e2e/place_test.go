@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -40,12 +41,13 @@ type place interface {
 	close() error
 }
 
-// taken is a snapshot, by bytes and by what the server reads.
-type taken struct{ bytes, meaning []string }
+// taken is a snapshot: bytes, modes and owners; what the server reads; and, on a booted machine, inodes and times, which change if the
+// same bytes are written.
+type taken struct{ bytes, meaning, touched []string }
 
 // standIns are machines with a stand-in for the server, and a MongoDB behind a proxy that can fail.
 type standIns struct {
-	t       testscript.T
+	t       *testing.T
 	mongo   *mongod.Server
 	release func() error // of mongo
 	nodes   map[string]*standin.Machine

@@ -111,6 +111,8 @@ exit 0 # finish says the rest`
 		}
 	}
 	d.installAll(t)
+	// An emulated processor is slow: a server that gives up on MongoDB at its start never serves.
+	d.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=60s\n")
 	d.asMachine(t)
 	return d
 }

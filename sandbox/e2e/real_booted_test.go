@@ -59,7 +59,7 @@ func realFromJoinToLeave(t *testing.T) {
 	}
 	b.served(t)
 	figure(t, "from the package to a node that serves: %s", time.Since(begin).Round(100*time.Millisecond))
-	first := b.show(t)
+	first := b.unit(t, nodeUnit)
 	first.want(t, map[string]string{"ActiveState": "active", "NRestarts": "0", "DropInPaths": "/etc/systemd/system/antmedia.service.d/10-heap.conf " + nodeDropIn, "NeedDaemonReload": "no"})
 	proc := "/proc/" + first["MainPID"]
 	if env := b.read(t, proc+"/environ"); !strings.Contains(env, "\x00AMS_HOST_ADDRESS="+realBootedAddress+"\x00") {
@@ -89,13 +89,13 @@ func realFromJoinToLeave(t *testing.T) {
 		}
 		return ""
 	})
-	second := b.show(t)
+	second := b.unit(t, nodeUnit)
 	second.want(t, map[string]string{"ActiveState": "active", "NRestarts": "0"})
 	if second["InvocationID"] == first["InvocationID"] {
 		t.Error("the server was not restarted")
 	}
 	b.must(t, "amsagent", "status", "--strict")
-	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
+	if now := b.unit(t, nodeUnit)["InvocationID"]; now != second["InvocationID"] {
 		t.Error("the server was restarted again")
 	}
 
@@ -103,7 +103,7 @@ func realFromJoinToLeave(t *testing.T) {
 	b.create(t, "shop")
 	b.sh(t, "sed -i '/"+realBootedAddress+"/d' /etc/hosts; echo 10.77.0.199 other >>/etc/hosts")
 	wait(75 * time.Second)
-	if now := b.show(t)["InvocationID"]; now != second["InvocationID"] {
+	if now := b.unit(t, nodeUnit)["InvocationID"]; now != second["InvocationID"] {
 		t.Error("the daemon restarted the server for an application or for /etc/hosts")
 	}
 	// The server writes in place: a crash or a full disk leaves a truncated file.
@@ -124,7 +124,7 @@ func realFromJoinToLeave(t *testing.T) {
 		return ""
 	})
 	until(t, "systemd starts it again", func() string {
-		if now := b.show(t); now["InvocationID"] == second["InvocationID"] || now["ActiveState"] != "active" {
+		if now := b.unit(t, nodeUnit); now["InvocationID"] == second["InvocationID"] || now["ActiveState"] != "active" {
 			return fmt.Sprint(now)
 		}
 		return ""
@@ -138,22 +138,22 @@ func realFromJoinToLeave(t *testing.T) {
 	}
 
 	// A drain and a join start the server again.
-	second = b.show(t)
+	second = b.unit(t, nodeUnit)
 	second.want(t, map[string]string{"ActiveState": "active", "NRestarts": "1"})
 	asked := time.Now()
 	b.must(t, "amsagent", "drain", "--reason", "restart")
 	b.must(t, "amsagent", "join")
-	if now := b.show(t); now["InvocationID"] == second["InvocationID"] || now["ActiveState"] != "active" {
+	if now := b.unit(t, nodeUnit); now["InvocationID"] == second["InvocationID"] || now["ActiveState"] != "active" {
 		t.Errorf("after a drain and a join: %v", now)
 	}
 	b.served(t, "shop")
 	figure(t, "from the drain to a node that serves again: %s", time.Since(asked).Round(100*time.Millisecond))
-	third := b.show(t)
+	third := b.unit(t, nodeUnit)
 	if text := b.read(t, nodeHome+"/webapps/shop/WEB-INF/red5-web.properties"); !strings.Contains(text, "\ndb.type=mongodb\n") {
 		t.Errorf("the new application is not configured for the cluster:\n%s", text)
 	}
 	b.must(t, "amsagent", "status", "--strict")
-	if now := b.show(t)["InvocationID"]; now != third["InvocationID"] {
+	if now := b.unit(t, nodeUnit)["InvocationID"]; now != third["InvocationID"] {
 		t.Error("the server was restarted again")
 	}
 
@@ -172,13 +172,13 @@ func realFromJoinToLeave(t *testing.T) {
 	}
 
 	b.must(t, "amsagent", "drain", "--deadline", "1m", "--reason", "test")
-	if u := b.show(t); u["ActiveState"] != "inactive" || u["Result"] != "success" {
+	if u := b.unit(t, nodeUnit); u["ActiveState"] != "inactive" || u["Result"] != "success" {
 		t.Errorf("after the drain the server's unit is %v", u)
 	}
 	if out := b.must(t, "amsagent", "leave"); !strings.Contains(out, "left: this machine is standalone") {
 		t.Errorf("leave says: %s", out)
 	}
-	b.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": "/etc/systemd/system/antmedia.service.d/10-heap.conf", "NeedDaemonReload": "no"})
+	b.unit(t, nodeUnit).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": "/etc/systemd/system/antmedia.service.d/10-heap.conf", "NeedDaemonReload": "no"})
 	if out := b.run(t, "grep", "-rlF", realPassword, nodeHome+"/conf", nodeHome+"/webapps", "/etc", "/var/lib/amsagent").stdout; out != "" {
 		t.Errorf("the password is still in\n%s", out)
 	}

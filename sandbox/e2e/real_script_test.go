@@ -25,25 +25,18 @@ import (
 	"github.com/amsagent/amsagent/sandbox/realams"
 )
 
-// TestRealScripts runs the scripts of the gate that begin with `# worlds: standin real` on the real server.
+// TestRealScripts runs the scripts of the gate that name the world real in their first line.
 func TestRealScripts(t *testing.T) {
 	t.Parallel()
 	realams.Require(t)
-	all, err := filepath.Glob("../../testdata/script/*.txtar")
-	must.OK(t, err)
-	files := slices.DeleteFunc(all, func(name string) bool {
-		text, err := os.ReadFile(name)
-		must.OK(t, err)
-		return !strings.HasPrefix(string(text), "# worlds: standin real\n")
-	})
-	runScripts(t, files, func(t testing.TB) place { 
+	runScripts(scriptT{T: t}, scriptsOf(t, "real"), "real", func(t *testing.T) place {
 		return &realPlace{t: t, nodes: map[string]*realNode{}, encoders: map[string]*realams.Process{}, players: map[string][]*realams.Process{}}
 	})
 }
 
 // realPlace is a network of machines with the real server, and a real MongoDB.
 type realPlace struct {
-	t     testing.TB
+	t     *testing.T
 	world *realams.World
 	nodes map[string]*realNode
 	// What sends streams, by node and stream, and who watches, by node.
@@ -63,18 +56,29 @@ func (p *realPlace) mongod(ts *testscript.TestScript, _ []string) error {
 	return err
 }
 
-// agentScript runs the agent on the machine whose root is $AMSAGENT_ROOT. A signal goes to the agent: nsenter does not pass it on,
+// enteringScript runs a command on the machine whose root is $AMSAGENT_ROOT. A signal goes to the command: nsenter does not pass it on,
 // and what bash starts in the background ignores an interrupt.
-const agentScript = `#!/bin/bash
+const enteringScript = `#!/bin/bash
 case $AMSAGENT_ROOT in
 %sesac
-"${enter[@]}" env -u AMSAGENT_ROOT PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin %s "$@" &
+"${enter[@]}" env -u AMSAGENT_ROOT PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin %s "$@" <&0 &
 trap "pkill -TERM -P $!" INT TERM
 wait $!
 code=$?
 while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
 exit $code
 `
+
+// enterBy makes a program for `exec` in a script that runs a command on a machine. The cases say how to enter which.
+func enterBy(t *testing.T, ts *testscript.TestScript, cases, program, command string) {
+	t.Helper()
+	bin := ts.MkAbs("bin")
+	must.OK(t, os.MkdirAll(bin, 0o755))
+	must.OK(t, os.WriteFile(filepath.Join(bin, program), fmt.Appendf(nil, enteringScript, cases, command), 0o755)) //nolint:gosec // a program
+	if path := ts.Getenv("PATH"); !strings.HasPrefix(path, bin+":") {
+		ts.Setenv("PATH", bin+":"+path)
+	}
+}
 
 func (p *realPlace) node(ts *testscript.TestScript, name string, args []string) error {
 	n := newRealNode(p.t, p.world, realRelease())
@@ -94,12 +98,7 @@ func (p *realPlace) node(ts *testscript.TestScript, name string, args []string) 
 		enter := n.Command().Args
 		fmt.Fprintf(&cases, "%s) enter=(%s) ;;\n", strings.TrimSuffix(n.Path("/"), "/"), strings.Join(enter, " "))
 	}
-	bin := ts.MkAbs("bin")
-	must.OK(p.t, os.MkdirAll(bin, 0o755))
-	must.OK(p.t, os.WriteFile(filepath.Join(bin, "amsagent"), fmt.Appendf(nil, agentScript, cases.String(), bins.agent), 0o755)) //nolint:gosec // a program
-	if path := ts.Getenv("PATH"); !strings.HasPrefix(path, bin+":") {
-		ts.Setenv("PATH", bin+":"+path)
-	}
+	enterBy(p.t, ts, cases.String(), "amsagent", bins.agent)
 	return os.Symlink(root, ts.MkAbs(name))
 }
 

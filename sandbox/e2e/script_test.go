@@ -79,29 +79,58 @@ func TestScripts(t *testing.T) {
 		must.OK(t, err)
 		files = append(files, slices.DeleteFunc(more, func(f string) bool { return slices.Contains(files, f) })...)
 	}
-	runScripts(t, files, nil)
+	runScripts(scriptT{T: t}, files, "standin", func(t *testing.T) place {
+		return &standIns{t: t, nodes: map[string]*standin.Machine{}}
+	})
 }
 
-func runScripts(t *testing.T, files []string, newPlace func(testing.TB) place) {
-	testscript.Run(t, testscript.Params{
+// scriptT is the test of a script.
+type scriptT struct {
+	*testing.T
+	oneByOne bool
+}
+
+func (t scriptT) Parallel() {
+	if !t.oneByOne {
+		t.T.Parallel()
+	}
+}
+
+func (t scriptT) Run(name string, f func(testscript.T)) {
+	t.T.Run(name, func(sub *testing.T) { f(scriptT{sub, t.oneByOne}) })
+}
+
+func (t scriptT) Verbose() bool { return testing.Verbose() }
+
+// scriptsOf lists the scripts of the gate that name this world in their first line.
+func scriptsOf(t *testing.T, name string) []string {
+	t.Helper()
+	all, err := filepath.Glob("../../testdata/script/*.txtar")
+	must.OK(t, err)
+	return slices.DeleteFunc(all, func(file string) bool {
+		text, err := os.ReadFile(file)
+		must.OK(t, err)
+		first, _, _ := strings.Cut(string(text), "\n")
+		worlds, ok := strings.CutPrefix(first, "# worlds: ")
+		return !ok || !slices.Contains(strings.Fields(worlds), name)
+	})
+}
+
+func runScripts(t scriptT, files []string, name string, newPlace func(*testing.T) place) {
+	testscript.RunT(t, testscript.Params{
 		Files:               files,
 		RequireExplicitExec: true,
-		Condition: func(name string) (bool, error) {
-			switch name {
+		Condition: func(cond string) (bool, error) {
+			switch cond {
 			case "root":
 				return os.Geteuid() == 0, nil
-			case "real":
-				return newPlace != nil, nil
+			case "standin", "real", "booted":
+				return name == cond, nil
 			}
-			return false, fmt.Errorf("unknown condition %q", name)
+			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Setup: func(env *testscript.Env) error {
-			w := &world{ctx: context.Background(), t: env.T(), taken: map[string]taken{}}
-			if newPlace == nil {
-				w.place = &standIns{t: env.T(), nodes: map[string]*standin.Machine{}}
-			} else {
-				w.place = newPlace(env.T().(testing.TB))
-			}
+			w := &world{ctx: context.Background(), t: env.T(), taken: map[string]taken{}, place: newPlace(env.T().(scriptT).T)}
 			env.Values["world"] = w
 			env.Defer(w.close)
 			env.Setenv("PATH", bins.dir+":"+env.Getenv("PATH"))
@@ -303,8 +332,12 @@ func (w *world) same(_ *testscript.TestScript, neg bool, args []string) error {
 		return errors.New("no snapshot was taken")
 	}
 	a, b := strings.Join(was.bytes, "\n"), strings.Join(now.bytes, "\n")
-	if len(args) > 1 {
+	switch {
+	case len(args) < 2:
+	case args[1] == "saved":
 		a, b = strings.Join(was.meaning, "\n"), strings.Join(now.meaning, "\n")
+	case args[1] == "untouched":
+		a, b = strings.Join(was.touched, "\n"), strings.Join(now.touched, "\n")
 	}
 	if (a == b) == neg {
 		return fmt.Errorf("the tree of %s: want changed %v\n--- was\n%s\n--- is\n%s", args[0], neg, a, b)

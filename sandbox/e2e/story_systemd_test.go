@@ -313,6 +313,9 @@ mv `+nodeHome+` `+nodeHome+`-backup
 cp -a /opt/cloud/vendor `+nodeHome+`
 systemctl start antmedia amsagent`)
 	must.Until(t, "a node", func() bool { return n.mode(t) == "cluster" })
+	if lines := n.run(t, "journalctl", "--no-pager", "-b", "-o", "cat", "-u", nodeUnit, "-t", "amsagent").stdout; strings.Count(lines, "AMS-DRIFT") != 1 {
+		t.Errorf("before the server's start the agent says %q", lines)
+	}
 	n.goDown(t, "reboot")
 	n.off(t)
 	n.boots(t)

@@ -51,8 +51,6 @@ const (
 	nodeFlags    = "/opt/fakeams/flags"
 	nodeStarts   = "/var/log/antmedia/starts"
 	nodeLog      = "/var/log/antmedia/antmedia-error.log"
-	nodeUserData = "/opt/fakeams/user-data"
-	nodeNotHad   = 77 // exit status of the shell below
 )
 
 // bootedNode is a container with a booted systemd: an instance in EC2, as far as
@@ -63,67 +61,20 @@ type bootedNode struct {
 	root   string // its files, seen from here
 	mongo  *mongo.Client
 	http   *http.Client
-	unit   []byte   // the vendor's
 	pure   []string // the tree before anything happened
 }
 
 // bootNode boots one, and skips the test where none can be had.
-func bootNode(t *testing.T) *bootedNode {
+func bootNode(t *testing.T) *machine {
 	t.Helper()
-	giveUp := t.Skipf
-	if os.Getenv("REQUIRE_SYSTEMD") != "" {
-		giveUp = t.Fatalf
-	}
-	if os.Geteuid() != 0 {
-		giveUp("booting a systemd needs root: run it as root, or with sudo")
-	}
 	share := t.TempDir()
 	for name, from := range map[string]string{"amsagent": bins.agent, "sandbox": bins.sandbox, "mongod": realmongo.Require(t)} {
 		nodeCopy(t, from, filepath.Join(share, name))
 	}
-	mounts, links := nodeTraces(t, share)
-
-	// The shell holds the container: the end of its standard input, which comes also
-	// when this process dies, powers it off. A session of its own keeps signals meant
-	// for us from it.
-	const script = `. "$1"
-root=$(root_make "" </dev/null) || exit 77
-trap poweroff EXIT
-boot "$root" --private-network --bind-ro="$2:/share" || exit 1
-echo "leader $NSPAWN_LEADER"
-read -r _
-trap - EXIT
-poweroff`
-	cmd := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", share)
-	begin := time.Now()
-	shell, err := hold(t, cmd)
-	if err != nil {
-		giveUp("bash: %v", err)
-	}
-	n := &bootedNode{}
-	if _, err := fmt.Sscanf(shell.line(), "leader %d\n", &n.leader); err != nil {
-		_ = shell.end()
-		if cmd.ProcessState.ExitCode() == nodeNotHad {
-			giveUp("no tree to boot can be had here: it needs debootstrap and systemd-nspawn, which apt-get installs as root, and a mirror\n%s", shell.said.String())
-		}
-		t.Fatalf("no systemd was booted: %v\n%s", cmd.ProcessState, shell.said.String())
-	}
-	t.Cleanup(func() {
-		if err := shell.end(); err != nil {
-			t.Errorf("powering off: %v\n%s", err, shell.said.String())
-		}
-		mountsAfter, linksAfter := nodeTraces(t, share)
-		if !slices.Equal(mounts, mountsAfter) || !slices.Equal(links, linksAfter) {
-			t.Errorf("left behind: mounts\n%s\nnetwork interfaces %v, before %v", strings.Join(mountsAfter, "\n"), linksAfter, links)
-		}
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/share", n.leader)); err == nil {
-			t.Errorf("process %d of the container is still there", n.leader)
-		}
-	})
-	n.root = fmt.Sprintf("/proc/%d/root", n.leader)
-	n.install(t)
-	t.Logf("booted and installed in %s; %s", time.Since(begin).Round(time.Millisecond), strings.ReplaceAll(strings.TrimSpace(shell.said.String()), "\n", "; "))
-	return n
+	m := newDisk(t, diskOptions{tree: `root_make ""`, boot: "--private-network --bind-ro=" + share + ":/share"})
+	m.boot(t)
+	m.install(t)
+	return m
 }
 
 func nodeCopy(t *testing.T, from, to string) {
@@ -180,19 +131,13 @@ systemd-run -q --unit=mongo -p Type=exec sandbox mongo --listen `+nodeMongo+`:27
 systemd-run -q --unit=imds -p Type=exec sandbox aws --listen 169.254.169.254:80 --ip `+nodeAddress+` --tag amsagent:role=origin
 
 useradd --system --home-dir `+nodeHome+` --shell /bin/false antmedia
-printf '#!/bin/sh\namsagent join --mongo `+nodeMongo+`\n' >`+nodeUserData+`
-chmod 755 `+nodeUserData+`
 `)
-	n.http = &http.Client{Transport: &http.Transport{DialContext: n.DialContext, DisableKeepAlives: true}}
 	var err error
 	n.mongo, err = mongo.Connect(options.Client().ApplyURI("mongodb://" + nodeMongo + "/?directConnection=true").SetDialer(n))
 	must.OK(t, err)
 	t.Cleanup(func() { _ = n.mongo.Disconnect(context.Background()) })
 	must.Until(t, "the database", func() bool { return n.mongo.Ping(t.Context(), nil) == nil })
 	n.reset(t)
-	if n.unit, err = os.ReadFile(n.path("/etc/systemd/system/" + nodeUnit)); err != nil {
-		t.Fatal(err)
-	}
 	n.pure = n.bytes(t)
 }
 
@@ -364,14 +309,15 @@ func (r nodeRun) explains(t *testing.T, id, state string) {
 	}
 }
 
-// nodeUnitState is what systemd itself says of the server's unit.
+// nodeUnitState is what systemd itself says of a unit.
 type nodeUnitState map[string]string
 
-func (n *bootedNode) show(t *testing.T) nodeUnitState {
+func (n *bootedNode) unit(t *testing.T, name string) nodeUnitState {
 	t.Helper()
 	s := nodeUnitState{}
-	for line := range strings.Lines(n.sh(t, "systemctl show "+nodeUnit+" -p ActiveState,SubState,Result,LoadState,MainPID,InvocationID,"+
-		"NRestarts,Environment,TimeoutStopUSec,DropInPaths,NeedDaemonReload,ExecMainStartTimestamp")) {
+	for line := range strings.Lines(n.sh(t, "systemctl show "+name+" -p ActiveState,SubState,Result,UnitFileState,MainPID,InvocationID,NRestarts,"+
+		"StatusText,Environment,TimeoutStopUSec,DropInPaths,NeedDaemonReload,ExecMainStatus,ExecMainCode,"+
+		"ActiveEnterTimestampMonotonic,InactiveExitTimestampMonotonic,ExecMainStartTimestampMonotonic")) {
 		k, v, _ := strings.Cut(strings.TrimSpace(line), "=")
 		s[k] = v
 	}

@@ -6,10 +6,8 @@
 package e2e
 
 import (
-	"fmt"
 	"net/http"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -28,17 +26,10 @@ const (
 // looks at systemd itself and at MongoDB for what became of it.
 func TestSystemd(t *testing.T) {
 	n := bootNode(t)
-	t.Run("Story", n.story)
-	t.Run("DoesNotComeUp", n.doesNotComeUp)
-	t.Run("WasStopped", n.wasStopped)
-	t.Run("Service", n.service)
 	t.Run("Interrupted", n.interrupted)
 	t.Run("Killed", n.killed)
 	t.Run("MongoAway", n.mongoAway)
-	t.Run("MayNot", n.mayNot)
 	t.Run("TwoAtOnce", n.twoAtOnce)
-	t.Run("SlowToStop", n.slowToStop)
-	t.Run("VendorsNode", n.vendorsNode)
 	t.Run("Speed", n.speed)
 }
 
@@ -46,7 +37,7 @@ func TestSystemd(t *testing.T) {
 func (n *bootedNode) standalone(t *testing.T, when string) {
 	t.Helper()
 	n.same(t, when, n.pure)
-	n.show(t).want(t, map[string]string{
+	n.unit(t, nodeUnit).want(t, map[string]string{
 		"ActiveState": "active", "SubState": "running", "Result": "success", "NRestarts": "0", "Environment": "ANTMEDIA_HOME=" + nodeHome,
 		"TimeoutStopUSec": "10s", "DropInPaths": "", "NeedDaemonReload": "no",
 	})
@@ -63,7 +54,7 @@ func (n *bootedNode) standalone(t *testing.T, when string) {
 // joined: a node of the cluster from every side.
 func (n *bootedNode) joined(t *testing.T, when string) {
 	t.Helper()
-	u := n.show(t)
+	u := n.unit(t, nodeUnit)
 	u.want(t, map[string]string{
 		"ActiveState": "active", "SubState": "running", "NRestarts": "0", "Environment": "ANTMEDIA_HOME=" + nodeHome + " AMS_HOST_ADDRESS=" + nodeAddress,
 		"TimeoutStopUSec": "2min", "DropInPaths": nodeDropIn, "NeedDaemonReload": "no",
@@ -77,138 +68,6 @@ func (n *bootedNode) joined(t *testing.T, when string) {
 	n.inCluster(t)
 	n.row(t, "active")
 	n.agent(t, 0, "status", "--strict").says(t, "active: in the cluster as "+nodeAddress)
-}
-
-// serves waits until nothing disagrees: the applications serve some time after the server has written its document. A join
-// waits for them, a start by hand does not.
-func (n *bootedNode) serves(t *testing.T) {
-	t.Helper()
-	must.Until(t, "applications that serve", func() bool { return n.run(t, "amsagent", "status", "--strict").code == 0 })
-}
-
-// userData is what an instance runs at its first boot, from cloud-init: no
-// terminal, and standard input closed.
-func (n *bootedNode) userData(t *testing.T) nodeRun {
-	t.Helper()
-	return n.run(t, "sh", "-c", "exec "+nodeUserData+" <&-")
-}
-
-// story is an instance's whole life.
-func (n *bootedNode) story(t *testing.T) {
-	n.reset(t)
-	before := n.show(t)
-	ok := t.Run("Join", func(t *testing.T) {
-		r := n.userData(t)
-		r.expect(t, 0)
-		r.says(t, "joined: origin "+nodeID+" is in the cluster as "+nodeAddress)
-		for line := range strings.Lines(r.stderr) {
-			// No daemon runs here: the sessions are unknown, and nothing drains this node.
-			if strings.Contains(line, "level=WARN") && !strings.Contains(line, "AMS-SESSIONS") && !strings.Contains(line, "AGENT-DAEMON-UNITS") {
-				t.Errorf("not expected: %s", line)
-			}
-		}
-		n.joined(t, "after the join")
-		u := n.show(t)
-		if u["MainPID"] == before["MainPID"] || u["InvocationID"] == before["InvocationID"] || n.starts(t) != 2 {
-			t.Errorf("want exactly one restart: %d starts, before %v, after %v", n.starts(t), before, u)
-		}
-		t.Logf("join: %s, the server's own start in it %s", r.took.Round(time.Millisecond), n.ownStart(t, u))
-
-		// Owners and modes of the vendor's files are what they were, and none is new.
-		content := regexp.MustCompile(` [0-9a-f]{64} `)
-		ofServer := func(list []string) (out []string) {
-			for _, l := range list {
-				if strings.HasPrefix(l, nodeHome) {
-					out = append(out, content.ReplaceAllString(l, " … "))
-				}
-			}
-			return out
-		}
-		if was, now := ofServer(n.pure), ofServer(n.bytes(t)); !slices.Equal(was, now) {
-			t.Errorf("owners and modes\n%s", nodeDifference(was, now))
-		}
-		for p, want := range map[string]os.FileMode{
-			nodeDropIn: 0o644, "/etc/amsagent/mongo": 0o600, "/etc/hosts": 0o644, "/run/amsagent/result.json": 0o644,
-		} {
-			if info, err := os.Stat(n.path(p)); err != nil || info.Mode().Perm() != want {
-				t.Errorf("%s: %v, %v; want mode %o", p, info, err, want)
-			}
-		}
-		// One line makes the machine's name resolvable.
-		if got, want := n.read(t, "/etc/hosts"), "127.0.0.1\tlocalhost\n::1\tlocalhost\n"+nodeAddress+"\t"+nodeHostname; !strings.HasPrefix(got, want) || strings.Count(got, "\n") != 3 {
-			t.Errorf("/etc/hosts is %q", got)
-		}
-		if got := n.sh(t, "getent hosts "+nodeHostname); !strings.HasPrefix(got, nodeAddress+" ") {
-			t.Errorf("%s resolves to %q", nodeHostname, got)
-		}
-	})
-	if !ok {
-		t.FailNow()
-	}
-	joined := n.show(t)
-
-	t.Run("Again", func(t *testing.T) {
-		was := n.touched(t)
-		r := n.userData(t)
-		r.expect(t, 0)
-		r.says(t, "nothing to do: origin "+nodeID+" is in the cluster as "+nodeAddress)
-		n.show(t).want(t, joined)
-		if now := n.touched(t); !slices.Equal(was, now) {
-			t.Errorf("files were written\n%s", nodeDifference(was, now))
-		}
-		n.joined(t, "after a second join")
-		t.Logf("second join: %s", r.took.Round(time.Millisecond))
-	})
-
-	t.Run("OperatorRestarts", func(t *testing.T) {
-		was, content := n.touched(t), n.bytes(t)
-		begin := time.Now()
-		n.sh(t, "systemctl restart "+nodeUnit)
-		must.Until(t, "the server's document", func() bool {
-			nodes := n.clusternode(t)
-			return len(nodes) == 1 && time.UnixMilli(nodes[0].Updated).After(begin) && n.mode(t) == "cluster"
-		})
-		n.serves(t)
-		if u := n.show(t); u["InvocationID"] == joined["InvocationID"] {
-			t.Error("systemd has not restarted it")
-		}
-		n.joined(t, "after a restart")
-		served := n.touched(t)
-		n.agent(t, 0, "join").says(t, "nothing to do: ")
-		if now := n.touched(t); !slices.Equal(served, now) {
-			t.Errorf("files were written\n%s", nodeDifference(served, now))
-		}
-		// The drop-in wrote nothing either. The server itself saves its applications' settings at each start.
-		ofApps := func(line string) bool { return strings.HasPrefix(line, nodeHome+"/webapps/") }
-		if was, now := slices.DeleteFunc(was, ofApps), slices.DeleteFunc(served, ofApps); !slices.Equal(was, now) {
-			t.Errorf("files were written before the server's start\n%s", nodeDifference(was, now))
-		}
-		if now := n.bytes(t); !slices.Equal(content, now) {
-			t.Errorf("the tree is not as before the restart\n%s", nodeDifference(content, now))
-		}
-	})
-
-	t.Run("Leave", func(t *testing.T) {
-		starts := n.starts(t)
-		r := n.agent(t, 0, "leave", "--now")
-		r.says(t, "left: this machine is standalone")
-		if got := n.starts(t); got != starts+1 {
-			t.Errorf("want one restart, there were %d", got-starts)
-		}
-		n.standalone(t, "after the leave")
-		n.row(t, "left")
-		t.Logf("leave: %s", r.took.Round(time.Millisecond))
-	})
-
-	t.Run("LeaveAgain", func(t *testing.T) {
-		was, before := n.touched(t), n.show(t)
-		n.agent(t, 0, "leave", "--now").says(t, "nothing to do: this machine is not a cluster node")
-		n.show(t).want(t, before)
-		if now := n.touched(t); !slices.Equal(was, now) {
-			t.Errorf("files were written\n%s", nodeDifference(was, now))
-		}
-		n.row(t, "left")
-	})
 }
 
 // ownStart is what the server itself needs from its start to its first document.
@@ -233,155 +92,11 @@ func (n *bootedNode) ownStart(t *testing.T, u nodeUnitState) time.Duration {
 	return end.Sub(begin)
 }
 
-// doesNotComeUp: a server that is well standalone and is not as a cluster node.
-func (n *bootedNode) doesNotComeUp(t *testing.T) {
-	for _, tt := range []struct {
-		name    string
-		flags   []string
-		timeout time.Duration
-		limit   time.Duration // when it must be over, with the rollback
-		id      string
-		cause   string
-	}{
-		// With Restart=on-failure systemd starts it again and again: that must be
-		// noticed long before the time is over.
-		{"FailsToStart", []string{"--fail-start"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
-		{"Crashes", []string{"--crash-after=1s"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
-		{"CrashesBeforeItIsUp", []string{"--never-up", "--crash-after=1s"}, time.Minute, 30 * time.Second, "AMS-SERVICE", "antmedia.service did not stay up: activating (auto-restart, exit-code, exit status 1)"},
-		{"NeverUp", []string{"--never-up"}, 15 * time.Second, time.Minute, "AMS-NOT-SEEN", "liveness: starting: it answers 403"},
-		{"WrongAddress", []string{"--register-address=10.9.0.99"}, 15 * time.Second, time.Minute, "AMS-NOT-SEEN", "may be it under a wrong address: 10.9.0.99"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			n.reset(t, append([]string{"--only-in=cluster"}, tt.flags...)...)
-			r := n.agent(t, 1, "join", "--mongo", nodeMongo, "--timeout", tt.timeout.String())
-			if r.took > tt.limit {
-				t.Errorf("it took %s", r.took)
-			}
-			r.explains(t, tt.id, rolledBack)
-			if !strings.Contains(r.stderr, tt.cause) {
-				t.Errorf("want %q as a cause:\n%s", tt.cause, r)
-			}
-			if _, rest, _ := strings.Cut(r.stderr, "amsagent: hint: "); strings.Contains(rest, "may still come") {
-				t.Errorf("nothing comes any more: %s", rest)
-			}
-			if tt.name == "WrongAddress" {
-				// The agent cannot be certain whose document this is, so it stays.
-				if nodes := n.clusternode(t); len(nodes) != 1 || nodes[0].IP != "10.9.0.99" {
-					t.Errorf("clusternode: %+v", nodes)
-				}
-				must.OK(t, n.mongo.Database("clusterdb").Drop(t.Context()))
-			}
-			n.standalone(t, "after the rollback")
-			n.noRow(t)
-			if got := n.read(t, "/run/amsagent/result.json"); !strings.Contains(got, `"outcome": "failed"`) || !strings.Contains(got, rolledBack) {
-				t.Errorf("result.json is %s", got)
-			}
-			t.Logf("rolled back after %s", r.took.Round(time.Millisecond))
-			if tt.name == "Crashes" {
-				// Once the server is well, the same command joins.
-				n.behave(t)
-				n.agent(t, 0, "join", "--mongo", nodeMongo)
-				n.joined(t, "after the cure")
-			}
-		})
-	}
-}
-
-// wasStopped: a join starts a server that is stopped, and stops it again if the join fails.
-func (n *bootedNode) wasStopped(t *testing.T) {
-	n.reset(t, "--only-in=cluster", "--fail-start")
-	n.sh(t, "systemctl stop "+nodeUnit)
-	r := n.agent(t, 1, "join", "--mongo", nodeMongo)
-	r.explains(t, "AMS-SERVICE", "the files were put back and Ant Media Server is stopped, as before")
-	n.same(t, "after the rollback", n.pure)
-	n.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": "", "NeedDaemonReload": "no"})
-	n.behave(t)
-	n.agent(t, 0, "join", "--mongo", nodeMongo)
-	n.joined(t, "after a start")
-	// The operator stops the server: leave must not start it.
-	n.sh(t, "systemctl stop "+nodeUnit)
-	n.agent(t, 0, "leave", "--now")
-	n.same(t, "after the leave", n.pure)
-	n.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": "", "NeedDaemonReload": "no"})
-	if nodes := n.clusternode(t); len(nodes) != 0 {
-		t.Errorf("clusternode still has %+v", nodes)
-	}
-}
-
-// service: a join detects a unit that cannot be restarted before it changes anything.
-func (n *bootedNode) service(t *testing.T) {
-	const unit = "/etc/systemd/system/" + nodeUnit
-	for _, tt := range []struct {
-		name, spoil string
-		running     bool
-		cause       string
-	}{
-		{"Masked", "ln -sf /dev/null " + unit + "; systemctl daemon-reload; systemctl stop " + nodeUnit, false, "masked"},
-		{"MaskedWhileItRuns", "ln -sf /dev/null " + unit + "; systemctl daemon-reload", true, "masked"},
-		{"Missing", "systemctl stop " + nodeUnit + "; rm " + unit + "; systemctl daemon-reload", false, "no such unit"},
-		{"RemovedWhileItRuns", "rm " + unit + "; systemctl daemon-reload", true, "no such unit"},
-		{"Broken", "sed -i s/^ExecStart=.*// " + unit + "; systemctl daemon-reload", true, "bad-setting"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			n.reset(t)
-			n.sh(t, tt.spoil)
-			was, before := n.touched(t), n.show(t)
-			r := n.agent(t, 3, "join", "--mongo", nodeMongo)
-			r.explains(t, "AMS-SERVICE", nothing)
-			if !strings.Contains(r.stderr, tt.cause) {
-				t.Errorf("want %q as a cause:\n%s", tt.cause, r)
-			}
-			after := n.show(t)
-			after.want(t, before)
-			if now := n.touched(t); !slices.Equal(was, now) {
-				t.Errorf("files were written\n%s", nodeDifference(was, now))
-			}
-			if tt.running && (after["ActiveState"] != "active" || n.mode(t) != "standalone") {
-				t.Errorf("the server does not run any more: %v", after)
-			}
-		})
-	}
-	t.Run("LeaveWhileItIsMasked", func(t *testing.T) {
-		n.reset(t)
-		n.agent(t, 0, "join", "--mongo", nodeMongo)
-		n.sh(t, "mv "+unit+" /opt/fakeams/unit; ln -s /dev/null "+unit+"; systemctl daemon-reload")
-		was, before := n.bytes(t), n.show(t)
-		n.agent(t, 3, "leave", "--now").explains(t, "AMS-SERVICE", nothing)
-		n.show(t).want(t, before)
-		if now := n.bytes(t); !slices.Equal(was, now) {
-			t.Errorf("files were written\n%s", nodeDifference(was, now))
-		}
-		n.inCluster(t)
-		n.row(t, "active")
-		n.sh(t, "mv /opt/fakeams/unit "+unit+"; systemctl daemon-reload")
-		n.agent(t, 0, "leave", "--now")
-		n.standalone(t, "after the leave")
-	})
-	t.Run("DoesNotStop", func(t *testing.T) {
-		n.reset(t, "--only-in=standalone", "--slow-stop=1h")
-		// Less than the two minutes of the agent's drop-in, which the rollback waits for, too.
-		n.sh(t, `
-mkdir -p /etc/systemd/system/`+nodeUnit+`.d
-printf '[Service]\nTimeoutStopSec=20s\n' >/etc/systemd/system/`+nodeUnit+`.d/90-short.conf
-systemctl daemon-reload`)
-		r := n.agent(t, 1, "join", "--mongo", nodeMongo, "--timeout", "4s")
-		r.explains(t, "AMS-SERVICE", rolledBack)
-		if !strings.Contains(r.stderr, "stop of antmedia.service is not finished yet") {
-			t.Errorf("want the cause: %s", r)
-		}
-		// systemd killed it when its time was over, and the rollback started it again.
-		n.sh(t, "rm -r /etc/systemd/system/"+nodeUnit+".d; systemctl daemon-reload")
-		n.standalone(t, "after the rollback")
-		n.noRow(t)
-		t.Logf("rolled back after %s", r.took.Round(time.Millisecond))
-	})
-}
-
 // verifying waits until a join has restarted the server and verifies it.
 func (n *bootedNode) verifying(t *testing.T, p *nodeProcess, before nodeUnitState) {
 	t.Helper()
 	must.Until(t, "the restart", func() bool {
-		u := n.show(t)
+		u := n.unit(t, nodeUnit)
 		return p.Ended() || u["InvocationID"] != before["InvocationID"] && u["SubState"] == "running"
 	})
 	looks := n.looks(t)
@@ -396,7 +111,7 @@ func (n *bootedNode) interrupted(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
 			n.reset(t, "--only-in=cluster", "--never-up")
-			before := n.show(t)
+			before := n.unit(t, nodeUnit)
 			p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 			n.verifying(t, p, before)
 			p.Signal(sig)
@@ -462,7 +177,7 @@ func (n *bootedNode) killed(t *testing.T) {
 	}
 	t.Run("WhileItProves", func(t *testing.T) {
 		n.reset(t, "--only-in=cluster", "--slow-start=3s")
-		before := n.show(t)
+		before := n.unit(t, nodeUnit)
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.verifying(t, p, before)
 		kill(t, p)
@@ -479,7 +194,7 @@ func (n *bootedNode) killed(t *testing.T) {
 	})
 	t.Run("WhileItProvesThenFails", func(t *testing.T) {
 		n.reset(t, "--only-in=cluster", "--never-up")
-		before := n.show(t)
+		before := n.unit(t, nodeUnit)
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.verifying(t, p, before)
 		kill(t, p)
@@ -490,7 +205,7 @@ func (n *bootedNode) killed(t *testing.T) {
 	})
 	t.Run("WhileItProvesThenLeave", func(t *testing.T) {
 		n.reset(t, "--only-in=cluster", "--never-up")
-		before := n.show(t)
+		before := n.unit(t, nodeUnit)
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.verifying(t, p, before)
 		kill(t, p)
@@ -500,14 +215,14 @@ func (n *bootedNode) killed(t *testing.T) {
 	})
 	t.Run("BeforeTheStop", func(t *testing.T) {
 		n.reset(t)
-		before := n.show(t)
+		before := n.unit(t, nodeUnit)
 		n.hold(t)
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.held(t)
 		kill(t, p)
 		n.release(t)
 		// Only the drop-in is a node's.
-		n.show(t).want(t, map[string]string{"InvocationID": before["InvocationID"], "DropInPaths": nodeDropIn})
+		n.unit(t, nodeUnit).want(t, map[string]string{"InvocationID": before["InvocationID"], "DropInPaths": nodeDropIn})
 		if mode := n.mode(t); mode != "standalone" {
 			t.Fatalf("the server runs %q", mode)
 		}
@@ -530,7 +245,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		n.held(t)
 		kill(t, p)
 		n.release(t)
-		n.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": ""})
+		n.unit(t, nodeUnit).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": ""})
 		// A command starts it, also one that changes nothing.
 		if r := n.agent(t, 0, "converge"); !strings.Contains(r.stdout, "AGENT-RECOVERED") {
 			t.Errorf("%s", r)
@@ -543,7 +258,7 @@ func (n *bootedNode) killed(t *testing.T) {
 	})
 	t.Run("BetweenStopAndStartOfARollback", func(t *testing.T) {
 		n.reset(t, "--only-in=cluster", "--never-up")
-		before := n.show(t)
+		before := n.unit(t, nodeUnit)
 		p := n.start(t, "amsagent", "join", "--mongo", nodeMongo)
 		n.verifying(t, p, before)
 		n.hold(t)
@@ -551,7 +266,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		n.held(t)
 		kill(t, p)
 		n.release(t)
-		n.show(t).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": ""})
+		n.unit(t, nodeUnit).want(t, map[string]string{"ActiveState": "inactive", "DropInPaths": ""})
 		n.agent(t, 0, "leave", "--now", "--mongo", nodeMongo)
 		n.standalone(t, "after a leave")
 	})
@@ -566,7 +281,7 @@ systemctl daemon-reload`)
 			t.Fatalf("it was not killed: %s", r)
 		}
 		n.sh(t, "rm -r /run/systemd/system/"+nodeUnit+".d; systemctl daemon-reload")
-		n.show(t).want(t, map[string]string{"ActiveState": "inactive"})
+		n.unit(t, nodeUnit).want(t, map[string]string{"ActiveState": "inactive"})
 	}
 	t.Run("WhileItStopsThenDaemon", func(t *testing.T) {
 		n.reset(t)
@@ -584,7 +299,7 @@ systemctl daemon-reload`)
 		stopped(t, "amsagent", "leave", "--now")
 		n.sh(t, "systemctl start "+nodeUnit+"; systemctl stop "+nodeUnit)
 		n.agent(t, 0, "converge")
-		n.show(t).want(t, map[string]string{"ActiveState": "inactive"})
+		n.unit(t, nodeUnit).want(t, map[string]string{"ActiveState": "inactive"})
 	})
 }
 
@@ -597,7 +312,7 @@ func (n *bootedNode) mongoAway(t *testing.T) {
 	defer resume()
 	r := n.agent(t, 1, "leave", "--now")
 	t.Logf("leave without a database: %s", r)
-	n.show(t).want(t, map[string]string{"ActiveState": "active", "DropInPaths": "", "NeedDaemonReload": "no"})
+	n.unit(t, nodeUnit).want(t, map[string]string{"ActiveState": "active", "DropInPaths": "", "NeedDaemonReload": "no"})
 	isSecret := func(line string) bool {
 		return strings.HasSuffix(line, " amsagent") || strings.HasSuffix(line, " amsagent/mongo")
 	}
@@ -612,38 +327,6 @@ func (n *bootedNode) mongoAway(t *testing.T) {
 	if got := n.starts(t); got != starts {
 		t.Errorf("the next leave restarted the server %d times", got-starts)
 	}
-}
-
-// mayNot: an agent without permission to change the machine changes nothing and reports that.
-func (n *bootedNode) mayNot(t *testing.T) {
-	unchanged := func(t *testing.T, id string, args ...string) {
-		t.Helper()
-		was, before := n.touched(t), n.show(t)
-		r := n.run(t, args...)
-		r.expect(t, 3)
-		r.explains(t, id, nothing)
-		n.show(t).want(t, before)
-		if now := n.touched(t); !slices.Equal(was, now) {
-			t.Errorf("files were written\n%s", nodeDifference(was, now))
-		}
-		if nodes := n.clusternode(t); len(nodes) != 0 {
-			t.Errorf("clusternode has %+v", nodes)
-		}
-	}
-	t.Run("NotRoot", func(t *testing.T) {
-		n.reset(t)
-		unchanged(t, "AGENT-ROOT", "runuser", "-u", "nobody", "--", "amsagent", "join", "--mongo", nodeMongo)
-	})
-	t.Run("NotRootLeaves", func(t *testing.T) {
-		n.reset(t)
-		unchanged(t, "AGENT-ROOT", "runuser", "-u", "nobody", "--", "amsagent", "leave", "--now", "--mongo", nodeMongo)
-	})
-	t.Run("ReadOnly", func(t *testing.T) {
-		n.reset(t)
-		n.sh(t, fmt.Sprintf("mount --bind %[1]s %[1]s; mount -o remount,ro,bind %[1]s", nodeHome))
-		defer n.sh(t, "umount "+nodeHome)
-		unchanged(t, "AMS-WRITABLE", "amsagent", "join", "--mongo", nodeMongo)
-	})
 }
 
 // twoAtOnce: user data and the operator join at the same moment.
@@ -671,30 +354,12 @@ func (n *bootedNode) twoAtOnce(t *testing.T) {
 	n.joined(t, "after two joins")
 }
 
-// slowToStop: a node that needs longer than the vendor's unit allows ends in
-// order all the same, also when it leaves: the longer time must count until it
-// has stopped.
-func (n *bootedNode) slowToStop(t *testing.T) {
-	n.reset(t, "--only-in=cluster", "--slow-stop=2s")
-	n.sh(t, "sed -i s/TimeoutStopSec=10/TimeoutStopSec=1/ /etc/systemd/system/"+nodeUnit+"; systemctl daemon-reload")
-	was := n.bytes(t)
-	n.agent(t, 0, "join", "--mongo", nodeMongo)
-	n.joined(t, "after the join")
-	n.agent(t, 0, "leave", "--now")
-	n.same(t, "after the leave", was)
-	n.show(t).want(t, map[string]string{"ActiveState": "active", "TimeoutStopUSec": "1s", "DropInPaths": "", "NeedDaemonReload": "no", "Environment": "ANTMEDIA_HOME=" + nodeHome})
-	log := n.read(t, nodeLog)
-	if i := strings.LastIndex(log, "mode=cluster"); !strings.Contains(log[i:], "msg=ended state=stopped") {
-		t.Errorf("the node was killed while it stopped:\n%s", log[i:])
-	}
-}
-
 // speed: what a join costs beside the server's own start.
 func (n *bootedNode) speed(t *testing.T) {
 	const slow = 3 * time.Second
 	n.reset(t, "--only-in=cluster", "--slow-start="+slow.String())
 	r := n.agent(t, 0, "join", "--mongo", nodeMongo)
-	own := n.ownStart(t, n.show(t))
+	own := n.ownStart(t, n.unit(t, nodeUnit))
 	t.Logf("join with a server that needs %s to start: %s, so %s beside it", own.Round(time.Millisecond), r.took.Round(time.Millisecond), (r.took - own).Round(time.Millisecond))
 	// The two seconds for which it is watched, a stop, some looks: three in all. A busy
 	// machine has its time.

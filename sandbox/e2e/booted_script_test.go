@@ -1,0 +1,118 @@
+// Copyright The amsagent Authors
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/tree"
+)
+
+// TestSystemdScripts runs scripts on a booted machine: those of the gate that name the world booted, and those of testdata/booted.
+// One by one, for a machine compares what it left on this host with what was there before.
+func TestSystemdScripts(t *testing.T) {
+	files, err := filepath.Glob("../../testdata/booted/*.txtar")
+	must.OK(t, err)
+	runScripts(scriptT{t, true}, append(files, scriptsOf(t, "booted")...), "booted", func(t *testing.T) place { return &bootedPlace{t: t} })
+}
+
+// bootedPlace is one machine with a systemd, in which MongoDB and EC2's metadata service run, too. `exec machine SCRIPT` runs a shell
+// there.
+type bootedPlace struct {
+	t *testing.T
+	n *machine
+}
+
+func (p *bootedPlace) mongod(ts *testscript.TestScript, _ []string) error {
+	ts.Setenv("MONGO", nodeMongo)
+	ts.Setenv("MONGO_PORT", "27017")
+	ts.Setenv("MONGO_ALIAS", nodeMongo+":27017")
+	units, err := filepath.Abs("../../packaging/systemd")
+	ts.Setenv("PACKAGING", units)
+	return err
+}
+
+// node boots the machine; again, it gives it back as it was installed.
+func (p *bootedPlace) node(ts *testscript.TestScript, name string, args []string) error {
+	flags := []string{"--save-at-start"}
+	if i := slices.Index(args, "--"); i >= 0 {
+		flags = append(flags, args[i+1:]...)
+	}
+	first := p.n == nil
+	if first {
+		p.n = bootNode(p.t)
+	}
+	p.n.reset(p.t, flags...)
+	if !slices.Contains(args, "statistics=no") {
+		p.n.sh(p.t, `systemctl stop antmedia
+printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>`+nodeHome+`/conf/red5.properties
+rm `+nodeStarts+`; systemctl start antmedia`)
+		must.Until(p.t, "a server that is up", func() bool { return p.n.mode(p.t) == "standalone" })
+	}
+	if !first {
+		return nil
+	}
+	const second = "10.9.0.8"
+	p.n.sh(p.t, "ip addr add "+second+"/24 dev eth0")
+	for suffix, value := range map[string]string{"": p.n.root, "_AMS": p.n.path(nodeHome), "_SVC": "", "_PORT": "5080", "_IP": nodeAddress, "_IP2": second} {
+		ts.Setenv(name+suffix, value)
+	}
+	// The machine has its own ways to reach the service and the metadata.
+	enter := fmt.Sprintf("*) enter=(nsenter -t %d -a env -u AMSAGENT_SERVICE_COMMAND HOME=/root LANG=C.UTF-8) ;;\n", p.n.leader)
+	enterBy(p.t, ts, enter, "amsagent", "amsagent")
+	enterBy(p.t, ts, enter, "machine", "sh -euc")
+	return os.Symlink(p.n.root, ts.MkAbs(name))
+}
+
+func (p *bootedPlace) service(_, what string) ([]byte, error) {
+	if what == "status" {
+		what = "is-active"
+	}
+	return p.n.command("systemctl", what, nodeUnit).CombinedOutput()
+}
+
+func (p *bootedPlace) asked(string) []string {
+	return slices.Repeat([]string{"start"}, p.n.starts(p.t))
+}
+
+func (p *bootedPlace) take(string) (t taken, err error) {
+	t.bytes = p.n.bytes(p.t)
+	for _, dir := range []string{nodeHome, "/etc"} {
+		lines, err := tree.SnapshotBy(p.n.path(dir), meaning)
+		if err != nil {
+			return t, err
+		}
+		t.meaning = append(t.meaning, lines...)
+	}
+	t.touched = p.n.touched(p.t)
+	return t, nil
+}
+
+func (p *bootedPlace) connect(ctx context.Context) (*cluster.Client, error) {
+	target, err := cluster.ParseTarget(nodeMongo)
+	if err != nil {
+		return nil, err
+	}
+	return cluster.Connect(ctx, target, cluster.Options{Dialer: p.n})
+}
+
+var errNoSessions = errors.New("the server of a booted machine has no sessions")
+
+func (p *bootedPlace) publish(string, string, bool) error { return errNoSessions }
+
+func (p *bootedPlace) watch(string, int) error { return errNoSessions }
+
+func (p *bootedPlace) close() error { return nil }
