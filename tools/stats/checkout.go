@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -94,7 +95,7 @@ func readCheckout(top string) (*checkout, error) {
 			}
 			return nil
 		}
-		story := path.Ext(name) == ".txtar" && strings.HasSuffix(path.Dir(name), "testdata/script")
+		story := path.Ext(name) == ".txtar" && slices.Contains([]string{"script", "booted"}, path.Base(path.Dir(name)))
 		if !story && (path.Ext(name) != ".go" || strings.Contains("/"+name, "/testdata/")) {
 			return nil
 		}
