@@ -4,29 +4,19 @@
 package demo
 
 import (
-	"errors"
+	"bufio"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"github.com/amsagent/amsagent/sandbox/internal/port"
-	"github.com/amsagent/amsagent/sandbox/internal/proc"
+	"github.com/amsagent/amsagent/internal/must"
 )
-
-// balancer is a real HAProxy with a fixed list of both nodes, which asks the agents.
-type balancer struct {
-	*proc.Program
-	front  string // host:port
-	client *http.Client
-}
 
 // haproxy finds the program; Debian has it where users do not look.
 func haproxy() (string, bool) {
@@ -38,28 +28,23 @@ func haproxy() (string, bool) {
 	return "", false
 }
 
-// balance shows that a load balancer sends viewers to both nodes.
-func (d *demo) balance() error {
+// balance shows that a real HAProxy with a fixed list of both nodes, which asks the agents, sends viewers to both.
+func (d *demo) balance() {
 	if d.nodes[0].check == "" {
-		return nil
+		return
 	}
 	d.print("")
 	for _, n := range d.nodes {
-		line, err := n.agentCheck(d.ctx)
-		if err != nil {
-			return err
-		}
+		line, err := d.agentCheck(n)
+		must.OK(d, err)
 		d.print("   %s answers HAProxy's agent check: %s", n.name, line)
 	}
 	program, ok := haproxy()
 	if !ok {
 		d.print("   (where HAProxy is installed, the demo shows what it makes of that)")
-		return nil
+		return
 	}
-	number, err := port.Free()
-	if err != nil {
-		return err
-	}
+	front := d.free()
 	var b strings.Builder
 	fmt.Fprintf(&b, `global
 	maxconn 100
@@ -70,84 +55,72 @@ defaults
 	timeout server 1m
 	option http-server-close
 listen viewers
-	bind 127.0.0.1:%d
+	bind %s
 	http-response set-header X-Node %%s
 	default-server weight 100 agent-check agent-inter 200ms
-`, number)
+`, front)
 	for _, n := range d.nodes {
 		_, check, err := net.SplitHostPort(n.check)
-		if err != nil {
-			return err
-		}
+		must.OK(d, err)
 		fmt.Fprintf(&b, "\tserver %s %s agent-port %s\n", n.name, n.serves, check)
 	}
 	file := filepath.Join(d.dir, "haproxy.cfg")
-	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
-		return err
-	}
-	p, err := proc.Start(exec.Command(program, "-db", "-f", file))
+	must.OK(d, os.WriteFile(file, []byte(b.String()), 0o600))
+	d.start(exec.Command(program, "-db", "-f", file))
+	d.balancer = "http://" + front + "/" + app + "/"
+	d.sent(func(format string, args ...any) { d.print("   "+format, args...) }, "HAProxy asks both, and sends viewers to", "origin-1", "edge-1")
+}
+
+// agentCheck asks as HAProxy does, which expects one line.
+func (d *demo) agentCheck(n *node) (string, error) {
+	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(d.ctx, "tcp", n.check)
 	if err != nil {
-		return err
+		return "", err
 	}
-	d.balancer = &balancer{p, net.JoinHostPort("127.0.0.1", strconv.Itoa(number)), &http.Client{
-		Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true},
-	}}
-	return d.sent(func(format string, args ...any) { d.print("   "+format, args...) }, "HAProxy asks both, and sends viewers to", "origin-1", "edge-1")
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	return strings.TrimSpace(line), err
 }
 
 // sent checks to which nodes HAProxy sends ten viewers who come one after the other. The agents call a busy machine full, as AMS
 // does, and here all machines are your own: then there is nothing to see.
-func (d *demo) sent(say func(format string, args ...any), what string, want ...string) error {
-	if d.balancer == nil {
-		return nil
+func (d *demo) sent(say func(format string, args ...any), what string, want ...string) {
+	if d.balancer == "" {
+		return
 	}
-	full := false
-	err := d.until("HAProxy sends viewers to "+strings.Join(want, " and "), func() string {
+	d.checks++
+	client, full := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}, false
+	d.until("HAProxy sends viewers to "+strings.Join(want, " and "), func() string {
 		var to []string
 		for _, n := range d.nodes {
-			if line, err := n.agentCheck(d.ctx); err == nil && strings.HasSuffix(line, " 0%") {
+			if line, err := d.agentCheck(n); err == nil && strings.HasSuffix(line, " 0%") {
 				full = true
 				return ""
 			}
 		}
 		for range 10 {
-			node, err := d.balancer.viewer(d)
+			resp, err := client.Get(d.balancer)
 			if err != nil {
 				return err.Error()
 			}
-			if !slices.Contains(to, node) {
-				to = append(to, node)
+			_ = resp.Body.Close()
+			node := resp.Header.Get("X-Node")
+			if node == "" {
+				return resp.Status
 			}
+			to = append(to, node)
 		}
 		slices.Sort(to)
-		if slices.Sort(want); !slices.Equal(to, want) {
+		slices.Sort(want)
+		if to = slices.Compact(to); !slices.Equal(to, want) {
 			return "it sends them to " + strings.Join(to, " and ")
 		}
 		return ""
 	})
 	if full {
 		say("(your computer is busy, so the agents say that the nodes are full: HAProxy sends no viewers)")
-		return err
+		return
 	}
-	if err = d.check(err == nil, "%v", err); err == nil {
-		say("%s %s", what, strings.Join(want, " and "))
-	}
-	return err
-}
-
-// viewer sends a viewer and returns the node that answers.
-func (b *balancer) viewer(d *demo) (node string, err error) {
-	req, err := http.NewRequestWithContext(d.ctx, http.MethodGet, "http://"+b.front+"/"+app+"/", nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := b.client.Do(req)
-	if err != nil {
-		return "", err
-	}
-	_, _ = io.Copy(io.Discard, resp.Body)
-	if node = resp.Header.Get("X-Node"); node == "" {
-		err = errors.New(resp.Status)
-	}
-	return node, errors.Join(err, resp.Body.Close())
+	say("%s %s", what, strings.Join(want, " and "))
 }

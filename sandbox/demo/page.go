@@ -4,66 +4,37 @@
 package demo
 
 import (
-	"io"
-	"net"
 	"net/http"
 	"os/exec"
-	"strconv"
 	"strings"
 
-	"github.com/amsagent/amsagent/sandbox/internal/port"
-	"github.com/amsagent/amsagent/sandbox/internal/proc"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
-// page is `amsagent web` beside the cluster.
-type page struct {
-	*proc.Program
-	url string
-}
-
-// openPage serves the page until the demo ends.
-func (d *demo) openPage() error {
-	number, err := port.Free()
-	if err != nil {
-		return err
-	}
-	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(number))
+// openPage serves `amsagent web` beside the cluster until the demo ends.
+func (d *demo) openPage() {
+	address := d.free()
 	cmd := exec.Command(d.agent, "web", "--listen", address, "--mongo", d.place.dialed(), "--root", d.dir, "--log-level", "error")
 	cmd.Env = []string{"LANG=C.UTF-8"} // no setting of this machine
-	p, err := proc.Start(cmd)
-	if err != nil {
-		return err
-	}
-	d.page = &page{p, "http://" + address}
-	if err := d.shown("no nodes"); err != nil {
-		return err
-	}
-	d.print("The cluster in a browser, while the demo runs: %s", d.page.url)
-	return nil
+	d.start(cmd)
+	d.page = "http://" + address
+	d.shown("no nodes")
+	d.print("The cluster in a browser, while the demo runs: %s", d.page)
 }
 
 // shown checks that the page has texts, as curl reads it.
-func (d *demo) shown(texts ...string) error {
-	err := d.until("the page shows "+strings.Join(texts, " and "), func() string {
-		req, err := http.NewRequestWithContext(d.ctx, http.MethodGet, d.page.url, nil)
-		if err != nil {
-			return err.Error()
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err.Error()
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(resp.Body)
+func (d *demo) shown(texts ...string) {
+	d.checks++
+	d.until("the page shows "+strings.Join(texts, " and "), func() string {
+		page, _, err := rig.Fetch(d.ctx, http.DefaultClient, d.page)
 		if err != nil {
 			return err.Error()
 		}
 		for _, text := range texts {
-			if !strings.Contains(string(b), text) {
-				return string(b)
+			if !strings.Contains(page, text) {
+				return page
 			}
 		}
 		return ""
 	})
-	return d.check(err == nil, "%v", err)
 }

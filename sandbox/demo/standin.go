@@ -10,104 +10,76 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/amsctl"
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/fakecloud"
-	"github.com/amsagent/amsagent/sandbox/internal/port"
-	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
-// standIns are folders of this machine with the sandbox's stand-in for AMS, and its
-// MongoDB.
+// standIns are folders of this machine with the sandbox's stand-in for AMS, and its MongoDB.
 type standIns struct {
-	dir, agent, sandbox, cloud string
-
+	d        *demo
 	db       *mongod.Server
-	database string        // what it is
-	release  func() error  // of a server that runs already
-	embedded *proc.Program // FerretDB
+	database string // what it is
 }
 
-func newStandIns(ctx context.Context, dir, agent string, o Options) (_ *standIns, err error) {
-	p := &standIns{dir: dir, agent: agent, sandbox: o.Sandbox, cloud: o.Cloud}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, p.close(ctx))
-		}
-	}()
-	options, err := p.chooseDatabase(ctx, o)
-	if err != nil {
-		return nil, err
-	}
-	p.db, err = mongod.Start(ctx, options)
-	return p, err
+func newStandIns(d *demo) *standIns {
+	p := &standIns{d: d}
+	var err error
+	// It outlives an interrupt: what is closed then still speaks to it.
+	p.db, err = mongod.Start(context.WithoutCancel(d.ctx), p.chooseDatabase())
+	must.OK(d, err)
+	d.Cleanup(func() { must.OK(d, p.db.Close()) })
+	return p
 }
 
-// chooseDatabase is the server of the operator, else the embedded one if the caller has
-// built it, else a mongod.
-func (p *standIns) chooseDatabase(ctx context.Context, o Options) (mongod.Options, error) {
+// chooseDatabase is the server of the operator, else the embedded one if the caller has built it, else a mongod.
+func (p *standIns) chooseDatabase() mongod.Options {
+	d := p.d
 	switch {
-	case o.Mongo != "":
-		address, release, err := realmongo.Borrow(ctx, o.Mongo)
-		p.release, p.database = release, "MongoDB at "+o.Mongo
-		return mongod.Options{Backend: address}, err
-	case o.Embedded != "":
-		address, err := p.startEmbedded(o.Embedded)
+	case d.o.Mongo != "":
+		address, release, err := realmongo.Borrow(d.ctx, d.o.Mongo)
+		must.OK(d, err)
+		d.Cleanup(func() { must.OK(d, release()) })
+		p.database = "MongoDB at " + d.o.Mongo
+		return mongod.Options{Backend: address}
+	case d.o.Embedded != "":
 		p.database = "a database that speaks MongoDB's protocol (FerretDB)"
-		return mongod.Options{Backend: address}, err
+		return mongod.Options{Backend: p.startEmbedded(d.o.Embedded)}
 	default:
-		binary, err := realmongo.Fetch(ctx, o.Log)
+		binary, err := realmongo.Fetch(d.ctx, d.o.Log)
+		must.OK(d, err)
 		p.database = "MongoDB (a mongod)"
-		return mongod.Options{Binary: binary}, err
+		return mongod.Options{Binary: binary}
 	}
 }
 
 // startEmbedded starts the program of sandbox/embedded, which prints its address.
-func (p *standIns) startEmbedded(program string) (address string, err error) {
-	cmd := exec.Command(program, filepath.Join(p.dir, "embedded"))
+func (p *standIns) startEmbedded(program string) (address string) {
+	cmd := exec.Command(program, filepath.Join(p.d.dir, "embedded"))
 	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return "", err
-	}
-	if _, err := cmd.StdinPipe(); err != nil { // it ends when this is closed
-		return "", err
-	}
-	if p.embedded, err = proc.Start(cmd); err != nil {
-		return "", err
-	}
+	must.OK(p.d, err)
+	_, err = cmd.StdinPipe() // it ends when this is closed
+	must.OK(p.d, err)
+	p.d.start(cmd)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		return "", fmt.Errorf("starting the embedded database: %w", err)
+		p.d.Fatalf("starting the embedded database: %v", err)
 	}
-	return strings.TrimSpace(line), nil
-}
-
-func (p *standIns) close(context.Context) error {
-	var err error
-	if p.db != nil {
-		err = p.db.Close()
-	}
-	if p.release != nil {
-		err = errors.Join(err, p.release())
-	}
-	if p.embedded != nil {
-		p.embedded.Signal(syscall.SIGKILL)
-	}
-	return err
+	return strings.TrimSpace(line)
 }
 
 func (p *standIns) intro() []string {
@@ -118,119 +90,98 @@ func (p *standIns) intro() []string {
 	}
 }
 
-func (p *standIns) mongo() string           { return p.db.Addr() }
-func (p *standIns) dialed() string          { return p.db.Addr() }
-func (p *standIns) addresses() [2]string    { return [2]string{"10.0.1.11", "10.0.2.12"} }
-func (p *standIns) fed() bool               { return false }
-func (p *standIns) restored() string        { return "byte for byte" }
-func (p *standIns) patience() time.Duration { return 2 * time.Minute }
+func (p *standIns) mongo() string        { return p.db.Addr() }
+func (p *standIns) dialed() string       { return p.db.Addr() }
+func (p *standIns) addresses() [2]string { return [2]string{"10.0.1.11", "10.0.2.12"} }
+func (p *standIns) fed() bool            { return false }
+func (p *standIns) restored() string     { return "byte for byte" }
+func (p *standIns) stopMongo()           { must.OK(p.d, p.db.Faults().Set(mongod.Fault{Mode: mongod.Refuse})) }
+func (p *standIns) startMongo()          { p.db.Faults().Clear() }
 
-func (p *standIns) stopMongo() error { return p.db.Faults().Set(mongod.Fault{Mode: mongod.Refuse}) }
-
-func (p *standIns) startMongo(context.Context) error {
-	p.db.Faults().Clear()
-	return nil
-}
-
-// standIn is one fake machine.
+// standIn is the stand-in on a machine.
 type standIn struct {
-	*standin.Machine
-	agent string
-	meta  *fakecloud.Metadata
-
-	http  string // where its AMS answers
-	check string // where its agent answers HAProxy
+	*rig.Node
+	http string // its address
 }
 
-func (p *standIns) machine(ctx context.Context, m fakecloud.Machine, meta *fakecloud.Metadata) (machine, error) {
-	r, err := standin.New(standin.Options{
-		Dir: filepath.Join(p.dir, m.Name+".d"), Root: filepath.Join(p.dir, m.Name), Command: "ams-service", Sandbox: p.sandbox,
-		Tree: tree.Options{Host: m.Name, HostResolves: true, DMI: p.cloud},
-		Args: []string{"--period", "1s", "--request-timeout", "5s", "--save-at-start=false"},
-		// AMS is asked for its viewers. If it does not answer they are unknown, and a drain waits.
-		Reports: true, BootID: "00000000-0000-4000-8000-" + strings.ReplaceAll(m.MAC, ":", ""),
+func (p *standIns) machine(m fakecloud.Machine, environ []string) *node {
+	check := p.d.free()
+	n := rig.New(p.d, rig.Options{
+		Options: standin.Options{
+			Dir: filepath.Join(p.d.dir, m.Name+".d"), Root: filepath.Join(p.d.dir, m.Name), Command: "ams-service", Sandbox: p.d.o.Sandbox,
+			Tree: tree.Options{Host: m.Name, HostResolves: true, DMI: p.d.o.Cloud},
+			Args: []string{"--period", "1s", "--request-timeout", "5s", "--save-at-start=false"},
+			// AMS is asked for its viewers. If it does not answer they are unknown, and a drain waits.
+			Reports: true, BootID: "00000000-0000-4000-8000-" + strings.ReplaceAll(m.MAC, ":", ""),
+		},
+		Agent: p.d.agent,
+		Env: append([]string{
+			"TERM=xterm", "LANG=" + os.Getenv("LANG"), "LC_ALL=" + os.Getenv("LC_ALL"), "LC_CTYPE=" + os.Getenv("LC_CTYPE"),
+			"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0", "AMSAGENT_AGENT_CHECK_ADDRESS=" + check,
+		}, environ...),
 	})
-	if err != nil {
-		return nil, err
-	}
-	n := &standIn{
-		Machine: r, agent: p.agent, meta: meta,
-		http: net.JoinHostPort("127.0.0.1", strconv.Itoa(r.HTTPPort)),
-	}
-	number, err := port.Free()
-	if err != nil {
-		return nil, err
-	}
-	n.check = net.JoinHostPort("127.0.0.1", strconv.Itoa(number))
-	return n, n.Service.Start(ctx, nil)
+	s := &standIn{n, net.JoinHostPort("127.0.0.1", strconv.Itoa(n.StandIn.HTTPPort))}
+	return &node{Node: n, server: s, serves: s.http, check: check, client: http.DefaultClient}
 }
 
-func (n *standIn) balanced() (serves, check string) { return n.http, n.check }
-
-func (n *standIn) file(name string) string { return n.Path(name) }
-
-func (n *standIn) client() *http.Client { return http.DefaultClient }
-
-func (n *standIn) files() ([]string, error) {
-	return tree.Snapshot(n.Tree.Root, "var/lib", "var", "run", "proc")
+func (s *standIn) files() []string {
+	lines, err := tree.Snapshot(s.StandIn.Tree.Root, "var/lib", "var", "run", "proc")
+	must.OK(s.T, err)
+	return lines
 }
 
-func (n *standIn) givenBack(was, is []string) ([]string, error) {
+func (s *standIn) givenBack(was, is []string) []string {
 	if !slices.Equal(was, is) {
-		return nil, errors.New("files are not what they were")
+		s.T.Fatal("after leaving: files are not what they were")
 	}
-	return []string{fmt.Sprintf("%d files and folders; checksum of all bytes, modes and owners: %s, as in step 1", len(is), sumOf(is))}, nil
+	return []string{fmt.Sprintf("%d files and folders; checksum of all bytes, modes and owners: %s, as in step 1", len(is), sumOf(is))}
 }
 
-func (n *standIn) running() (string, error) {
-	switch status, err := n.Service.Status(); {
-	case err != nil:
-		return "", err
-	case status == amsctl.Inactive:
-		return "", nil
-	case status != amsctl.Active:
-		return "", fmt.Errorf("AMS is %s", status)
+func (s *standIn) running() string {
+	status, err := s.StandIn.Service.Status()
+	must.OK(s.T, err)
+	switch status {
+	case amsctl.Active:
+	case amsctl.Inactive:
+		return ""
+	default:
+		return string(status)
 	}
-	info, err := n.Service.Info()
-	return string(info), err
+	info, err := s.StandIn.Service.Info()
+	if errors.Is(err, amsctl.ErrNotRunning) {
+		return ""
+	}
+	must.OK(s.T, err)
+	return string(info)
 }
 
 // stats are the sessions of the machine's AMS, also after its end.
-func (n *standIn) stats() (fakeams.Stats, error) {
-	st, err := n.Live(context.Background())
+func (s *standIn) stats() (fakeams.Stats, error) {
+	st, err := s.TryLive()
 	if errors.Is(err, amsctl.ErrNotRunning) {
-		return fakeams.ReadStats(n.Service.StatsFile())
+		return fakeams.ReadStats(s.StandIn.Service.StatsFile())
 	}
 	return st, err
 }
 
-func (n *standIn) publish(ctx context.Context) error {
-	_, err := n.Service.Control(ctx, http.MethodPost, "/stream", url.Values{"app": {app}, "id": {stream}, "announced": {"true"}})
-	return err
-}
+func (s *standIn) publish()   { s.People(http.MethodPost, "/stream", "id", stream, "announced", "true") }
+func (s *standIn) endStream() { s.People(http.MethodDelete, "/stream", "id", stream) }
 
-func (n *standIn) endStream(ctx context.Context) error {
-	_, err := n.Service.Control(ctx, http.MethodDelete, "/stream", url.Values{"app": {app}, "id": {stream}})
-	return err
-}
-
-func (n *standIn) stillPublished(context.Context) error {
-	st, err := n.stats()
+func (s *standIn) stillPublished() error {
+	st, err := s.stats()
 	if err == nil && (st.Live.Publishers != 1 || st.Cut != (fakeams.Counts{})) {
 		err = fmt.Errorf("it has lost its publisher: %+v", st)
 	}
 	return err
 }
 
-func (n *standIn) leftAlone() error {
-	st, err := n.stats()
+func (s *standIn) leftAlone() error {
+	st, err := s.stats()
 	if err == nil && (st.State != fakeams.Stopped || st.Served.Viewers != 1 || st.Left.Viewers != 1 || st.Cut != (fakeams.Counts{})) {
 		err = fmt.Errorf("AMS was %s with %+v", st.State, st)
 	}
 	return err
 }
-
-func (n *standIn) stop(ctx context.Context) error { return n.Service.Stop(ctx) }
 
 // connection is a viewer with a connection of its own.
 type connection struct {
@@ -238,11 +189,9 @@ type connection struct {
 	r    *bufio.Reader
 }
 
-func (n *standIn) watch(ctx context.Context) (viewer, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", n.http)
-	if err != nil {
-		return nil, err
-	}
+func (s *standIn) watch() viewer {
+	conn, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", s.http)
+	must.OK(s.T, err)
 	v := &connection{conn: conn, r: bufio.NewReader(conn)}
 	_, err = fmt.Fprintf(conn, "GET /%s/play/%s?kind=hls HTTP/1.1\r\nHost: edge\r\n\r\n", app, stream)
 	line := ""
@@ -251,10 +200,8 @@ func (n *standIn) watch(ctx context.Context) (viewer, error) {
 			err = fmt.Errorf("the viewer gets %q", strings.TrimSpace(line))
 		}
 	}
-	if err != nil {
-		return nil, errors.Join(err, conn.Close())
-	}
-	return v, nil
+	must.OK(s.T, err)
+	return v
 }
 
 // served reports whether the viewer's connection is still open.
@@ -266,14 +213,4 @@ func (v *connection) served() bool {
 	return err == nil || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-func (v *connection) leave() error { return v.conn.Close() }
-
-// command returns a command of the agent on the fake machine.
-func (n *standIn) command(args ...string) *exec.Cmd {
-	cmd := n.Command(append([]string{n.agent}, args...)...)
-	cmd.Env = append(cmd.Env,
-		"TERM=xterm", "LANG="+os.Getenv("LANG"), "LC_ALL="+os.Getenv("LC_ALL"), "LC_CTYPE="+os.Getenv("LC_CTYPE"),
-		"AMSAGENT_METRICS_ADDRESS=127.0.0.1:0", "AMSAGENT_AGENT_CHECK_ADDRESS="+n.check)
-	cmd.Env = append(cmd.Env, n.meta.Environ...)
-	return cmd
-}
+func (v *connection) leave() { _ = v.conn.Close() }
