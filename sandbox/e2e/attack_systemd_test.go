@@ -26,7 +26,7 @@ func TestSystemdAttack(t *testing.T) {
 	m.boot(t)
 	m.agent(t, 0, "join")
 	m.active(t, nodeID, nodeAddress)
-	p := newPrey(t, m.root, m.path(nodeHome), m.path("/opt/marks"))
+	p := newPrey(t, m.root, m.Path(nodeHome), m.Path("/opt/marks"))
 	if err := p.harmless(); err != nil { // a later error must come from the attack
 		t.Fatal(err)
 	}
@@ -36,8 +36,8 @@ func TestSystemdAttack(t *testing.T) {
 	}
 	t.Logf("the daemon's capabilities: %s", held)
 
-	buildAdversary(t, m.path("/opt/adversary"))
-	cmd := m.command("setpriv", "--reuid=antmedia", "--regid=antmedia", "--clear-groups", "/opt/adversary", "/", nodeHome, attackOutside, attackSeed(t))
+	buildAdversary(t, m.Path("/opt/adversary"))
+	cmd := m.Command("setpriv", "--reuid=antmedia", "--regid=antmedia", "--clear-groups", "/opt/adversary", "/", nodeHome, attackOutside, attackSeed(t))
 	_, calm := p.attack(t, cmd)
 	daemon := m.unit(t, daemonUnit)
 	for range attackNumber(t, bootedDrains) {

@@ -67,7 +67,7 @@ rm `+nodeStarts+`; systemctl start antmedia`)
 	}
 	const second = "10.9.0.8"
 	p.n.sh(p.t, "ip addr add "+second+"/24 dev eth0")
-	for suffix, value := range map[string]string{"": p.n.root, "_AMS": p.n.path(nodeHome), "_SVC": "", "_PORT": "5080", "_IP": nodeAddress, "_IP2": second} {
+	for suffix, value := range map[string]string{"": p.n.root, "_AMS": p.n.Path(nodeHome), "_SVC": "", "_PORT": "5080", "_IP": nodeAddress, "_IP2": second} {
 		ts.Setenv(name+suffix, value)
 	}
 	// The machine has its own ways to reach the service and the metadata.
@@ -81,17 +81,15 @@ func (p *bootedPlace) service(_, what string) ([]byte, error) {
 	if what == "status" {
 		what = "is-active"
 	}
-	return p.n.command("systemctl", what, nodeUnit).CombinedOutput()
+	return p.n.Command("systemctl", what, nodeUnit).CombinedOutput()
 }
 
-func (p *bootedPlace) asked(string) []string {
-	return slices.Repeat([]string{"start"}, p.n.starts(p.t))
-}
+func (p *bootedPlace) asked(string) []string { return p.n.Asked() }
 
 func (p *bootedPlace) take(string) (t taken, err error) {
 	t.bytes = p.n.bytes(p.t)
 	for _, dir := range []string{nodeHome, "/etc"} {
-		lines, err := tree.SnapshotBy(p.n.path(dir), meaning)
+		lines, err := tree.SnapshotBy(p.n.Path(dir), meaning)
 		if err != nil {
 			return t, err
 		}

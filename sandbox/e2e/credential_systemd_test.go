@@ -79,7 +79,7 @@ func TestSystemdCredential(t *testing.T) {
 	})
 	step("Encrypted", func(t *testing.T) {
 		// The plain text comes through a pipe and is never in a file.
-		in := m.command("systemd-creds", "encrypt", "--with-key=host", "--name=mongo", "-", "/etc/credstore.encrypted/amsagent.mongo")
+		in := m.Command("systemd-creds", "encrypt", "--with-key=host", "--name=mongo", "-", "/etc/credstore.encrypted/amsagent.mongo")
 		in.Stdin = strings.NewReader(uri(second))
 		if out, err := in.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)

@@ -469,7 +469,7 @@ func (m *machine) restart(t *testing.T) {
 	if now := m.unit(t, daemonUnit); now["MainPID"] == was["MainPID"] || now["NRestarts"] != "0" || now["Result"] != "success" {
 		t.Errorf("was %v, is %v", was, now)
 	}
-	if _, err := os.Stat(m.path("/run/amsagent/lock")); err != nil {
+	if _, err := os.Stat(m.Path("/run/amsagent/lock")); err != nil {
 		t.Errorf("the lock of the commands is gone: %v", err)
 	}
 }

@@ -146,11 +146,11 @@ func (p *packaged) installDeb(t *testing.T) {
 		t.Errorf("files are not as in the package: %s", got)
 	}
 	// The package has an empty folder for the operator's settings.
-	if all, err := os.ReadDir(p.path("/etc/amsagent")); err != nil || len(all) > 0 {
+	if all, err := os.ReadDir(p.Path("/etc/amsagent")); err != nil || len(all) > 0 {
 		t.Errorf("/etc/amsagent after the installation: %v, %v", all, err)
 	}
 	for _, dir := range []string{"/var/lib/amsagent", "/run/amsagent"} {
-		if _, err := os.Stat(p.path(dir)); err == nil {
+		if _, err := os.Stat(p.Path(dir)); err == nil {
 			t.Errorf("an installation made %s", dir)
 		}
 	}
@@ -377,7 +377,7 @@ func (p *packaged) removeDeb(t *testing.T) {
 		t.Errorf("the agent still runs: %s", got)
 	}
 	for _, kept := range []string{"/etc/amsagent/mongo", "/etc/amsagent/config.yaml", "/var/lib/amsagent/state.json", nodeDropIn} {
-		if _, err := os.Stat(p.path(kept)); err != nil {
+		if _, err := os.Stat(p.Path(kept)); err != nil {
 			t.Errorf("a removal took %v", err)
 		}
 	}
@@ -394,7 +394,7 @@ func (p *packaged) reinstallDeb(t *testing.T) {
 	if u := p.unit(t, convergeUnit); u["ActiveState"] != "active" {
 		t.Errorf("%s is %v", convergeUnit, u)
 	}
-	if _, err := os.Stat(p.path("/var/lib/amsagent/resume")); err == nil {
+	if _, err := os.Stat(p.Path("/var/lib/amsagent/resume")); err == nil {
 		t.Error("the mark of the removal is still there")
 	}
 }
@@ -408,7 +408,7 @@ func (p *packaged) purgeNode(t *testing.T) {
 			t.Errorf("%s", r)
 		}
 	})
-	if _, err := os.Stat(p.path("/var/lib/amsagent/undo.json")); err != nil {
+	if _, err := os.Stat(p.Path("/var/lib/amsagent/undo.json")); err != nil {
 		t.Error(err)
 	}
 	if got := p.run(t, "sh", "-c", "ls -d /etc/systemd/system/*/amsagent*").stdout; got != "" {

@@ -47,7 +47,7 @@ func realFromJoinToLeave(t *testing.T) {
 		}
 	}()
 
-	if err := os.WriteFile(b.path("/run/mongo"), []byte(w.URI()+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(b.Path("/run/mongo"), []byte(w.URI()+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	begin := time.Now()

@@ -28,7 +28,7 @@ func realShutdown(t *testing.T) {
 	b.onDisk(t, `mkdir -p "$1/var/log/journal"`)
 	s := &realGoingDown{&goingDown{machine: b.machine}, b}
 	b.boot(t)
-	if err := os.WriteFile(b.path("/run/mongo"), []byte(w.URI()+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(b.Path("/run/mongo"), []byte(w.URI()+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	b.must(t, "dpkg", "-i", "/opt/amsagent.deb")

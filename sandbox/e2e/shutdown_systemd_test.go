@@ -9,7 +9,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os/exec"
 	"slices"
@@ -28,6 +27,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/fakeams"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
+	"github.com/amsagent/amsagent/sandbox/rig"
 )
 
 const (
@@ -126,24 +126,15 @@ func (s *goingDown) offWithin(t *testing.T, most time.Duration) {
 
 // status asks the daemon, which answers for as long as it drains.
 func (s *goingDown) status() (daemon.View, error) {
-	return viewAt(s.path("/run/amsagent/control.sock"))
+	return viewAt(s.Path("/run/amsagent/control.sock"))
 }
 
 // viewAt asks a daemon at its socket how things are.
-func viewAt(socket string) (v daemon.View, err error) {
-	c := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}
-	resp, err := c.Get("http://daemon" + daemon.PathStatus)
-	if err != nil {
-		return v, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	return v, json.NewDecoder(resp.Body).Decode(&v)
+func viewAt(socket string) (daemon.View, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	v, _, err := (&rig.Daemon{Socket: socket}).Ask(ctx)
+	return v, err
 }
 
 // viewers adds (POST) or removes (DELETE) n viewers, and returns how many there are. A server whose database is away reports an error

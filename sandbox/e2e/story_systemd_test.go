@@ -214,7 +214,7 @@ func (s *story) agentUpgrade(t *testing.T) {
 	was := n.isNode(t)
 	viewers := []*storyViewer{s.world.watch(t, n), s.world.watch(t, n)}
 	server, daemon, node := n.unit(t, nodeUnit), n.unit(t, daemonUnit), n.unit(t, convergeUnit)
-	nodeCopy(t, s.set.deb[packageNew], n.path("/opt/packages/agent.deb"))
+	nodeCopy(t, s.set.deb[packageNew], n.Path("/opt/packages/agent.deb"))
 	stop := s.follow(t, n)
 	n.run(t, "dpkg", "-i", "/opt/packages/agent.deb").expect(t, 0)
 	must.Until(t, "the new agent in the row", func() bool { return n.own(t)["agent_version"] == "v0.2.0-rc.1" })

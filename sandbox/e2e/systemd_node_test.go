@@ -35,6 +35,7 @@ import (
 	"github.com/amsagent/amsagent/sandbox/internal/netns"
 	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/realmongo"
+	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -164,7 +165,7 @@ systemctl enable -q --now `+nodeUnit+`
 `)
 	// LiveApp is the last that the server marks: from then on it writes nothing by itself.
 	must.Until(t, "a server that is up", func() bool {
-		_, err := os.Lstat(n.path(nodeHome + "/webapps/LiveApp/" + ams.InitializedName))
+		_, err := os.Lstat(n.Path(nodeHome + "/webapps/LiveApp/" + ams.InitializedName))
 		return err == nil && n.mode(t) == "standalone"
 	})
 	if n.pure != nil {
@@ -175,24 +176,24 @@ systemctl enable -q --now `+nodeUnit+`
 // behave changes how the stand-in behaves from its next start on.
 func (n *bootedNode) behave(t *testing.T, flags ...string) {
 	t.Helper()
-	must.OK(t, os.WriteFile(n.path(nodeFlags), []byte(strings.Join(flags, "\n")), 0o644))
+	must.OK(t, os.WriteFile(n.Path(nodeFlags), []byte(strings.Join(flags, "\n")), 0o644))
 }
 
-// path is a file of the machine, seen from here.
-func (n *bootedNode) path(p string) string { return filepath.Join(n.root, p) }
+// Path is a file of the machine, seen from here.
+func (n *bootedNode) Path(p string) string { return filepath.Join(n.root, p) }
 
 func (n *bootedNode) read(t *testing.T, p string) string {
 	t.Helper()
-	b, err := os.ReadFile(n.path(p))
+	b, err := os.ReadFile(n.Path(p))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
 	return string(b)
 }
 
-// command is a command in the machine, with the environment of a login there and
+// Command is a command in the machine, with the environment of a login there and
 // standard input at /dev/null.
-func (n *bootedNode) command(args ...string) *exec.Cmd {
+func (n *bootedNode) Command(args ...string) *exec.Cmd {
 	return exec.Command("nsenter", append([]string{
 		"-t", strconv.Itoa(n.leader), "-a", "env", "-i",
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
@@ -220,7 +221,7 @@ type nodeProcess struct {
 func (n *bootedNode) start(t *testing.T, args ...string) *nodeProcess {
 	t.Helper()
 	r := &nodeProcess{begin: time.Now()}
-	cmd := n.command(args...)
+	cmd := n.Command(args...)
 	cmd.Stdout, cmd.Stderr = &r.out, &r.err
 	var err error
 	r.Program, err = proc.Start(cmd)
@@ -334,11 +335,16 @@ func (s nodeUnitState) want(t *testing.T, want map[string]string) {
 	}
 }
 
-// starts returns how often the server was started since the last reset.
-func (n *bootedNode) starts(t *testing.T) int {
-	t.Helper()
-	return strings.Count(n.read(t, nodeStarts), "\n")
+// Asked has a start for each start of the server since the last reset: systemd keeps no list of its orders.
+func (n *bootedNode) Asked() []string {
+	b, _ := os.ReadFile(n.Path(nodeStarts)) // it is made at the first start
+	return slices.Repeat([]string{"start"}, bytes.Count(b, []byte("\n")))
 }
+
+var _ rig.Machine = (*bootedNode)(nil)
+
+// starts returns how often the server was started since the last reset.
+func (n *bootedNode) starts() int { return len(n.Asked()) }
 
 // liveness returns the status code of the server's answer, or 0.
 func (n *bootedNode) liveness() int {
@@ -367,7 +373,7 @@ func (n *bootedNode) bytes(t *testing.T) []string {
 	t.Helper()
 	var all []string
 	for _, dir := range []string{nodeHome, "/etc"} {
-		s, err := tree.Snapshot(n.path(dir))
+		s, err := tree.Snapshot(n.Path(dir))
 		must.OK(t, err)
 		for _, line := range s {
 			all = append(all, dir+": "+line)
@@ -383,7 +389,7 @@ func (n *bootedNode) same(t *testing.T, when string, was []string) {
 	if now := n.bytes(t); !slices.Equal(was, now) {
 		t.Errorf("%s the tree is not as before\n%s", when, nodeDifference(was, now))
 	}
-	entries, err := os.ReadDir(n.path("/var/lib/amsagent"))
+	entries, err := os.ReadDir(n.Path("/var/lib/amsagent"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
@@ -413,10 +419,10 @@ func (n *bootedNode) touched(t *testing.T) []string {
 	t.Helper()
 	var all []string
 	for _, dir := range []string{nodeHome, "/etc", "/var/lib/amsagent"} {
-		if _, err := os.Lstat(n.path(dir)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(n.Path(dir)); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		err := filepath.WalkDir(n.path(dir), func(p string, d fs.DirEntry, err error) error {
+		err := filepath.WalkDir(n.Path(dir), func(p string, d fs.DirEntry, err error) error {
 			if err != nil {
 				return err
 			}

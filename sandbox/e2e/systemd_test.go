@@ -41,7 +41,7 @@ func (n *bootedNode) standalone(t *testing.T, when string) {
 		"ActiveState": "active", "SubState": "running", "Result": "success", "NRestarts": "0", "Environment": "ANTMEDIA_HOME=" + nodeHome,
 		"TimeoutStopUSec": "10s", "DropInPaths": "", "NeedDaemonReload": "no",
 	})
-	if _, err := os.Stat(n.path("/etc/systemd/system/" + nodeUnit + ".d")); err == nil {
+	if _, err := os.Stat(n.Path("/etc/systemd/system/" + nodeUnit + ".d")); err == nil {
 		t.Errorf("%s the folder of the drop-in is still there", when)
 	}
 	must.Until(t, "a standalone server", func() bool { return n.mode(t) == "standalone" })
@@ -161,7 +161,7 @@ func (n *bootedNode) held(t *testing.T) {
 
 func (n *bootedNode) release(t *testing.T) {
 	t.Helper()
-	if err := os.RemoveAll(n.path("/run/fakeams-hold")); err != nil {
+	if err := os.RemoveAll(n.Path("/run/fakeams-hold")); err != nil {
 		t.Error(err)
 	}
 }
@@ -186,7 +186,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		// The server was on its way: the next join has only to wait for it.
 		n.agent(t, 0, "join", "--mongo", nodeMongo).says(t, "joined: ")
 		n.joined(t, "after the next join")
-		if got := n.starts(t); got != 2 {
+		if got := n.starts(); got != 2 {
 			t.Errorf("%d starts", got)
 		}
 		n.agent(t, 0, "leave", "--now")
@@ -233,7 +233,7 @@ func (n *bootedNode) killed(t *testing.T) {
 		}
 		n.agent(t, 0, "join", "--mongo", nodeMongo)
 		n.joined(t, "after the next join")
-		if got := n.starts(t); got != 2 {
+		if got := n.starts(); got != 2 {
 			t.Errorf("%d starts", got)
 		}
 	})
@@ -319,12 +319,12 @@ func (n *bootedNode) mongoAway(t *testing.T) {
 	if was, now := n.pure, slices.DeleteFunc(n.bytes(t), isSecret); !slices.Equal(was, now) { // the next leave needs it
 		t.Errorf("the tree is not as before\n%s", nodeDifference(was, now))
 	}
-	starts := n.starts(t)
+	starts := n.starts()
 	resume()
 	n.agent(t, 0, "leave", "--now").says(t, "left: this machine is standalone")
 	n.standalone(t, "after the next leave")
 	n.row(t, "left")
-	if got := n.starts(t); got != starts {
+	if got := n.starts(); got != starts {
 		t.Errorf("the next leave restarted the server %d times", got-starts)
 	}
 }
@@ -348,7 +348,7 @@ func (n *bootedNode) twoAtOnce(t *testing.T) {
 	if joined != 1 || idle != 1 {
 		t.Errorf("want one that joins and one that finds it done: %v", both)
 	}
-	if got := n.starts(t); got != 2 {
+	if got := n.starts(); got != 2 {
 		t.Errorf("want one restart in all, there were %d", got-1)
 	}
 	n.joined(t, "after two joins")

@@ -29,7 +29,7 @@ ExecStop=/bin/true
 	for i, m := range machines {
 		both.Go(func() {
 			const script = "for i in $(seq 100); do systemctl start both && systemctl stop both || exit; done; journalctl -b --no-pager -q -u both -p notice"
-			if out, err := m.command("sh", "-c", script).CombinedOutput(); err != nil || len(out) != 0 {
+			if out, err := m.Command("sh", "-c", script).CombinedOutput(); err != nil || len(out) != 0 {
 				t.Errorf("machine %d: %v\n%s", i, err, out)
 			}
 		})

@@ -41,7 +41,7 @@ func TestSystemdUnits(t *testing.T) {
 	m.boot(t)
 	result := regexp.MustCompile(`(?m)^    --- (PASS|FAIL|SKIP): ` + t.Name() + `/(\S+) `)
 	for _, user := range []string{"65534", "0"} {
-		out, err := m.command("setpriv", "--reuid="+user, "--clear-groups", "env", inMachine+"=yes",
+		out, err := m.Command("setpriv", "--reuid="+user, "--clear-groups", "env", inMachine+"=yes",
 			// It starts neither of them, and there is no Go to build them.
 			programs.AgentVariable+"=/bin/true", programs.SandboxVariable+"=/bin/true",
 			"e2e.test", "-test.v", "-test.timeout=10m", "-test.run=^"+t.Name()+"$").CombinedOutput()
