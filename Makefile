@@ -108,8 +108,8 @@ test-sandbox: build build-sandbox $(RUNNER) ## the half of test that starts prog
 	@tools/scripts/gotest.sh sandbox "$$(cd sandbox && $(GO) list ./... | grep -v /bench$$ | paste -sd' ')" $(TESTFLAGS) -p 2 -parallel 8 -count=1
 
 .PHONY: story
-story: build build-sandbox ## one story: S=drain plays testdata/script/drain.txtar; KEEP=1 keeps its machines and prints where
-	@tools/scripts/story.sh '$(S)' $(if $(KEEP),-testwork)
+story: build build-sandbox ## one story: S=drain plays testdata/script/drain.txtar; KEEP=1 keeps its machines and prints where; WORLD=real or booted, as root
+	@WORLD='$(WORLD)' tools/scripts/story.sh '$(S)' $(if $(KEEP),-testwork)
 
 .PHONY: race
 race: deps build build-sandbox $(RUNNER) ## the same tests under the race detector, but for those of whole programs, into which it does not see (needs a C compiler)
