@@ -93,7 +93,7 @@ func TestConverge(t *testing.T) {
 	const live, half = "LiveApp: db.type is mapdb, must be mongodb", "#Sat Nov 21 00:34:56 UTC 2026\nsettings.hls"
 	const all = "conf/jee-container.xml conf/red5.properties LiveApp WebRTCAppEE root"
 	young := running().state
-	young.Started = time.Now().Add(time.Minute)
+	young.Started = time.Now().Add(time.Hour)
 	named := func(line string) []step {
 		return []step{with("/etc/hostname", "edge-1\n"), with(hostsFile, "127.0.0.1 localhost\n"+line)}
 	}
