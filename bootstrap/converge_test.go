@@ -458,6 +458,13 @@ func TestStopTimeoutStays(t *testing.T) {
 			must.Equal(t, tt.name+": the drop-in without an answer", now, is)
 		}
 	}
+	// One that is lost is not written with a time that may be too short.
+	must.OK(t, os.Remove(at(m, ams.DropInPath)))
+	req := watchRequest(t)
+	req.Mode = ConvergeBeforeStart
+	c := converge(t, m, req)
+	must.Equal(t, "a lost drop-in, without an answer: repairs", ids(c.Repairs), "")
+	must.Equal(t, "a lost drop-in, without an answer", content(t, m, ams.DropInPath), "none")
 }
 
 // A convergence that is killed before it has repaired an upgrade's files leaves a state that does not name the new release yet:
