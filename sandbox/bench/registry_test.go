@@ -55,7 +55,8 @@ func beat(seq int64) cluster.Heartbeat {
 	}
 }
 
-// BenchmarkHeartbeatRatio compares a heartbeat with the driver's own update of one field, one after the other. It fails above 1.3.
+// BenchmarkHeartbeatRatio compares a heartbeat with the driver's own update of one field, one after the other. It fails above 1.8:
+// 1.2 to 1.5 by machine, and a second round trip is 2.
 func BenchmarkHeartbeatRatio(b *testing.B) {
 	const rounds = 1000
 	c, raw := connect(b, 1)
@@ -76,7 +77,7 @@ func BenchmarkHeartbeatRatio(b *testing.B) {
 			ours, theirs = append(ours, between.Sub(start)), append(theirs, time.Since(between))
 		}
 		ratio := float64(quantile(ours, 0.5)) / float64(quantile(theirs, 0.5))
-		if ratio > 1.3 {
+		if ratio > 1.8 {
 			b.Errorf("a heartbeat takes %.2f times as long as an update", ratio)
 		}
 		b.ReportMetric(ratio, "heartbeat/update")
