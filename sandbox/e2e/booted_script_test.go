@@ -58,7 +58,7 @@ func (p *bootedPlace) node(ts *testscript.TestScript, name string, args []string
 	p.n.reset(p.t, flags...)
 	if !slices.Contains(args, "statistics=no") {
 		p.n.sh(p.t, `systemctl stop antmedia
-printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>`+nodeHome+`/conf/red5.properties
+`+nodeReports+nodeHome+`/conf/red5.properties
 rm `+nodeStarts+`; systemctl start antmedia`)
 		must.Until(p.t, "a server that is up", func() bool { return p.n.mode(p.t) == "standalone" })
 	}

@@ -291,6 +291,7 @@ func (w *world) service(ts *testscript.TestScript, neg bool, args []string) erro
 // same NAME: fails if the tree has changed. The agent's files below /var/lib and /run are ignored.
 // same NAME saved: the same after the server has saved the settings of its applications: those are compared by the values that
 // the server reads.
+// same NAME untouched: nor were the same bytes written, by inodes and times. Only a booted machine has that.
 func (w *world) snapshot(_ *testscript.TestScript, _ bool, args []string) error {
 	s, err := w.place.take(args[0])
 	w.taken[args[0]] = s

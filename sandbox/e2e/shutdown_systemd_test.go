@@ -43,7 +43,7 @@ func TestSystemdShutdown(t *testing.T) {
 	// The daemon counts viewers by the server's statistics; --stats keeps the counts after the server has ended. The journal must
 	// survive the shutdown.
 	s.onDisk(t, `mkdir -p "$1/var/log/journal"
-printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>"$1`+nodeHome+`/conf/red5.properties"`)
+`+nodeReports+`"$1`+nodeHome+`/conf/red5.properties"`)
 	s.write(t, nodeFlags, "--control="+serverControl+"\n--period=1s\n--mongo-timeout=1s\n--stats="+shutdownStats+"\n")
 	// The unit's own 15 minutes would delay the end of a failed test.
 	s.write(t, shutdownPatience, "[Service]\nTimeoutStopSec=60s\n")
@@ -547,7 +547,7 @@ func (s *goingDown) hook(t *testing.T) {
 // googleCloud: the cloud stops the machine 30 s after the power button, whatever systemd waits for. The drain leaves the server time
 // to stop, and the status names the source of the deadline.
 func (s *goingDown) googleCloud(t *testing.T) {
-	const shutdownServer = `printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>"$1` + nodeHome + `/conf/red5.properties"`
+	const shutdownServer = nodeReports + `"$1` + nodeHome + `/conf/red5.properties"`
 	s.id = "4567890123456789012"
 	s.write(t, "/etc/systemd/system/imds.service.d/gcp.conf", "[Service]\nExecStart=\nExecStart=/usr/local/bin/sandbox gcp --listen 169.254.169.254:80 --id "+s.id+
 		" --ip ${IP} --attribute amsagent-role=origin --project-attribute amsagent-mongo="+nodeMongo+"\n")

@@ -38,7 +38,7 @@ func TestSystemdStory(t *testing.T) {
 	s.a.raise(t, s.world, "")
 	s.b.raise(t, s.world, "")
 	// The agent counts the viewers of this server by its statistics, and those of the other one by connections.
-	s.b.onDisk(t, `printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>"$1`+nodeHome+`/conf/red5.properties"
+	s.b.onDisk(t, nodeReports+`"$1`+nodeHome+`/conf/red5.properties"
 rm -r "$1/opt/cloud/vendor"; cp -a "$1`+nodeHome+`" "$1/opt/cloud/vendor"`)
 	for _, step := range []struct {
 		name string

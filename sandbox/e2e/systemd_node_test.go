@@ -54,6 +54,9 @@ const (
 	nodeLog      = "/var/log/antmedia/antmedia-error.log"
 )
 
+// nodeReports lets the agent ask the server for its sessions: a shell's command, whose target is the path of red5.properties.
+const nodeReports = `printf '\nserver.jwtServerControlEnabled=true\nserver.jwtServerSecretKey=0123456789abcdef0123456789abcdef\n' >>`
+
 // bootedNode is a container with a booted systemd: an instance in EC2, as far as
 // the agent can see, on which Ant Media Server was installed by its installer.
 // It has a network of its own, with nothing behind it.
