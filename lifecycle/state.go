@@ -138,10 +138,11 @@ type note struct {
 func (n note) String() string {
 	text := n.text
 	for attr := range slices.Chunk(n.attrs, 2) {
-		if strings.Contains(n.text, fmt.Sprint(attr[0])) { // "hook completed: drain"
+		key := strings.ReplaceAll(fmt.Sprint(attr[0]), "_", " ")
+		if strings.Contains(n.text, key) { // "hook completed: drain"
 			text += fmt.Sprint(": ", attr[1])
 		} else {
-			text += fmt.Sprint(", ", attr[0], " ", attr[1])
+			text += fmt.Sprint(", ", key, " ", attr[1])
 		}
 	}
 	return text
