@@ -45,8 +45,13 @@ func (p *bootedPlace) mongod(ts *testscript.TestScript, _ []string) error {
 	return err
 }
 
-// node boots the machine; again, it gives it back as it was installed.
+// node boots the machine; again, it gives it back as it was installed. With image=golden it makes a disk with the agent's units, which
+// the script boots.
 func (p *bootedPlace) node(ts *testscript.TestScript, name string, args []string) error {
+	if slices.Contains(args, "image=golden") {
+		p.n = newMachine(p.t)
+		return p.named(ts, name, p.n.disk)
+	}
 	flags := []string{"--save-at-start"}
 	if i := slices.Index(args, "--"); i >= 0 {
 		flags = append(flags, args[i+1:]...)
@@ -67,14 +72,35 @@ rm `+nodeStarts+`; systemctl start antmedia`)
 	}
 	const second = "10.9.0.8"
 	p.n.sh(p.t, "ip addr add "+second+"/24 dev eth0")
-	for suffix, value := range map[string]string{"": p.n.root, "_AMS": p.n.Path(nodeHome), "_SVC": "", "_PORT": "5080", "_IP": nodeAddress, "_IP2": second} {
+	ts.Setenv(name+"_IP2", second)
+	p.enter(ts)
+	return p.named(ts, name, p.n.root)
+}
+
+// named tells the script about a machine, whose files lie below root.
+func (p *bootedPlace) named(ts *testscript.TestScript, name, root string) error {
+	for suffix, value := range map[string]string{"": root, "_AMS": root + nodeHome, "_SVC": "", "_PORT": "5080", "_IP": nodeAddress} {
 		ts.Setenv(name+suffix, value)
 	}
-	// The machine has its own ways to reach the service and the metadata.
+	return os.Symlink(root, ts.MkAbs(name))
+}
+
+// enter lets `amsagent` and `machine` run in the machine as it is booted now, which has its own ways to reach the service and the
+// metadata.
+func (p *bootedPlace) enter(ts *testscript.TestScript) {
 	enter := fmt.Sprintf("*) enter=(nsenter -t %d -a env -u AMSAGENT_SERVICE_COMMAND HOME=/root LANG=C.UTF-8) ;;\n", p.n.leader)
 	enterBy(p.t, ts, enter, "amsagent", "amsagent")
 	enterBy(p.t, ts, enter, "machine", "sh -euc")
-	return os.Symlink(p.n.root, ts.MkAbs(name))
+}
+
+func (p *bootedPlace) boot(ts *testscript.TestScript) error {
+	if p.n.leader == 0 {
+		p.n.boot(p.t)
+	} else {
+		p.n.reboot(p.t, func() {})
+	}
+	p.enter(ts)
+	return nil
 }
 
 func (p *bootedPlace) service(_, what string) ([]byte, error) {

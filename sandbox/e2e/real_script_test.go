@@ -57,11 +57,11 @@ func (p *realPlace) mongod(ts *testscript.TestScript, _ []string) error {
 }
 
 // enteringScript runs a command on the machine whose root is $AMSAGENT_ROOT. A signal goes to the command: nsenter does not pass it on,
-// and what bash starts in the background ignores an interrupt.
+// and what bash starts in the background would ignore an interrupt.
 const enteringScript = `#!/bin/bash
 case $AMSAGENT_ROOT in
 %sesac
-"${enter[@]}" env -u AMSAGENT_ROOT PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin %s "$@" <&0 &
+"${enter[@]}" env --default-signal=INT -u AMSAGENT_ROOT PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin %s "$@" <&0 &
 trap "pkill -TERM -P $!" INT TERM
 wait $!
 code=$?

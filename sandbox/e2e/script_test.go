@@ -141,6 +141,7 @@ func runScripts(t scriptT, files []string, name string, newPlace func(*testing.T
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"until":       untilTrue,
+			"boot":        worldCommand((*world).boot),
 			"mongod":      worldCommand((*world).mongod),
 			"fault":       worldCommand((*world).fault),
 			"node":        worldCommand((*world).node),
@@ -239,6 +240,17 @@ func (w *world) mongod(ts *testscript.TestScript, _ bool, args []string) error {
 // connections of a tree.
 func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	return w.place.node(ts, args[0], args[1:])
+}
+
+// boot NAME: boots a machine with image=golden; if it runs, it is powered off before.
+func (w *world) boot(ts *testscript.TestScript, _ bool, _ []string) error {
+	p, ok := w.place.(interface {
+		boot(ts *testscript.TestScript) error
+	})
+	if !ok {
+		return errors.New("only a booted machine can do that")
+	}
+	return p.boot(ts)
 }
 
 // fault MODE [delay=D] [after=N] [times=N] [commands=a,b] [then=MODE]; fault none.
@@ -363,7 +375,7 @@ func (w *world) clusternode(_ *testscript.TestScript, neg bool, args []string) e
 	return nil
 }
 
-// row ADDRESS STATE [ROLE]: the registry has this node in this state.
+// row ADDRESS [STATE [ROLE]]: the registry has this node, in this state.
 func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
 	c, err := w.place.connect(w.ctx)
 	if err != nil {
@@ -379,7 +391,7 @@ func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
 		if n.IP != args[0] {
 			continue
 		}
-		found = string(n.State) == args[1] && (len(args) < 3 || n.Role == args[2])
+		found = (len(args) < 2 || string(n.State) == args[1]) && (len(args) < 3 || n.Role == args[2])
 		if !found && !neg {
 			return fmt.Errorf("row %+v", n)
 		}

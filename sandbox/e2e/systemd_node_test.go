@@ -9,10 +9,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -285,34 +283,6 @@ func (r nodeRun) says(t *testing.T, first string) {
 	}
 }
 
-// explains: the error is what a person gets, with this id, and at its end the
-// state that is left.
-func (r nodeRun) explains(t *testing.T, id, state string) {
-	t.Helper()
-	var lines []string
-	for line := range strings.Lines(r.stderr) {
-		if rest, ok := strings.CutPrefix(strings.TrimSpace(line), "amsagent: "); ok {
-			lines = append(lines, rest)
-		}
-	}
-	kinds := []string{}
-	for i, l := range lines {
-		kind, _, _ := strings.Cut(l, ": ")
-		if i == len(lines)-1 {
-			kind = l
-		}
-		if !slices.Contains(kinds, kind) {
-			kinds = append(kinds, kind)
-		}
-	}
-	if want := []string{"error", "cause", "hint", state}; !slices.Equal(kinds, want) || !strings.HasSuffix(lines[0], "["+id+"]") {
-		t.Errorf("want error, cause, hint with the id %s and then %q:\n%s", id, state, r)
-	}
-	if r.stdout != "" {
-		t.Errorf("an error has no result: %s", r.stdout)
-	}
-}
-
 // nodeUnitState is what systemd itself says of a unit.
 type nodeUnitState map[string]string
 
@@ -345,9 +315,6 @@ func (n *bootedNode) Asked() []string {
 }
 
 var _ rig.Machine = (*bootedNode)(nil)
-
-// starts returns how often the server was started since the last reset.
-func (n *bootedNode) starts() int { return len(n.Asked()) }
 
 // liveness returns the status code of the server's answer, or 0.
 func (n *bootedNode) liveness() int {
@@ -461,69 +428,6 @@ func (n *bootedNode) clusternode(t *testing.T) []nodeDocument {
 	must.OK(t, c.All(t.Context(), &nodes))
 	slices.SortFunc(nodes, func(a, b nodeDocument) int { return cmp.Compare(a.IP, b.IP) })
 	return nodes
-}
-
-// inCluster: AMS has exactly one document, of the node's address, that a living
-// AMS wrote.
-func (n *bootedNode) inCluster(t *testing.T) {
-	t.Helper()
-	nodes := n.clusternode(t)
-	if len(nodes) != 1 || nodes[0].IP != nodeAddress || time.Since(time.UnixMilli(nodes[0].Updated)) > 20*time.Second {
-		t.Errorf("clusternode has %+v, want one fresh document of %s", nodes, nodeAddress)
-	}
-}
-
-// noRow: a join that failed leaves none.
-func (n *bootedNode) noRow(t *testing.T) {
-	t.Helper()
-	rows, err := n.mongo.Database("amsagent").Collection("nodes").CountDocuments(t.Context(), bson.D{})
-	if must.OK(t, err); rows != 0 {
-		t.Errorf("the registry has %d rows", rows)
-	}
-}
-
-// row is this node's row in the registry.
-func (n *bootedNode) row(t *testing.T, state string) {
-	t.Helper()
-	var rows []bson.M
-	c, err := n.mongo.Database("amsagent").Collection("nodes").Find(t.Context(), bson.D{})
-	if err == nil {
-		err = c.All(t.Context(), &rows)
-	}
-	must.OK(t, err)
-	if len(rows) != 1 {
-		t.Fatalf("the registry has %v", rows)
-	}
-	for k, want := range map[string]any{
-		"_id": nodeID, "ip": nodeAddress, "role": "origin", "group": "edge-asg", "provider": "aws", "state": state,
-	} {
-		if rows[0][k] != want {
-			t.Errorf("the row's %s is %v, want %v", k, rows[0][k], want)
-		}
-	}
-}
-
-// looks counts the reads of AMS documents, which a join repeats while it verifies the server.
-func (n *bootedNode) looks(t *testing.T) int {
-	t.Helper()
-	resp, err := n.http.Get("http://" + nodeControl + "/commands?name=find")
-	must.OK(t, err)
-	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(resp.Body)
-	must.OK(t, err)
-	var all []struct {
-		Collection string `json:"collection"`
-	}
-	if err := json.Unmarshal(b, &all); err != nil {
-		t.Fatalf("%v: %s", err, b)
-	}
-	count := 0
-	for _, c := range all {
-		if c.Collection == "clusternode" {
-			count++
-		}
-	}
-	return count
 }
 
 // DialContext connects inside the machine's network.
