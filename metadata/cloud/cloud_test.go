@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,6 +21,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	mdtest "github.com/amsagent/amsagent/metadata/metadatatest"
@@ -75,17 +75,11 @@ func TestVerdicts(t *testing.T) {
 	}{
 		{"400", status(400), cloud.ErrBadAnswer, 1, "unusable answer from the metadata service (HTTP 400)"},
 		{"401 is tried twice", status(401), cloud.ErrForbidden, 2, "the metadata service refuses (HTTP 401)"},
-		{"403", status(403), cloud.ErrForbidden, 1, "the metadata service refuses (HTTP 403)"},
 		{"404", status(404), cloud.ErrNotFound, 1, "not set in the metadata (HTTP 404)"},
-		{"405", status(405), cloud.ErrBadAnswer, 1, "(HTTP 405)"},
 		{"408", status(408), cloud.ErrNotReady, 3, "(HTTP 408)"},
-		{"410", status(410), cloud.ErrNotReady, 3, "(HTTP 410)"},
-		{"429", status(429), cloud.ErrNotReady, 3, "(HTTP 429)"},
-		{"500", status(500), cloud.ErrNotReady, 3, "(HTTP 500)"},
 		{"599", status(599), cloud.ErrNotReady, 3, "(HTTP 599)"},
 		{"307", status(307), cloud.ErrBadAnswer, 1, "a redirect (HTTP 307), which is not followed"},
 		{"refused", failing{&net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}}, cloud.ErrNotReady, 5, "dial tcp: connection refused"},
-		{"closed", failing{io.EOF}, cloud.ErrNotReady, 5, "EOF"},
 		{"silent", silent{}, cloud.ErrNotReady, 5, "no connection in time"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -139,29 +133,6 @@ func TestBackoff(t *testing.T) {
 	})
 }
 
-func TestEachTryHasItsDeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		begin := time.Now()
-		n := 0
-		c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
-			n++
-			if d, ok := req.Context().Deadline(); !ok || time.Until(d) > 2*time.Second {
-				t.Errorf("try %d: deadline %v, %v", n, time.Until(d), ok)
-			}
-			return silent{}.RoundTrip(req)
-		}), cloud.Options{})
-		_, err := read(ctx, c, true)
-		if !errors.Is(err, context.DeadlineExceeded) || n < 4 {
-			t.Errorf("%d tries, error %v", n, err)
-		}
-		if took := time.Since(begin); took > 10*time.Second {
-			t.Errorf("took %v with a bound of 10s", took)
-		}
-	})
-}
-
 // The last complete try gives the reason, although the time ran out in the middle of the next one.
 func TestCauseOfATryThatIsCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -181,44 +152,13 @@ func TestCauseOfATryThatIsCut(t *testing.T) {
 	})
 }
 
-func TestCancelDuringWait(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error)
-		go func() {
-			_, err := read(ctx, opened(status(500), cloud.Options{}), true)
-			done <- err
-		}()
-		synctest.Wait()
-		begin := time.Now()
-		cancel()
-		err := <-done
-		if !errors.Is(err, context.Canceled) || !errors.Is(err, cloud.ErrNotReady) {
-			t.Errorf("error = %v, want both the cancellation and the last failure", err)
-		}
-		must.Equal(t, "time to notice", time.Since(begin), 0)
-	})
-}
-
 // Bad answers count by themselves: what came before them was another failure.
 func TestBadAnswersAfterOtherFailures(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := 0
-		c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
-			if n++; n <= 4 {
-				return status(500).RoundTrip(req)
-			}
-			return status(200).RoundTrip(req)
-		}), cloud.Options{})
-		v, err := cloud.Read(t.Context(), c, cloud.Item{Name: "thing", Required: true}, func([]byte) (string, error) {
-			if n <= 6 {
-				return "", errors.New("odd")
-			}
-			return "well", nil
-		})
-		if err != nil || v != "well" {
-			t.Errorf("got %q, %v", v, err)
-		}
+		f, c := served(t, cloud.Options{})
+		f.Break("/latest/item", 4, replay.Status(http.StatusInternalServerError))
+		f.Break("/latest/item", 2, replay.HTML)
+		_ = item(t.Context(), t, c, nil)
 	})
 }
 
@@ -315,12 +255,6 @@ func TestInstanceJSON(t *testing.T) {
 	b, err := json.Marshal(cloud.Instance{Provider: "generic", ID: "x", Address: netip.MustParseAddr("10.0.0.1")})
 	must.OK(t, err)
 	must.Equal(t, "JSON", string(b), `{"provider":"generic","id":"x","address":"10.0.0.1","tags_known":false}`)
-}
-
-func TestHintOf(t *testing.T) {
-	err := fmt.Errorf("joining: %w", &cloud.Error{Provider: "p", Item: "i", Kind: cloud.ErrForbidden, Hint: "do this"})
-	must.Equal(t, "HintOf()", cloud.HintOf(err), "do this")
-	must.Equal(t, "HintOf()", cloud.HintOf(errors.New("plain")), "")
 }
 
 // asked keeps the User-Agent of each request.

@@ -14,12 +14,14 @@ import (
 	"time"
 )
 
-// TestPoll: an item is looked at each interval, less often while it cannot be read, and an outage is two lines in the log.
+// TestPoll: an item is looked at each interval, less often while it cannot be read, and an outage is two lines in the log. All
+// that is looked at wakes the process together.
 func TestPoll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		var at []time.Time
 		begin := time.Now()
+		<-time.After(300 * time.Millisecond)
 		failing := func() bool { return time.Since(begin) > time.Minute && time.Since(begin) < 2*time.Minute }
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
@@ -31,10 +33,13 @@ func TestPoll(t *testing.T) {
 			return 0, nil
 		})
 		well, ill := 0, 0
-		for _, a := range at {
+		for i, a := range at {
 			switch d := a.Sub(begin); {
 			case d < time.Minute:
 				well++
+				if i > 0 && d%(2*time.Second) != 0 {
+					t.Errorf("look %d after %v", i, d)
+				}
 			case d < 2*time.Minute:
 				ill++
 			}
@@ -45,22 +50,6 @@ func TestPoll(t *testing.T) {
 		if lines := strings.Count(log.String(), "\n"); lines != 2 || !strings.Contains(log.String(), "can be read again") {
 			t.Errorf("log:\n%s", &log)
 		}
-	})
-}
-
-// All that is looked at wakes the process together.
-func TestPollTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		<-time.After(300 * time.Millisecond)
-		n := 0
-		Poll(ctx, slog.New(slog.DiscardHandler), "x", 2*time.Second, func(context.Context) (time.Duration, error) {
-			if n++; n > 1 && time.Now().UnixNano()%int64(2*time.Second) != 0 {
-				t.Errorf("look %d at %v", n, time.Now())
-			}
-			return 0, nil
-		})
 	})
 }
 
