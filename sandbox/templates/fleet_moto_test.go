@@ -73,11 +73,7 @@ func TestFleetInMoto(t *testing.T) {
 		}
 	}
 
-	var images struct {
-		ID string `xml:"imagesSet>item>imageId"`
-	}
-	m.ask("ec2", "DescribeImages", "2016-11-15", nil, &images)
-	m.autoscaling("CreateLaunchConfiguration", url.Values{"LaunchConfigurationName": {"edge"}, "ImageId": {images.ID}, "InstanceType": {"c7i.xlarge"}}, nil)
+	m.autoscaling("CreateLaunchConfiguration", url.Values{"LaunchConfigurationName": {"edge"}, "ImageId": {m.image()}, "InstanceType": {"c7i.xlarge"}}, nil)
 	m.autoscaling("CreateAutoScalingGroup", url.Values{
 		"AutoScalingGroupName": {"ams-edge"}, "LaunchConfigurationName": {"edge"}, "MinSize": {"1"}, "MaxSize": {"2"}, "AvailabilityZones.member.1": {motoRegion + "a"},
 	}, nil)

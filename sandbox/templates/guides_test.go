@@ -385,19 +385,3 @@ json.dump(refused, sys.stdout)`)
 		t.Errorf("aws refuses (-want +got):\n%s%s", diff, said.String())
 	}
 }
-
-// TestGuideLinks: what the guides link to within the project is there.
-func TestGuideLinks(t *testing.T) {
-	files, err := filepath.Glob("../../docs/guides/*.md")
-	must.OK(t, err)
-	for _, file := range files {
-		for _, m := range regexp.MustCompile(`\]\(([^)#]+)`).FindAllStringSubmatch(contents(t, file), -1) {
-			if strings.Contains(m[1], "://") {
-				continue
-			}
-			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
-				t.Errorf("%s: %v", file, err)
-			}
-		}
-	}
-}

@@ -15,7 +15,6 @@ import (
 	"testing"
 
 	gocmp "github.com/google/go-cmp/cmp"
-	"go.yaml.in/yaml/v3"
 
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/mongotest"
@@ -133,40 +132,6 @@ func exitCode(err error) int {
 		return e.ExitCode()
 	}
 	return -1
-}
-
-// TestMongoConfiguration reads the file that mongod would get.
-func TestMongoConfiguration(t *testing.T) {
-	for name, set := range map[string]string{"single": "", "first": "rs0", "member": "rs0"} {
-		_, rest, _ := strings.Cut(contents(t, filepath.Join("testdata", "mongo-"+name+".txt")), "write: /etc/mongod.conf (0644 root:root)\n")
-		var lines []string
-		for line := range strings.Lines(rest) {
-			if !strings.HasPrefix(line, "    ") {
-				break
-			}
-			lines = append(lines, line)
-		}
-		var conf struct {
-			Net struct {
-				Port   int    `yaml:"port"`
-				BindIP string `yaml:"bindIp"`
-			} `yaml:"net"`
-			Security struct {
-				Authorization string `yaml:"authorization"`
-				KeyFile       string `yaml:"keyFile"`
-			} `yaml:"security"`
-			Replication struct {
-				Set string `yaml:"replSetName"`
-			} `yaml:"replication"`
-		}
-		must.OK(t, yaml.Unmarshal([]byte(strings.Join(lines, "")), &conf))
-		if conf.Security.Authorization != "enabled" || conf.Net.Port != 27017 || !strings.HasPrefix(conf.Net.BindIP, "127.0.0.1,10.0.2.") {
-			t.Errorf("%s: %+v", name, conf)
-		}
-		if conf.Replication.Set != set || (set != "") != (conf.Security.KeyFile != "") {
-			t.Errorf("%s: a set %q with the key %q", name, conf.Replication.Set, conf.Security.KeyFile)
-		}
-	}
 }
 
 // stand-ins for what install.sh calls that is not to be had here. mongosh runs the
