@@ -23,6 +23,7 @@ import (
 
 	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	mdtest "github.com/amsagent/amsagent/metadata/metadatatest"
 )
@@ -252,9 +253,21 @@ func TestTagsRedacted(t *testing.T) {
 }
 
 func TestInstanceJSON(t *testing.T) {
-	b, err := json.Marshal(cloud.Instance{Provider: "generic", ID: "x", Address: netip.MustParseAddr("10.0.0.1")})
-	must.OK(t, err)
-	must.Equal(t, "JSON", string(b), `{"provider":"generic","id":"x","address":"10.0.0.1","tags_known":false}`)
+	address := netip.MustParseAddr("10.0.0.1")
+	for want, i := range map[string]cloud.Instance{
+		`{"provider":"generic","id":"x","tags_known":false}`: {Provider: "generic", ID: "x"},
+		`{"provider":"p","id":"i","id_source":"is","name":"n","account_id":"a","region":"r","zone":"z","type":"t","life_cycle":"lc","hostname":"h",` +
+			`"address":"10.0.0.1","address_source":"as","ipv6":"10.0.0.1","public_address":"10.0.0.1","tags":{"k":"v"},"tags_known":true,"tags_hint":"th",` +
+			`"group":"g","stop_window_seconds":30,"missing":["m"],"notes":["n"]}`: {
+			Provider: "p", ID: "i", IDSource: "is", Name: "n", AccountID: "a", Region: "r", Zone: "z", Type: "t", LifeCycle: "lc", Hostname: "h",
+			Address: address, AddressSource: "as", IPv6: address, PublicAddress: address, Tags: cloud.Tags{"k": "v"}, TagsKnown: true, TagsHint: "th",
+			Group: "g", StopWindow: seconds.Duration(30 * time.Second), Missing: []string{"m"}, Notes: []string{"n"},
+		},
+	} {
+		b, err := json.Marshal(i)
+		must.OK(t, err)
+		must.Equal(t, "JSON", string(b), want)
+	}
 }
 
 // asked keeps the User-Agent of each request.
