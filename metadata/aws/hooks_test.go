@@ -180,17 +180,6 @@ func TestHooksErrors(t *testing.T) {
 	}
 }
 
-// While the API still has the root volume as being replaced, the launch hook of the new root is not over.
-func TestHooksOfANewRoot(t *testing.T) {
-	t.Parallel()
-	emulate(t, func(t *testing.T, e *emulated) {
-		must.OK(t, e.asg.Move(self, "InService", "ReplacingRootVolume:Proceed"))
-		if err := e.p.Complete(t.Context(), hook("z", true)); !errors.Is(err, cloud.ErrNotWaiting) {
-			t.Error(err)
-		}
-	})
-}
-
 func list[T any](v ...T) []T { return v }
 
 // TestHooksExpiredKey: keys that the API takes no longer are read again.
@@ -225,6 +214,8 @@ func TestHooksOver(t *testing.T) {
 		{"Pending:Wait", hook("up", true), cloud.ErrNotWaiting},
 		{"Pending:Proceed", hook("up", true), cloud.ErrGone},
 		{"Terminating:Wait", hook("up", true), cloud.ErrGone},
+		// While the API still has the root volume as being replaced, the launch hook of the new root is not over.
+		{"ReplacingRootVolume:Proceed", hook("up", true), cloud.ErrNotWaiting},
 	} {
 		emulate(t, func(t *testing.T, e *emulated) {
 			must.OK(t, e.asg.Move(self, "Terminated", tt.state))

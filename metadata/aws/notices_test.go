@@ -54,6 +54,10 @@ func TestNotices(t *testing.T) {
 	interrupt := cloud.Notice{ID: "aws-spot/interrupt", Kind: cloud.Interrupt, Who: "EC2 Spot", Reason: "spot interruption (terminate)", At: in}
 	hibernate := interrupt
 	hibernate.Kind, hibernate.Reason = cloud.Park, "spot interruption (hibernate)"
+	late := interrupt
+	late.At = now
+	outlived := interrupt
+	outlived.At, outlived.Past = now, true
 	frozen := cloud.Notice{ID: "aws-lifecycle/unknown/Frozen:Deep", Kind: cloud.Unknown, Who: "Auto Scaling", Reason: "target state Frozen:Deep, state InService"}
 	for _, tt := range []struct {
 		name, item, body string
@@ -74,6 +78,8 @@ func TestNotices(t *testing.T) {
 		{"interruption", spot, `{"action":"terminate","time":"2000-01-01T00:02:00Z"}`, []cloud.Notice{interrupt}, false},
 		{"another zone and one field more", spot, `{"action": "terminate", "time": "2000-01-01T01:02:00+01:00", "more": 1}`, []cloud.Notice{interrupt}, false},
 		{"hibernation", spot, `{"action":"hibernate","time":"2000-01-01T00:02:00Z"}`, []cloud.Notice{hibernate}, false},
+		{"an interruption from before this boot", spot, `{"action":"terminate","time":"1999-01-01T00:00:00Z"}`, []cloud.Notice{outlived}, false},
+		{"one that should have come in this boot", spot, `{"action":"terminate","time":"1999-12-31T23:59:59Z"}`, []cloud.Notice{late}, false},
 		{"no time", spot, `{"action":"stop"}`, nil, true},
 		{"not JSON", spot, `terminate`, nil, true},
 		{"nothing is scheduled", scheduled, "[]", nil, false},
@@ -145,26 +151,6 @@ func TestClock(t *testing.T) {
 					t.Errorf("%+v, want one after %s", n, day)
 				}
 			})
-		})
-	}
-}
-
-// TestOutlivedSpot: an interruption from before this boot is over. One that should have come in this boot is not.
-func TestOutlivedSpot(t *testing.T) {
-	t.Parallel()
-	for name, ago := range map[string]time.Duration{"before this boot": 365 * 24 * time.Hour, "in this boot": time.Second} {
-		synctest.Test(t, func(t *testing.T) {
-			imds := fakeaws.New(fakeaws.Options{})
-			p, err := aws.New(cloud.Options{Transport: fakes.Transport{Handler: imds}})
-			must.OK(t, err)
-			over := time.Now().Add(-ago).UTC().Format(time.RFC3339)
-			imds.Update(func(i *fakeaws.Instance) { fakes.Set(&i.Extra, spot, `{"action":"stop","time":"`+over+`"}`) })
-			w := metadatatest.Watch(t, p)
-			<-time.After(time.Second)
-			synctest.Wait()
-			if n := w.Last()["aws-spot"]; len(n) != 1 || n[0].Past != (ago > time.Hour) {
-				t.Errorf("%s: %+v", name, n)
-			}
 		})
 	}
 }
@@ -345,22 +331,5 @@ func TestWatchOneItem(t *testing.T) {
 			must.OK(t, e.asg.Restore(self))
 			e.Look(state, 2*time.Second, metadatatest.Any)
 		}
-	})
-}
-
-// TestWatchRate checks that polling makes less than one request a second, including tokens, even if tokens expire each minute.
-func TestWatchRate(t *testing.T) {
-	t.Parallel()
-	emulate(t, func(t *testing.T, e *emulated) {
-		e.watch(t)
-		for range 60 {
-			e.pass(time.Minute)
-			e.ExpireTokens()
-		}
-		n, _ := e.requests()
-		if perSecond := float64(n) / 3600; perSecond > 1 || perSecond < 0.7 {
-			t.Errorf("%.3f requests in a second", perSecond)
-		}
-		must.Equal(t, "log", e.log.String(), "")
 	})
 }
