@@ -38,9 +38,3 @@ func (c Clock) Date() time.Time {
 	}
 	return c.Now()
 }
-
-// Near reports whether a time is so long after the begin of a bubble of synctest: a header Date is in whole seconds.
-func Near(at time.Time, after time.Duration) bool {
-	begin := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-	return (at.Sub(begin) - after).Abs() <= 1500*time.Millisecond
-}

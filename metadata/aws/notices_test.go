@@ -140,16 +140,12 @@ func TestClock(t *testing.T) {
 				w := metadatatest.Watch(t, p)
 				<-time.After(time.Second)
 				synctest.Wait()
-				if n := w.Last()["aws-spot"]; len(n) != 1 || n[0].Kind != cloud.Interrupt || n[0].Past || !fakes.Near(n[0].At, 2*time.Minute) {
-					t.Errorf("%+v, want one after %s", n, 2*time.Minute)
-				}
+				w.One("aws-spot", cloud.Interrupt, 2*time.Minute)
 				day := 24 * time.Hour
 				if c.Undated {
 					day -= c.Ahead // as the cloud says it
 				}
-				if n := w.Last()["aws-scheduled"]; len(n) != 1 || n[0].Kind != cloud.Reboot || n[0].Past || !fakes.Near(n[0].At, day) {
-					t.Errorf("%+v, want one after %s", n, day)
-				}
+				w.One("aws-scheduled", cloud.Reboot, day)
 			})
 		})
 	}

@@ -171,12 +171,8 @@ func TestClock(t *testing.T) {
 				if c.Undated { // from the first sight
 					planned, ends = time.Minute, 5*time.Minute
 				}
-				if n := w.Last()[topicMaintenance]; len(n) != 1 || n[0].Kind != cloud.Reboot || n[0].Past || !fakes.Near(n[0].At, planned) {
-					t.Errorf("%+v, want one after %s", n, planned)
-				}
-				if n := w.Last()[topicShutdown]; len(n) != 1 || n[0].Kind != cloud.Terminate || n[0].Past || !fakes.Near(n[0].At, ends) {
-					t.Errorf("%+v, want one after %s", n, ends)
-				}
+				w.One(topicMaintenance, cloud.Reboot, planned)
+				w.One(topicShutdown, cloud.Terminate, ends)
 			})
 		})
 	}

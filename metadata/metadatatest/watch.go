@@ -56,6 +56,17 @@ func (w *Watched) Last() map[string][]cloud.Notice {
 	return maps.Clone(w.last)
 }
 
+// One checks that the last report is one notice of this kind, to come so long after the begin of the bubble: a header Date is in
+// whole seconds.
+func (w *Watched) One(topic string, kind cloud.Kind, after time.Duration) {
+	w.t.Helper()
+	begin := time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+	n := w.Last()[topic]
+	if len(n) != 1 || n[0].Kind != kind || n[0].Past || (n[0].At.Sub(begin)-after).Abs() > 1500*time.Millisecond {
+		w.t.Errorf("%s: %+v, want one %s after %s", topic, n, kind, after)
+	}
+}
+
 // Reports for Look: Some is at least one, Any includes zero.
 const (
 	Some = -1
