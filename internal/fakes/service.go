@@ -150,6 +150,16 @@ func (s *Service) Requests() []Request {
 	return out
 }
 
+// Asked counts the requests for a path since then.
+func (s *Service) Asked(path string, since time.Time) (n int) {
+	for _, r := range s.Requests() {
+		if r.Path == path && !r.Time.Before(since) {
+			n++
+		}
+	}
+	return n
+}
+
 func (s *Service) record(r *http.Request) *Request {
 	one := &Request{Time: time.Now(), Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery}
 	if s.tokens != nil {

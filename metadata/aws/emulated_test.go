@@ -87,16 +87,6 @@ func (e *emulated) entries(what fakes.What) (found []fakes.Entry) {
 	return found
 }
 
-// requests counts the requests to the metadata service, those for tokens among them.
-func (e *emulated) requests() (all, tokens int) {
-	for _, r := range e.Requests() {
-		if all++; r.Path == "/latest/api/token" {
-			tokens++
-		}
-	}
-	return all, tokens
-}
-
 // item sets an item below meta-data; "" removes it.
 func (e *emulated) item(path, body string) {
 	e.Update(func(i *fakeaws.Instance) { fakes.Set(&i.Extra, path, body) })

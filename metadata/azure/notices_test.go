@@ -75,16 +75,6 @@ func (w *world) fault(f fakes.Fault) {
 	must.OK(w.t, w.AddFault(f))
 }
 
-// asked returns the number of requests for a path since then.
-func (w *world) asked(path string, since time.Time) (n int) {
-	for _, r := range w.Requests() {
-		if r.Path == path && !r.Time.Before(since) {
-			n++
-		}
-	}
-	return n
-}
-
 // wrote reports whether the books of the set have such an entry.
 func (w *world) wrote(what string) bool {
 	return slices.ContainsFunc(w.Set().Books(), func(e fakeazure.Entry) bool { return e.What == what })
@@ -243,7 +233,7 @@ func TestWatch(t *testing.T) {
 		terminate := notice(cloud.Terminate, "User", "scale-in")
 		w.Look(topicEvents, 500*time.Millisecond, 1, scheduled(terminate, "Terminate", soon))
 		w.Look(topicEvents, 10*time.Second, 10, scheduled(terminate, "Terminate", soon))
-		must.Equal(t, "asked (times) for the name of this machine", w.asked(pathInstance, time.Time{}), 1)
+		must.Equal(t, "asked (times) for the name of this machine", w.Asked(pathInstance, time.Time{}), 1)
 		later, err := w.Set().Move("602d", soon.Add(10*time.Minute))
 		must.OK(t, err)
 		terminate = scheduled(terminate, "Terminate", later)
@@ -275,7 +265,7 @@ func TestWatchTrouble(t *testing.T) {
 			broken := time.Now()
 			w.fault(fakes.Fault{Path: "scheduledevents", Status: status, Body: "<html>"})
 			w.Look(topicEvents, 10*time.Minute, 0, preempt)
-			if n := w.asked(pathEvents, broken); n < least || n > 170 {
+			if n := w.Asked(pathEvents, broken); n < least || n > 170 {
 				t.Errorf("%d: %d polls in ten minutes", status, n)
 			}
 			w.ClearFaults()
@@ -288,7 +278,7 @@ func TestWatchTrouble(t *testing.T) {
 		w.announce(fakeazure.Event{Type: "Preempt", VMs: []string{""}})
 		w.watch()
 		w.Look(topicEvents, time.Minute, 0)
-		must.Equal(t, "asked (times) for the name of this machine", w.asked(pathInstance, time.Time{}), 1)
+		must.Equal(t, "asked (times) for the name of this machine", w.Asked(pathInstance, time.Time{}), 1)
 		w.logged(1, 0)
 	})
 }
@@ -312,7 +302,7 @@ func TestFieldReport11_FirstCall(t *testing.T) {
 		back := time.Now()
 		w.fault(fakes.Fault{Path: "scheduledevents", Delay: 2 * time.Minute, Times: 1})
 		w.Look(topicEvents, 126*time.Second, metadatatest.Some)
-		if n := w.asked(pathEvents, back); n > 10 {
+		if n := w.Asked(pathEvents, back); n > 10 {
 			t.Errorf("asked %d times while the events were switched on", n)
 		}
 		w.logged(2, 2)
@@ -331,7 +321,7 @@ func TestFieldReport12_PerZone(t *testing.T) {
 			t.Error("the events are not switched on in the first moment")
 		}
 		w.Look(topicEvents, 10*time.Minute, 0)
-		if n := w.asked(pathEvents, time.Time{}); n < 110 {
+		if n := w.Asked(pathEvents, time.Time{}); n < 110 {
 			t.Errorf("%d polls in ten minutes", n)
 		}
 		w.ClearFaults()

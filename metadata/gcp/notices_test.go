@@ -66,16 +66,6 @@ func (w *watched) maintenance(word string) {
 	w.Update(func(i *fakegcp.Instance) { i.Signals.Maintenance = word })
 }
 
-// asked counts the requests for an item.
-func (w *watched) asked(path string) (n int) {
-	for _, r := range w.Requests() {
-		if r.Path == base+path {
-			n++
-		}
-	}
-	return n
-}
-
 // of is a notice at a time after the start of the bubble.
 func of(id string, kind cloud.Kind, reason string, at time.Duration) cloud.Notice {
 	return cloud.Notice{ID: id, Kind: kind, Reason: reason, Who: "Google Cloud", At: start.Add(at), Counted: true}
@@ -254,7 +244,7 @@ func TestWatchAbsent(t *testing.T) {
 		w.Look(topicShutdown, 0, 1)
 		w.fault(t, fakes.Fault{Path: pathDetails + "*", Status: http.StatusNotFound})
 		w.Look(topicShutdown, time.Hour, metadatatest.Some)
-		if n := w.asked(pathStop); n < 55 || n > 75 {
+		if n := w.Asked(base+pathStop, start); n < 55 || n > 75 {
 			t.Errorf("asked %d times in an hour", n)
 		}
 		w.Stop(10*time.Minute, "")
@@ -302,13 +292,13 @@ func TestWatchTrouble(t *testing.T) {
 				w.Announce(true)
 				w.Look(topicPreempted, 3500*time.Millisecond, 3, preemption(31*time.Second)) // no request waits yet
 				w.fault(t, tt.fault)
-				before := w.asked(pathPreempted)
+				before := w.Asked(base+pathPreempted, start)
 				reports := metadatatest.Some
 				if tt.hasOutage {
 					reports = 0
 				}
 				w.Look(topicPreempted, 10*time.Minute, reports, preemption(31*time.Second))
-				if n := w.asked(pathPreempted) - before; n < tt.min || n > tt.max {
+				if n := w.Asked(base+pathPreempted, start) - before; n < tt.min || n > tt.max {
 					t.Errorf("asked %d times in ten minutes", n)
 				}
 				if !tt.fault.Held {
