@@ -67,9 +67,7 @@ func TestAlibabaSecret(t *testing.T) {
 			t.Errorf("%v: %s", err, out)
 		}
 	}
-	if got := api.Secret("ams-mongo"); got != uri {
-		t.Errorf("the secret is %q, want %q", got, uri)
-	}
+	must.Equal(t, "secret", api.Secret("ams-mongo"), uri)
 	if out, err := run("get", "ams-mongo"); err != nil || out != uri+"\n" {
 		t.Errorf("%v: %q", err, out)
 	}

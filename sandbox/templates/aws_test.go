@@ -10,8 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 )
@@ -76,13 +74,10 @@ func TestAWSPolicy(t *testing.T) {
 	}
 	c := loadAWS(t)
 	for _, role := range []string{"Origin", "Edge"} {
-		if diff := gocmp.Diff(permits("NAME-"+strings.ToLower(role), "arn:PARTITION:autoscaling:REGION:ACCOUNT:", "SECRET"), c.statements(role+"Role")); diff != "" {
-			t.Errorf("-agent +template:\n%s", diff)
-		}
+		want := permits("NAME-"+strings.ToLower(role), "arn:PARTITION:autoscaling:REGION:ACCOUNT:", "SECRET")
+		must.NoDiff(t, "permissions of "+role, c.statements(role+"Role"), want)
 	}
-	if diff := gocmp.Diff([]string{"Allow secretsmanager:PutSecretValue on SECRET"}, c.statements("MongoRole")); diff != "" {
-		t.Errorf("-want +template:\n%s", diff)
-	}
+	must.NoDiff(t, "permissions of MongoDB's machine", c.statements("MongoRole"), []string{"Allow secretsmanager:PutSecretValue on SECRET"})
 
 	const secret = "aws_secretsmanager_secret.mongo.arn"
 	s := read(t, awsTerraform+"/*.tf")
@@ -95,9 +90,7 @@ func TestAWSPolicy(t *testing.T) {
 			plain := strings.NewReplacer("actions = ", "", "\nresources = ", " on ", "[", "", "]", "", `"`, "", ",", "").Replace(statement[1])
 			got = append(got, "Allow "+strings.Join(strings.Fields(plain), " "))
 		}
-		if diff := gocmp.Diff(want, sorted(got)); diff != "" {
-			t.Errorf("%s (-agent +module):\n%s", document, diff)
-		}
+		must.NoDiff(t, "permissions of "+document+" in the module", sorted(got), want)
 	}
 }
 

@@ -111,9 +111,7 @@ esac`,
 	if err := json.Unmarshal([]byte(read("secret")), &secret); err != nil || secret.Value != uri {
 		t.Errorf("the vault has %q (%v), want %q", read("secret"), err, uri)
 	}
-	if mode := read("mode"); mode != "600\n" {
-		t.Errorf("the secret lay there with the mode %s", mode)
-	}
+	must.Equal(t, "mode of the secret", read("mode"), "600\n")
 	calls := read("calls")
 	if strings.Contains(calls+string(out), "0123456789abcdef") || strings.Contains(calls+string(out), "T0K3N") {
 		t.Errorf("a secret is on a command line, or was printed:\n%s%s", calls, out)

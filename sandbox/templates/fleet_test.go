@@ -8,11 +8,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -67,10 +65,7 @@ func TestRollingPlay(t *testing.T) {
 			t.Errorf("%v goes on after an error", task["name"])
 		}
 	}
-	want := []string{"status", "drain", "{{ ams_install }}", "join", "status", "status"}
-	if diff := gocmp.Diff(want, ran); diff != "" {
-		t.Errorf("-want +run:\n%s", diff)
-	}
+	must.NoDiff(t, "commands", ran, []string{"status", "drain", "{{ ams_install }}", "join", "status", "status"})
 	given := map[string]string{}
 	for _, block := range blocks(t, rollingGuide, "yaml") {
 		must.OK(t, yaml.Unmarshal([]byte(block), &given))
@@ -191,9 +186,7 @@ func TestProtectScripts(t *testing.T) {
 				if s.protected {
 					call = cloud.yes
 				}
-				if got, want := lines(contents(t, filepath.Join(dir, "calls"))), []string{call, call}; !slices.Equal(got, want) {
-					t.Errorf("calls: %q, want %q", got, want)
-				}
+				must.NoDiff(t, "calls", lines(contents(t, filepath.Join(dir, "calls"))), []string{call, call})
 			})
 		}
 	}

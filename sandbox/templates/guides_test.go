@@ -16,7 +16,6 @@ import (
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -381,7 +380,5 @@ json.dump(refused, sys.stdout)`)
 	var refused [][]string
 	must.OK(t, json.Unmarshal(out, &refused))
 	// It can say no.
-	if diff := gocmp.Diff(commands[len(commands)-1:], refused); diff != "" {
-		t.Errorf("aws refuses (-want +got):\n%s%s", diff, said.String())
-	}
+	must.NoDiff(t, "aws refuses, and says\n"+said.String(), refused, commands[len(commands)-1:])
 }

@@ -114,12 +114,8 @@ func TestMongoInstallRefuses(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			out, err := exec.CommandContext(t.Context(), install, tt.args...).CombinedOutput()
-			if code := exitCode(err); code != 2 {
-				t.Errorf("exit %d, want 2", code)
-			}
-			if !strings.Contains(string(out), tt.want) {
-				t.Errorf("%q does not say %q", out, tt.want)
-			}
+			must.Equal(t, "exit", exitCode(err), 2)
+			must.Contain(t, "output", string(out), tt.want)
 		})
 	}
 }
@@ -297,9 +293,7 @@ stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/s
 			if strings.Contains(mode, "replica") {
 				want = "mongodb://amsagent:" + password + "@10.0.2.4:27017,10.0.2.5:27017,10.0.2.6:27017/admin?replicaSet=rs0"
 			}
-			if uri != want {
-				t.Errorf("the connection string is %s, want %s", uri, want)
-			}
+			must.Equal(t, "connection string", uri, want)
 			for _, line := range lines[2:] {
 				mode, path, _ := strings.Cut(line, " ")
 				want := "600"
@@ -311,19 +305,11 @@ stat -c '%a %n' /srv/mongodb /srv/mongodb/db /srv/mongodb/secrets /srv/mongodb/s
 				case path == "/srv/mongodb/db" || path == "/srv/mongodb/secrets":
 					want = "700"
 				}
-				if mode != want {
-					t.Errorf("%s has the mode %s, want %s", path, mode, want)
-				}
+				must.Equal(t, "mode of "+path, mode, want)
 			}
 			state := contents(t, filepath.Join(here, "mongo.json"))
-			for _, s := range []string{
-				`"user":"amsagent","pwd":"` + password + `"`, `{"role":"readWrite","db":"clusterdb"}`, `{"role":"readWrite","db":"extraVoD"}`,
-				`"user":"admin"`, `"roles":["root"]`,
-			} {
-				if !strings.Contains(state, s) {
-					t.Errorf("MongoDB has not %s: %s", s, state)
-				}
-			}
+			must.Contain(t, "what MongoDB has", state, `"user":"amsagent","pwd":"`+password+`"`, `{"role":"readWrite","db":"clusterdb"}`,
+				`{"role":"readWrite","db":"extraVoD"}`, `"user":"admin"`, `"roles":["root"]`)
 			// The last run named one application: the rights to others are taken away.
 			if strings.Contains(state, "liveapp") || strings.Count(state, "readWrite") != 10 {
 				t.Errorf("the user may do more than it was given last: %s", state)

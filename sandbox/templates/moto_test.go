@@ -22,8 +22,6 @@ import (
 	"syscall"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
@@ -185,10 +183,7 @@ func TestStackInMoto(t *testing.T) {
 		}
 	}
 	slices.Sort(made)
-	want := []string{"live-edge 1-10 EC2, 1 target groups, 1 machines", "live-origin 1-10 EC2, 2 target groups, 1 machines"}
-	if diff := gocmp.Diff(want, made); diff != "" {
-		t.Fatalf("-want +made:\n%s", diff)
-	}
+	must.NoDiff(t, "groups", made, []string{"live-edge 1-10 EC2, 1 target groups, 1 machines", "live-origin 1-10 EC2, 2 target groups, 1 machines"})
 	for role, id := range machines {
 		m.checkHooks(role, id)
 	}

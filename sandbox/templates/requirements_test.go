@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // A requirement is what viewers, operators or security need of each template that has a cell for it. source.lacks reads a cell.
@@ -492,7 +492,5 @@ func (s source) meets(t *testing.T, template string) {
 			want = append(want, connections(o.rule)...)
 		}
 	}
-	if diff := gocmp.Diff(sorted(want), s.opens(t, template)); diff != "" {
-		t.Errorf("opened ports (-want +template):\n%s", diff)
-	}
+	must.NoDiff(t, "opened ports", s.opens(t, template), sorted(want))
 }

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	gocmp "github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -61,9 +60,7 @@ func TestROSPolicy(t *testing.T) {
 		}
 	}
 	for role, want := range want {
-		if diff := gocmp.Diff(sorted(want), loadROS(t).statements(role)); diff != "" {
-			t.Errorf("%s (-agent +template):\n%s", role, diff)
-		}
+		must.NoDiff(t, "permissions of "+role, loadROS(t).statements(role), sorted(want))
 	}
 }
 
@@ -143,9 +140,7 @@ echo "$*" >>"$HERE/slept"
 			if err != nil || strings.Count(string(said), "\n") != 1 || !strings.Contains(string(said), `-d {"status":"`+tt.want+`"}`) || !strings.Contains(string(said), "https://HANDLE/?a=b&c=d") {
 				t.Errorf("the signal to ROS is %q (%v)\n%s", said, err, out)
 			}
-			if got := api.Secret("ams-mongo"); got != tt.secret {
-				t.Errorf("the secret is %q\n%s", got, out)
-			}
+			must.Equal(t, "secret", api.Secret("ams-mongo"), tt.secret)
 			if want := "--single --release 8.0 --databases live,liveapp,webrtcappee --data-device " + dir + "/by-id/nvme-Alibaba_Cloud_Elastic_Block_Storage_bp1disk\n"; tt.want == "SUCCESS" && !strings.Contains(string(out), want) {
 				t.Errorf("install.sh is not called with %q:\n%s", want, out)
 			}

@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	gocmp "github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/alibaba"
@@ -46,9 +44,7 @@ func joinings(t *testing.T) []joining {
 	t.Helper()
 	var out []joining
 	data := awsUserData(t, "edge")
-	if diff := gocmp.Diff(data, awsTerraformNode(t)); diff != "" {
-		t.Errorf("the module's user data are others:\n%s", diff)
-	}
+	must.NoDiff(t, "user data of the module", awsTerraformNode(t), data)
 	out = append(out, joining{
 		name: "cloudformation", cloud: "aws", data: data, cli: "aws", role: "edge",
 		args: "secretsmanager get-secret-value --region REGION --secret-id SECRET --query SecretString --output text",
@@ -150,9 +146,7 @@ json.dump({name: parts(data) for name, data in json.load(sys.stdin).items()}, sy
 				t.Errorf("%s: cloud-init schema: %v\n%s", name, err, out)
 			}
 		case "text/x-shellscript":
-			if payload != all[name] {
-				t.Errorf("%s comes to the shell as something else: %s", name, gocmp.Diff(all[name], payload))
-			}
+			must.NoDiff(t, name+" as it comes to the shell", payload, all[name])
 		default:
 			t.Errorf("cloud-init takes %s for %s, and runs nothing", name, typ)
 		}
@@ -220,9 +214,8 @@ func TestScriptsParse(t *testing.T) {
 func TestUserDataJoins(t *testing.T) {
 	t.Parallel()
 	bin := t.TempDir()
-	if _, err := programs.Agent(t.Context(), bin); err != nil {
-		t.Fatal(err)
-	}
+	_, err := programs.Agent(t.Context(), bin)
+	must.OK(t, err)
 	sandbox, err := programs.Sandbox(t.Context(), bin)
 	must.OK(t, err)
 	for _, j := range joinings(t) {
@@ -297,9 +290,7 @@ cat "$HERE/secret"`,
 	}
 	first, second, _ := strings.Cut(calls, "sleep 15\n")
 	for _, got := range []string{first, second} {
-		if diff := gocmp.Diff(once, sorted(strings.Split(strings.TrimSuffix(got, "\n"), "\n"))); diff != "" {
-			t.Errorf("called were\n%s(-want +got)\n%s", calls, diff)
-		}
+		must.NoDiff(t, "calls among\n"+calls, sorted(strings.Split(strings.TrimSuffix(got, "\n"), "\n")), once)
 	}
 	nodes, err := n.Client.Nodes(ctx)
 	must.OK(t, err)
