@@ -242,30 +242,6 @@ func TestConformance(t *testing.T) {
 		})
 	}
 
-	optional := func(t *testing.T, fault http.HandlerFunc) (inst cloud.Instance, asked int) {
-		f, c := served(t, cloud.Options{})
-		f.Break("/latest/item", -1, fault)
-		must.Equal(t, "read", cloud.Optional(t.Context(), c, &inst, "field", cloud.Item{Name: "thing", Path: "/latest/item"}, wellOnly), "")
-		return inst, f.Count("/latest/item")
-	}
-	run("http_404_of_an_optional_item", func(t *testing.T) {
-		if inst, n := optional(t, status(404)); len(inst.Missing) != 0 || n != 1 {
-			t.Errorf("Missing = %v after %d requests; an item that is not set is absent, not missing", inst.Missing, n)
-		}
-	})
-	run("optional_item_broken_is_missing_not_absent", func(t *testing.T) {
-		for name, fault := range map[string]http.HandlerFunc{"500": status(500), "html": replay.HTML, "closed": replay.Closed, "huge": huge} {
-			inst, n := optional(t, fault)
-			if !slices.Equal(inst.Missing, []string{"field"}) || len(inst.Notes) != 1 {
-				t.Errorf("%s: Missing = %v, notes %q", name, inst.Missing, inst.Notes)
-			}
-			// On a connection that was used before, net/http asks again by itself if that is closed.
-			if n > 3 && name != "closed" {
-				t.Errorf("%s: an optional item was asked for %d times", name, n)
-			}
-		}
-	})
-
 	var log locked.Buffer
 	var f *replay.Service
 	synctest.Test(t, func(t *testing.T) {
