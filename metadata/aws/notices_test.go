@@ -4,20 +4,16 @@
 package aws_test
 
 import (
-	"context"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/metadata/aws"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -285,31 +281,6 @@ func TestWatchSurvives(t *testing.T) {
 			})
 		})
 	}
-}
-
-// TestWatchTokenHangs is a hop limit of 1 as seen from a container: it logs one line for each item, and the next good answer
-// counts. The time-out is instant: the SDK asks for a token under a mutex, for which no bubble waits.
-func TestWatchTokenHangs(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		imds := fakeaws.New(fakeaws.Options{})
-		imds.SetTarget("Terminated")
-		var log locked.Buffer
-		var hangs atomic.Bool
-		hangs.Store(true)
-		p, err := aws.New(cloud.Options{Log: slog.New(slog.NewTextHandler(&log, nil)), Transport: metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
-			if hangs.Load() && strings.HasSuffix(r.URL.Path, "api/token") {
-				return nil, context.DeadlineExceeded
-			}
-			return fakes.Transport{Handler: imds}.RoundTrip(r)
-		})})
-		must.OK(t, err)
-		w := metadatatest.Watch(t, p)
-		w.Look(state, time.Minute, 0)
-		must.Equal(t, "warnings in\n"+log.String(), strings.Count(log.String(), "level=WARN"), 3)
-		hangs.Store(false)
-		w.Look(state, 5*time.Second, metadatatest.Some, scaleIn())
-	})
 }
 
 // TestWatchOneItem checks that the failure of one item does not affect the others.
