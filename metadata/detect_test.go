@@ -139,8 +139,6 @@ func TestDetect(t *testing.T) {
 	}
 }
 
-// Where the firmware and cloud-init say nothing, the one endpoint in the settings decides, then what was known when the
-// machine joined.
 // TestHardware: only an id that no other machine has counts.
 func TestHardware(t *testing.T) {
 	t.Parallel()
@@ -164,6 +162,8 @@ func TestHardware(t *testing.T) {
 	}
 }
 
+// Where the firmware and cloud-init say nothing, the one endpoint in the settings decides, then what was known when the
+// machine joined.
 func TestDetectBySettings(t *testing.T) {
 	const at = "http://127.0.0.1:9"
 	for _, tt := range []struct {
