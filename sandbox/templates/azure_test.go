@@ -64,8 +64,7 @@ func azureMongo(t *testing.T) string {
 	})
 }
 
-// TestAzureMongoScript runs the script of MongoDB's machine from where install.sh is
-// there, with stand-ins for it and for curl: the connection string gets into the vault
+// TestAzureMongoScript runs the script of MongoDB's machine from where install.sh is there: the connection string gets into the vault
 // although the first answers are refusals, and no secret is on a command line or left.
 func TestAzureMongoScript(t *testing.T) {
 	needs(t, "jq")

@@ -130,9 +130,8 @@ func exitCode(err error) int {
 	return -1
 }
 
-// stand-ins for what install.sh calls that is not to be had here. mongosh runs the
-// script with Node.js and a MongoDB of a few lines, whose state is a file: whether
-// authorization is asked for, who is there, and who signed in.
+// stand-ins for what install.sh calls that is not to be had here. mongosh runs the script with Node.js and a MongoDB of a few
+// lines, whose state is a file.
 var standIns = map[string]string{
 	"apt-get":   `echo "apt-get $*" >>"$LOG"`,
 	"systemctl": `echo "systemctl $*" >>"$LOG"`,
@@ -246,9 +245,8 @@ grep -c ' /srv/mongodb xfs ' /etc/fstab; cat /srv/mongodb/secrets/amsagent.uri`)
 	}
 }
 
-// TestMongoInstallRun runs install.sh in a mount namespace of its own, where the
-// folders that it writes to are thrown away after it: twice, and with another
-// application. What MongoDB itself says to it is not tested: its packages are not to be had here.
+// TestMongoInstallRun runs install.sh in a mount namespace of its own: twice, and with another application. What MongoDB itself
+// says to it is not tested: its packages are not to be had here.
 func TestMongoInstallRun(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
@@ -339,9 +337,8 @@ func embed(t *testing.T, into, begin, end, indent, from string) {
 	must.OK(t, os.WriteFile(into, []byte(head+begin+block.String()+end+tail), 0o644))
 }
 
-// TestEachTemplateHoldsInstall: the templates have to bring install.sh with them, and
-// bring the one that is here; so do prepare.sh and Alibaba Cloud's template with the
-// program that reads the secret there.
+// TestEachTemplateHoldsInstall: the templates bring the install.sh that is here, prepare.sh and Alibaba Cloud's template the program
+// that reads the secret there.
 func TestEachTemplateHoldsInstall(t *testing.T) {
 	script := contents(t, install)
 	program := contents(t, alibabaSecretProgram)

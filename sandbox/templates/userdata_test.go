@@ -206,11 +206,8 @@ func TestScriptsParse(t *testing.T) {
 	}
 }
 
-// TestUserDataJoins runs the user data of each template in a shell: the cloud's
-// program is a stand-in that has no secret yet when it is asked first, the agent is
-// the real one, and so is what it finds: MongoDB with a password, an Ant Media
-// Server's files and a server that writes itself into the cluster. The role comes
-// from the metadata, as the template gives it to the machine.
+// TestUserDataJoins runs the user data of each template in a shell, with the real agent, a MongoDB with a password and a stand-in of
+// the server. The cloud's program is a stand-in that has no secret yet when it is asked first; the role comes from the metadata.
 func TestUserDataJoins(t *testing.T) {
 	t.Parallel()
 	bin := t.TempDir()

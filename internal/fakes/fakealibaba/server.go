@@ -84,15 +84,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// Verbs are those of the metadata service:
-//
-//	GET, PATCH /instance       what is served, signals among them; JSON: the fields in it are replaced
-//	POST   /expire-tokens
-//	POST   /spot               ?in=5m
-//	POST   /fault              see [fakes.Fault]; GET, DELETE /fault
-//	GET    /requests
-//
-// With a cloud also those of [Cloud.Verbs], below /cloud/.
+// Verbs are those of the metadata service, with a cloud also those of [Cloud.Verbs], below /cloud/: see the tables of sandbox/README.md.
 func (s *Server) Verbs() fakes.Verbs {
 	return s.WithFaults(s.Served.Verbs("/instance",
 		fakes.Do("POST /expire-tokens", s.ExpireTokens),

@@ -75,15 +75,7 @@ func page(status int) string {
 	return "<html><head><title>" + text + "</title></head><body><h1>" + text + "</h1></body></html>\n"
 }
 
-// Verbs are those of the metadata service:
-//
-//	GET, PATCH /instance       what is served, signals among them; JSON: the fields in it are replaced
-//	POST   /expire-tokens, /rotate-credentials
-//	POST   /spot               ?action=terminate&in=120s
-//	POST   /fault              see [fakes.Fault]; GET, DELETE /fault
-//	GET    /requests
-//
-// With an Auto Scaling API also those of [AutoScaling.Verbs], below /asg/.
+// Verbs are those of the metadata service, with an Auto Scaling API also those of [AutoScaling.Verbs], below /asg/: see the tables of sandbox/README.md.
 func (s *Server) Verbs() fakes.Verbs {
 	return s.WithFaults(s.Served.Verbs("/instance",
 		fakes.Do("POST /expire-tokens", s.ExpireTokens),

@@ -191,16 +191,7 @@ func (s *Server) approve(r *http.Request) (int, string) {
 	return http.StatusOK, ""
 }
 
-// Verbs are those of the metadata service, and of the set:
-//
-//	GET, PATCH /vm         what is served; JSON: the fields in it are replaced
-//	POST   /event          ?type=Terminate&lead=60000 (ms), vms=a,b (default: this machine), id, source, description, duration (ms)
-//	DELETE /event          ?id=ID: it is cancelled
-//	POST   /begin          ?id=ID: it begins at once
-//	GET    /events         those that are listed
-//	GET    /books
-//	POST   /fault          see [fakes.Fault]; GET, DELETE /fault
-//	GET    /requests
+// Verbs are those of the metadata service, and of the set: see the tables of sandbox/README.md.
 func (s *Server) Verbs() fakes.Verbs {
 	v := s.WithFaults(s.Served.Verbs("/vm",
 		fakes.Verb{Name: "POST /event", Bind: func() (fakes.Params, func() error) {

@@ -134,17 +134,7 @@ func (s *Server) answer(r *http.Request, instant bool) (status int, body string)
 	}
 }
 
-// Verbs are those of the metadata server:
-//
-//	GET, PATCH /instance   the machine with its signals; the fields of the JSON are replaced
-//	POST   /fault          see [fakes.Fault]; GET, DELETE /fault
-//	POST   /vanish?ms=N    the service is away for so long
-//	POST   /preempt        ?ms=N: preempted, the power button, and off after so long (default: the machine's own time)
-//	POST   /scale-in       ?ms=N: the power button without a notice, as a managed instance group does
-//	POST   /stop           ?ms=N&target=DELETED: a graceful shutdown of so long at most; DELETE /stop cancels it
-//	POST   /off            the machine has switched itself off
-//	GET    /books
-//	GET    /requests
+// Verbs are those of the metadata server: see the tables of sandbox/README.md.
 func (s *Server) Verbs() fakes.Verbs {
 	window := func(do func(time.Duration)) func(time.Duration) error {
 		return func(d time.Duration) error {
