@@ -283,15 +283,11 @@ func TestToken(t *testing.T) {
 		"lost":             {token, replay.Closed, 1, nil, "", 2},
 		"late":             {token, replay.Slow, 1, nil, "", 2},
 		"503 once":         {token, status(503), 1, nil, "", 2},
-		"429 once":         {token, status(429), 1, nil, "", 2},
 		"a page":           {token, replay.HTML, -1, cloud.ErrBadAnswer, "", 3},
 		"empty":            {token, replay.Body(""), -1, cloud.ErrBadAnswer, "", 3},
-		"two lines":        {token, replay.Body("a\nb"), -1, cloud.ErrBadAnswer, "", 3},
 		"400":              {token, status(400), -1, cloud.ErrBadAnswer, "", 1},
 		"403":              {token, status(403), -1, cloud.ErrForbidden, "switched off", 1},
 		"404":              {token, status(404), -1, cloud.ErrNotThisCloud, "no session tokens", 1},
-		"405":              {token, status(405), -1, cloud.ErrNotThisCloud, "no session tokens", 1},
-		"501":              {token, status(501), -1, cloud.ErrNotThisCloud, "no session tokens", 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
