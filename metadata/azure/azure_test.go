@@ -1,7 +1,7 @@
 // Copyright The amsagent Authors
 // SPDX-License-Identifier: Apache-2.0
 
-package azure
+package azure_test
 
 import (
 	"encoding/json"
@@ -19,11 +19,16 @@ import (
 	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
 	"github.com/amsagent/amsagent/internal/fakes/replay"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/metadata/azure"
 	"github.com/amsagent/amsagent/metadata/cloud"
 	"github.com/amsagent/amsagent/metadata/metadatatest"
 )
 
-const pathInstance = "/metadata/instance"
+const (
+	pathInstance = "/metadata/instance"
+	hintTags     = "none of the instance's tags is ours; a tag that is set or changed on the scale set reaches a machine when that is " +
+		"rebooted, reimaged or gets another disk, not before"
+)
 
 func service() metadatatest.Service {
 	return metadatatest.Service{
@@ -182,13 +187,13 @@ func machines(tb testing.TB) []metadatatest.Machine {
 
 func TestConformance(t *testing.T) {
 	metadatatest.Run(t, metadatatest.Suite{
-		Name: "azure", Service: service(), Machines: machines(t), Open: func(o cloud.Options) (cloud.Provider, error) { return New(o) },
+		Name: "azure", Service: service(), Machines: machines(t), Open: func(o cloud.Options) (cloud.Provider, error) { return azure.New(o) },
 	})
 }
 
-func open(t testing.TB, o cloud.Options) *Provider {
+func open(t testing.TB, o cloud.Options) *azure.Provider {
 	t.Helper()
-	p, err := New(o)
+	p, err := azure.New(o)
 	must.OK(t, err)
 	return p
 }
