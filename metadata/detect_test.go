@@ -48,9 +48,14 @@ const (
 	azureTag = "7783-7084-3265-9085-8269-3286-77"
 )
 
-// Every row of the table of facts, imitations of EC2, and machines that are in no cloud.
-func detectCases() []detectCase {
-	return []detectCase{
+// TestDetect: every row of the table of facts, imitations of EC2, and machines that are in no cloud.
+func TestDetect(t *testing.T) {
+	for _, tt := range []struct {
+		name               string
+		files              map[string]string
+		provider, platform string
+		decidedBy          string
+	}{
 		{"aws nitro board tag", dmi("board_asset_tag=i-0abc1234567890def"), "aws", "", dirDMI + "board_asset_tag"},
 		{"aws nitro in full", dmi("sys_vendor=Amazon EC2", "product_name=c7i.2xlarge", "bios_vendor=Amazon EC2", "board_asset_tag=i-0abc1234567890def", "chassis_asset_tag=Amazon EC2", "product_uuid="+xenUUID), "aws", "", dirDMI + "board_asset_tag"},
 		{"aws xen", and(dmi("sys_vendor=Xen", "product_name=HVM domU"), "sys/hypervisor/uuid", xenUUID+"\n"), "aws", "", "/sys/hypervisor/uuid"},
@@ -110,18 +115,7 @@ func detectCases() []detectCase {
 		{"container on a machine in no cloud", map[string]string{".dockerenv": ""}, "generic", "", ""},
 
 		{"cloud-init broken", map[string]string{cloudInit: `{"v1":`}, "generic", "", ""},
-	}
-}
-
-type detectCase struct {
-	name               string
-	files              map[string]string
-	provider, platform string
-	decidedBy          string
-}
-
-func TestDetect(t *testing.T) {
-	for _, tt := range detectCases() {
+	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d, err := metadata.Detect(metadata.Options{Root: tree(t, tt.files)})
 			must.OK(t, err)
