@@ -39,11 +39,6 @@ func (s status) RoundTrip(*http.Request) (*http.Response, error) {
 	return w.Result(), err
 }
 
-type failing struct{ err error }
-
-// RoundTrip implements http.RoundTripper.
-func (f failing) RoundTrip(*http.Request) (*http.Response, error) { return nil, f.err }
-
 type silent struct{}
 
 // RoundTrip implements http.RoundTripper.
@@ -67,6 +62,9 @@ func read(ctx context.Context, c *cloud.Client, required bool) (string, error) {
 }
 
 func TestVerdicts(t *testing.T) {
+	refused := mdtest.RoundTrip(func(*http.Request) (*http.Response, error) {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+	})
 	for _, tt := range []struct {
 		name  string
 		rt    http.RoundTripper
@@ -80,7 +78,7 @@ func TestVerdicts(t *testing.T) {
 		{"408", status(408), cloud.ErrNotReady, 3, "(HTTP 408)"},
 		{"599", status(599), cloud.ErrNotReady, 3, "(HTTP 599)"},
 		{"307", status(307), cloud.ErrBadAnswer, 1, "a redirect (HTTP 307), which is not followed"},
-		{"refused", failing{&net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}}, cloud.ErrNotReady, 5, "dial tcp: connection refused"},
+		{"refused", refused, cloud.ErrNotReady, 5, "dial tcp: connection refused"},
 		{"silent", silent{}, cloud.ErrNotReady, 5, "no connection in time"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -163,6 +161,7 @@ func TestBadAnswersAfterOtherFailures(t *testing.T) {
 	})
 }
 
+// endless is a service, and the body of its answer.
 type endless struct{ sent int }
 
 // Read implements io.Reader.
@@ -177,17 +176,15 @@ func (e *endless) Read(p []byte) (int, error) {
 // Close implements io.Closer.
 func (e *endless) Close() error { return nil }
 
-type endlessTransport struct{ body *endless }
-
 // RoundTrip implements http.RoundTripper.
-func (e endlessTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: http.StatusOK, Body: e.body, Header: http.Header{}, Request: req}, nil
+func (e *endless) RoundTrip(req *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: e, Header: http.Header{}, Request: req}, nil
 }
 
 func TestBodyBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		body := &endless{}
-		_, err := read(t.Context(), opened(endlessTransport{body}, cloud.Options{}), true)
+		_, err := read(t.Context(), opened(body, cloud.Options{}), true)
 		if !errors.Is(err, cloud.ErrBadAnswer) {
 			t.Fatalf("error = %v", err)
 		}
@@ -270,18 +267,13 @@ func TestInstanceJSON(t *testing.T) {
 	}
 }
 
-// asked keeps the User-Agent of each request.
-type asked struct{ agents []string }
-
-// RoundTrip implements http.RoundTripper.
-func (a *asked) RoundTrip(req *http.Request) (*http.Response, error) {
-	a.agents = append(a.agents, req.UserAgent())
-	return status(http.StatusOK).RoundTrip(req)
-}
-
 // Each request names the agent (clouds C11), in front of the name of a library.
 func TestUserAgent(t *testing.T) {
-	rt := &asked{}
+	var agents []string
+	rt := mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
+		agents = append(agents, req.UserAgent())
+		return status(http.StatusOK).RoundTrip(req)
+	})
 	_, err := read(t.Context(), opened(rt, cloud.Options{}), true)
 	must.OK(t, err)
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://metadata.example/x", http.NoBody)
@@ -292,7 +284,7 @@ func TestUserAgent(t *testing.T) {
 	resp, err := api.HTTP.Do(req)
 	must.OK(t, err)
 	_ = resp.Body.Close()
-	if want := []string{"amsagent", "amsagent aws-sdk-go-v2/1"}; !slices.Equal(rt.agents, want) || req.UserAgent() != "aws-sdk-go-v2/1" {
-		t.Errorf("%q, want %q; the request itself says %q", rt.agents, want, req.UserAgent())
+	if want := []string{"amsagent", "amsagent aws-sdk-go-v2/1"}; !slices.Equal(agents, want) || req.UserAgent() != "aws-sdk-go-v2/1" {
+		t.Errorf("%q, want %q; the request itself says %q", agents, want, req.UserAgent())
 	}
 }
