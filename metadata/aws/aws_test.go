@@ -320,16 +320,12 @@ func TestHopLimitHint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := replay.New(t, service().Protocol, bodies())
 		f.Break("/latest/api/token", -1, replay.Slow)
-		silent := metadatatest.RoundTrip(func(r *http.Request) (*http.Response, error) {
-			<-r.Context().Done()
-			return nil, r.Context().Err()
-		})
 		for _, tt := range []struct {
 			service    http.RoundTripper
 			hint, text string
 		}{
 			{fakes.Transport{Handler: f}, "--http-put-response-hop-limit 2", "connected, and no answer in time"},
-			{silent, "no metadata service", "no connection in time"},
+			{metadatatest.RoundTrip(metadatatest.Silent), "no metadata service", "no connection in time"},
 		} {
 			p, err := aws.New(cloud.Options{Transport: tt.service})
 			must.OK(t, err)

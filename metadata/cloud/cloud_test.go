@@ -39,14 +39,6 @@ func (s status) RoundTrip(*http.Request) (*http.Response, error) {
 	return w.Result(), err
 }
 
-type silent struct{}
-
-// RoundTrip implements http.RoundTripper.
-func (silent) RoundTrip(req *http.Request) (*http.Response, error) {
-	<-req.Context().Done()
-	return nil, req.Context().Err()
-}
-
 // opened is a client of a service that answers so.
 func opened(rt http.RoundTripper, o cloud.Options) *cloud.Client {
 	o.Transport = rt
@@ -79,7 +71,7 @@ func TestVerdicts(t *testing.T) {
 		{"599", status(599), cloud.ErrNotReady, 3, "(HTTP 599)"},
 		{"307", status(307), cloud.ErrBadAnswer, 1, "a redirect (HTTP 307), which is not followed"},
 		{"refused", refused, cloud.ErrNotReady, 5, "dial tcp: connection refused"},
-		{"silent", silent{}, cloud.ErrNotReady, 5, "no connection in time"},
+		{"silent", mdtest.RoundTrip(mdtest.Silent), cloud.ErrNotReady, 5, "no connection in time"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -140,7 +132,7 @@ func TestCauseOfATryThatIsCut(t *testing.T) {
 		n := 0
 		c := opened(mdtest.RoundTrip(func(req *http.Request) (*http.Response, error) {
 			if n++; n > 1 {
-				return silent{}.RoundTrip(req)
+				return mdtest.Silent(req)
 			}
 			return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
 		}), cloud.Options{})

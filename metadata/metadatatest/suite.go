@@ -85,6 +85,12 @@ type RoundTrip func(*http.Request) (*http.Response, error)
 // RoundTrip implements http.RoundTripper.
 func (f RoundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
+// Silent makes no connection.
+func Silent(req *http.Request) (*http.Response, error) {
+	<-req.Context().Done()
+	return nil, req.Context().Err()
+}
+
 // Run runs all tests, each in a bubble of synctest.
 func Run(t *testing.T, s Suite) {
 	run := func(name string, rule func(*testing.T)) {
