@@ -17,9 +17,7 @@ import (
 // A metadata service that reports a new event with a text of any length at each poll produces a record that the next start can
 // read, and hides no deadline.
 func TestHostileNotices(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(3)
+	bubble(t, 3, func(t *testing.T, w *world) {
 		said := &counting{}
 		l := w.live(func(o *Options) { o.Log = slog.New(said) })
 		begin := time.Now()
@@ -70,7 +68,6 @@ func TestHostileNotices(t *testing.T) {
 		// The next start has the same drain.
 		l.kill()
 		l = w.live()
-		defer l.kill()
 		again := l.View()
 		if again.Step != StepDraining || !again.Deadline.Equal(v.Deadline) || len(again.Notices) != len(v.Notices) {
 			t.Errorf("after a restart: step %s, deadline %s, %d notices", again.Step, again.Deadline, len(again.Notices))

@@ -21,9 +21,7 @@ import (
 func TestRandomFaults(t *testing.T) {
 	sum := map[string]int{}
 	for seed := range must.Sample(uint64(25), 100) {
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			bubble(t, func(t *testing.T) { chaos(t, seed, sum) })
-		})
+		t.Run(fmt.Sprint("seed ", seed), inBubble(0, func(t *testing.T, w *world) { chaos(t, w, seed, sum) }))
 	}
 	t.Log(sum)
 	for _, what := range []string{"killed", "cut", "undrained", "completed", "gone"} {
@@ -33,12 +31,11 @@ func TestRandomFaults(t *testing.T) {
 	}
 }
 
-func chaos(t *testing.T, seed uint64, sum map[string]int) {
+func chaos(t *testing.T, w *world, seed uint64, sum map[string]int) {
 	rng := rand.New(rand.NewPCG(seed, 4))
 	chance := func(percent int) bool { return rng.IntN(100) < percent }
 	between := func(a, b time.Duration) time.Duration { return a + time.Duration(rng.Int64N(int64(b-a))) }
 
-	w := newWorld(t)
 	w.publishers, w.viewers = p(rng.IntN(3)), p(rng.IntN(30))
 	w.stopTime, w.mongoTime, w.cloudTime = between(0, 20*time.Second), between(0, 300*time.Millisecond), between(0, time.Second)
 	w.countTime = between(0, 200*time.Millisecond)
@@ -181,7 +178,6 @@ func chaos(t *testing.T, seed uint64, sum map[string]int) {
 	// The results are the same after another restart.
 	l.kill()
 	l = w.live(options)
-	defer l.kill()
 	tick(time.Minute)
 	if v := l.View(); v.State != StateLeft || !isDone(v) {
 		t.Errorf("after a restart: %s %s", v.State, v.Step)

@@ -22,11 +22,9 @@ import (
 )
 
 func TestTerminateDrainsAndCompletesLast(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers, w.stopTime = p(2), 3*time.Second
+	bubble(t, 2, func(t *testing.T, w *world) {
+		w.stopTime = 3 * time.Second
 		l := w.live()
-		defer l.kill()
 		if v := l.View(); v.State != StateActive || !v.Ready {
 			t.Fatalf("before: %s, ready %v", v.State, v.Ready)
 		}
@@ -64,11 +62,7 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 // A machine whose root volume is replaced leaves like any other, and its record has the reason. If the group terminates it
 // after all, the termination hook is completed again.
 func TestReimage(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
-		defer l.kill()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		n := terminate()
 		n.ID, n.Kind, n.Reason = "aws-lifecycle/reimage", Reimage, "root volume replaced"
 		l.Notice(n)
@@ -86,10 +80,7 @@ func TestReimage(t *testing.T) {
 
 // A signal that this version does not know is one event, and is counted.
 func TestUnknownSignal(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
-		defer l.kill()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		for range 3 {
 			l.report("aws-lifecycle", []cloud.Notice{{ID: "aws-lifecycle/unknown/Frozen", Kind: cloud.Unknown, Reason: "target state Frozen"}})
 			tick(time.Second)
@@ -123,46 +114,40 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 		"does not act, no time at all": {acts: time.Hour, request: DrainRequest{Now: true}, most: 100 * time.Millisecond},
 		"does not act, little time":    {acts: time.Hour, request: DrainRequest{Deadline: seconds.Duration(4 * time.Second)}, least: 4 * time.Second, most: 4100 * time.Millisecond, late: true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers, w.mongoErr = p(0), tt.mongo
-				began := time.Now()
-				l := w.live(func(o *Options) {
-					o.Balancers = func(context.Context) []string {
-						if time.Since(began) < tt.acts {
-							return []string{"lb-1", "lb-2"}
-						}
-						return nil
+		t.Run(name, inBubble(0, func(t *testing.T, w *world) {
+			w.mongoErr = tt.mongo
+			began := time.Now()
+			l := w.live(func(o *Options) {
+				o.Balancers = func(context.Context) []string {
+					if time.Since(began) < tt.acts {
+						return []string{"lb-1", "lb-2"}
 					}
-				})
-				defer l.kill()
-				must.OK(t, l.Drain(tt.request))
-				synctest.Wait()
-				if tt.least > 2*time.Second {
-					limit, v := min(balancerTime, cmp.Or(time.Duration(tt.request.Deadline), time.Hour)), l.View()
-					if v.Ready || v.Step != StepAnnouncing || (time.Until(v.Until)-limit).Abs() > time.Second || v.Progress != "waiting for load balancers: lb-1, lb-2"+v.latest() {
-						t.Errorf("ready %v, step %s until %s, %q", v.Ready, v.Step, v.Until, v.Progress)
-					}
+					return nil
 				}
-				took := l.until("counted", time.Minute, func(v View) bool { return v.Step != StepAnnouncing })
-				if took < tt.least || took > tt.most {
-					t.Errorf("counted after %s, want %s to %s", took, tt.least, tt.most)
-				}
-				l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
-				must.Equal(t, fmt.Sprintf("noted in %v", l.View().Notes), strings.Contains(fmt.Sprint(l.View().Notes), "load balancers still send sessions to this node: lb-1, lb-2"), tt.late)
 			})
-		})
+			must.OK(t, l.Drain(tt.request))
+			synctest.Wait()
+			if tt.least > 2*time.Second {
+				limit, v := min(balancerTime, cmp.Or(time.Duration(tt.request.Deadline), time.Hour)), l.View()
+				if v.Ready || v.Step != StepAnnouncing || (time.Until(v.Until)-limit).Abs() > time.Second || v.Progress != "waiting for load balancers: lb-1, lb-2"+v.latest() {
+					t.Errorf("ready %v, step %s until %s, %q", v.Ready, v.Step, v.Until, v.Progress)
+				}
+			}
+			took := l.until("counted", time.Minute, func(v View) bool { return v.Step != StepAnnouncing })
+			if took < tt.least || took > tt.most {
+				t.Errorf("counted after %s, want %s to %s", took, tt.least, tt.most)
+			}
+			l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
+			must.Equal(t, fmt.Sprintf("noted in %v", l.View().Notes), strings.Contains(fmt.Sprint(l.View().Notes), "load balancers still send sessions to this node: lb-1, lb-2"), tt.late)
+		}))
 	}
 }
 
 // An HLS player has no connection at some moments: if viewers are counted by connections, two counts of zero prove nothing.
 func TestConnectionsHaveToStayAway(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers, w.countedBy = p(2), cluster.CountedByConnections
+	bubble(t, 2, func(t *testing.T, w *world) {
+		w.countedBy = cluster.CountedByConnections
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		tick(10 * time.Second)
 		for range 5 { // between two segments, again and again
@@ -196,10 +181,8 @@ func TestConnectionsOfOtherNodes(t *testing.T) {
 		w.set(func(w *world) { w.viewers = p(0) })
 		return l
 	}
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		l := draining(t, w)
-		defer l.kill()
 		tick(2 * time.Second)
 		if v := l.View(); v.Step != StepDraining || v.Sessions.Left() != "0 publishers, about 0 viewers left, 3 connections of other nodes" {
 			t.Errorf("step %s, %s", v.Step, v.Sessions.Left())
@@ -213,10 +196,8 @@ func TestConnectionsOfOtherNodes(t *testing.T) {
 			t.Errorf("it is not known what was cut: %+v", w.tombs)
 		}
 	})
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		l := draining(t, w)
-		defer l.kill()
 		tick(time.Minute)
 		w.set(func(w *world) { w.peers = p(0) })
 		between(t, l.until("done", time.Minute, isDone), 8*time.Second, 12*time.Second)
@@ -225,8 +206,7 @@ func TestConnectionsOfOtherNodes(t *testing.T) {
 		}
 	})
 	// A shutdown waits, too, also if nothing else was here before.
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.peers, w.countedBy = p(3), cluster.CountedByConnections
 		at := time.Now()
 		l := w.live(func(o *Options) {
@@ -256,11 +236,9 @@ func indexOf(s, part string) int {
 }
 
 func TestDeadlineCutsAndCounts(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.publishers, w.viewers = p(2), p(31)
 		l := w.live()
-		defer l.kill()
 		began := time.Now()
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(10 * time.Minute), Who: "ann", RepairStreams: true}))
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(11 * time.Minute), Who: "root"}))
@@ -294,13 +272,11 @@ func TestRoles(t *testing.T) {
 		{"transcoder", p(0), p(1), false},
 		{"", p(0), nil, false},
 	} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
+		bubble(t, 0, func(t *testing.T, w *world) {
 			w.publishers, w.viewers = c.publishers, c.viewers
 			l := w.live(func(o *Options) {
 				o.Role = func() string { return c.role }
 			})
-			defer l.kill()
 			l.Drain(DrainRequest{})
 			tick(9 * time.Minute)
 			must.Equal(t, fmt.Sprintf("%s with %s: ended", c.role, cluster.Sessions{Publishers: c.publishers, Viewers: c.viewers}.Left()), isDone(l.View()), c.ends)
@@ -314,9 +290,7 @@ func TestRoles(t *testing.T) {
 
 // A drain that begins before the deadline is final accepts the final one, and keeps it.
 func TestDeadlineOfALateTag(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		var mu sync.Mutex
 		wait, final := time.Hour, false
 		set := func(d time.Duration, f bool) {
@@ -331,7 +305,6 @@ func TestDeadlineOfALateTag(t *testing.T) {
 				return wait, final
 			}
 		})
-		defer l.kill()
 		begun := time.Now()
 		l.Drain(DrainRequest{})
 		deadline := func(when string, want time.Duration) {
@@ -357,27 +330,23 @@ func TestUnknownIsNotZero(t *testing.T) {
 		"hanging": func(w *world) { w.countHang = true },
 		"partly":  func(w *world) { w.publishers = nil },
 	} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				change(w)
-				l := w.live()
-				defer l.kill()
-				l.Drain(DrainRequest{Deadline: seconds.Duration(5 * time.Minute)})
-				tick(4*time.Minute + 50*time.Second)
-				v := l.View()
-				if v.Step != StepDraining || v.Trouble["sessions"] == "" {
-					t.Errorf("step %s, trouble %v", v.Step, v.Trouble)
-				}
-				took := l.until("done", time.Minute, isDone)
-				if took > 11*time.Second {
-					t.Errorf("late by %s", took)
-				}
-				if w.tombs[0].Cut != nil {
-					t.Errorf("cut %d of sessions that were not counted", *w.tombs[0].Cut)
-				}
-			})
-		})
+		t.Run(name, inBubble(0, func(t *testing.T, w *world) {
+			change(w)
+			l := w.live()
+			l.Drain(DrainRequest{Deadline: seconds.Duration(5 * time.Minute)})
+			tick(4*time.Minute + 50*time.Second)
+			v := l.View()
+			if v.Step != StepDraining || v.Trouble["sessions"] == "" {
+				t.Errorf("step %s, trouble %v", v.Step, v.Trouble)
+			}
+			took := l.until("done", time.Minute, isDone)
+			if took > 11*time.Second {
+				t.Errorf("late by %s", took)
+			}
+			if w.tombs[0].Cut != nil {
+				t.Errorf("cut %d of sessions that were not counted", *w.tombs[0].Cut)
+			}
+		}))
 	}
 }
 
@@ -439,43 +408,38 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 		"refusing": func(w *world) { w.mongoErr = errMongo },
 		"hanging":  func(w *world) { w.mongoHang = true },
 	} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				change(w)
-				l := w.live()
-				l.Notice(terminate())
-				if l.View().Ready {
-					t.Error("ready")
-				}
-				tick(30 * time.Second)
-				if v := l.View(); v.Step != StepDraining || v.Trouble["registry"] == "" || v.RegistryTold {
-					t.Errorf("%s %v", v.Step, v.Trouble)
-				}
-				w.set(func(w *world) { w.viewers = p(0) })
-				took := l.until("done", time.Minute, isDone)
-				if took > 2*time.Second+deregisterTime+100*time.Millisecond {
-					t.Errorf("done after %s", took)
-				}
-				if got := w.order(); !sameOrder(got, "stop deregister? complete? complete") {
-					t.Errorf("order %s", got)
-				}
-				l.kill()
-				// After a restart of the agent, the pending writes follow when MongoDB is back.
-				l = w.live()
-				tick(time.Minute)
-				if w.record == cluster.StateLeft {
-					t.Fatal("the record is up to date without MongoDB")
-				}
-				w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
-				l.until("record written", 30*time.Second, func(v View) bool { return v.RegistryTold })
-				if w.record != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
-					t.Errorf("record %s, %d stops, completed %v", w.record, w.stops, w.completed)
-				}
-				l.kill()
-			})
-		})
+		t.Run(name, inBubble(1, func(t *testing.T, w *world) {
+			change(w)
+			l := w.live()
+			l.Notice(terminate())
+			if l.View().Ready {
+				t.Error("ready")
+			}
+			tick(30 * time.Second)
+			if v := l.View(); v.Step != StepDraining || v.Trouble["registry"] == "" || v.RegistryTold {
+				t.Errorf("%s %v", v.Step, v.Trouble)
+			}
+			w.set(func(w *world) { w.viewers = p(0) })
+			took := l.until("done", time.Minute, isDone)
+			if took > 2*time.Second+deregisterTime+100*time.Millisecond {
+				t.Errorf("done after %s", took)
+			}
+			if got := w.order(); !sameOrder(got, "stop deregister? complete? complete") {
+				t.Errorf("order %s", got)
+			}
+			l.kill()
+			// After a restart of the agent, the pending writes follow when MongoDB is back.
+			l = w.live()
+			tick(time.Minute)
+			if w.record == cluster.StateLeft {
+				t.Fatal("the record is up to date without MongoDB")
+			}
+			w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
+			l.until("record written", 30*time.Second, func(v View) bool { return v.RegistryTold })
+			if w.record != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
+				t.Errorf("record %s, %d stops, completed %v", w.record, w.stops, w.completed)
+			}
+		}))
 	}
 }
 
@@ -513,7 +477,6 @@ func TestDiskHangsDuringAWrite(t *testing.T) {
 	w.viewers, w.record, w.mongoHang = p(1), cluster.StateDraining, true
 	disk := slowDisk{w, make(chan struct{}), make(chan struct{})}
 	l := w.live(func(o *Options) { o.Files = disk })
-	defer l.kill()
 	defer close(disk.end)
 	must.OK(t, l.Undrain("a test", cluster.StateDraining)) // the state active hangs
 	<-time.After(200 * time.Millisecond)                   // it is being written
@@ -573,11 +536,9 @@ func TestDiskHangs(t *testing.T) {
 // The view says until when a step with a limit of its own lasts, and neither a second notice nor a restart of the daemon moves
 // that.
 func TestStepsSayTheirEnds(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers, w.mongoErr, w.stopTime = p(0), errMongo, time.Hour
+	bubble(t, 0, func(t *testing.T, w *world) {
+		w.mongoErr, w.stopTime = errMongo, time.Hour
 		l := w.live()
-		defer func() { l.kill() }()
 		expect := func(step Step, limit time.Duration, progress string) (until time.Time) {
 			t.Helper()
 			l.until(string(step), 5*time.Minute, func(v View) bool { return v.Step == step && !v.Until.IsZero() })
@@ -608,11 +569,9 @@ func TestStepsSayTheirEnds(t *testing.T) {
 }
 
 func TestServerThatDoesNotStop(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.stopErr = errMongo
 		l := w.live()
-		defer func() { l.kill() }()
 		l.Notice(terminate())
 		took := l.until("the cloud may go on", 3*time.Minute, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
 		if took < defaultStopTime || len(w.completed) != 1 || w.record != cluster.StateDraining {
@@ -642,11 +601,9 @@ func TestServerThatDoesNotStop(t *testing.T) {
 
 // A machine that shuts down does not wait for a server that does not end: systemd kills it.
 func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.stopErr = errMongo
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		l.until("stop failed", 3*time.Minute, func(v View) bool { return v.StopFailed })
 		began := time.Now()
@@ -660,11 +617,9 @@ func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
 
 // If nothing on this machine can stop the server, the drain ends all the same, and reports that.
 func TestServerThatIsNotManaged(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.stopErr = ErrNotManaged
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		l.until("done", time.Minute, isDone)
 		said := false
@@ -690,50 +645,43 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 		{"deadline", time.Minute, time.Hour, 58 * time.Second, 60 * time.Second},
 		{"unknown deadline", 0, time.Hour, usualStopTime - 2*time.Second, usualStopTime},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				if c.leave > 0 {
-					w.viewers = p(1)
-					time.AfterFunc(c.leave, func() { w.set(func(w *world) { w.viewers = p(0) }) })
-				}
-				l := w.live()
-				began, n := time.Now(), Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown}
-				if c.limit > 0 {
-					n.Deadline = began.Add(c.limit)
-				}
-				l.Notice(n)
-				select {
-				case <-l.ended:
-				case <-time.After(2 * time.Hour):
-					l.kill()
-				}
-				if !l.View().Finished() {
-					t.Error("the view does not report the end")
-				}
-				if took := time.Since(began); took < c.least || took > c.most {
-					t.Errorf("returned after %s", took)
-				}
-				if w.stops != 0 || len(w.tombs) != 0 || w.record != cluster.StateDraining {
-					t.Errorf("%d stops, %d tombstones, record %s", w.stops, len(w.tombs), w.record)
-				}
-				// The shutdown is cancelled.
-				l = w.live()
-				l.until("active", time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.RegistryTold })
-				if w.record != cluster.StateActive || w.file != nil {
-					t.Errorf("record %s, file %q", w.record, w.file)
-				}
+		t.Run(c.name, inBubble(0, func(t *testing.T, w *world) {
+			if c.leave > 0 {
+				w.viewers = p(1)
+				time.AfterFunc(c.leave, func() { w.set(func(w *world) { w.viewers = p(0) }) })
+			}
+			l := w.live()
+			began, n := time.Now(), Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown}
+			if c.limit > 0 {
+				n.Deadline = began.Add(c.limit)
+			}
+			l.Notice(n)
+			select {
+			case <-l.ended:
+			case <-time.After(2 * time.Hour):
 				l.kill()
-			})
-		})
+			}
+			if !l.View().Finished() {
+				t.Error("the view does not report the end")
+			}
+			if took := time.Since(began); took < c.least || took > c.most {
+				t.Errorf("returned after %s", took)
+			}
+			if w.stops != 0 || len(w.tombs) != 0 || w.record != cluster.StateDraining {
+				t.Errorf("%d stops, %d tombstones, record %s", w.stops, len(w.tombs), w.record)
+			}
+			// The shutdown is cancelled.
+			l = w.live()
+			l.until("active", time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.RegistryTold })
+			if w.record != cluster.StateActive || w.file != nil {
+				t.Errorf("record %s, file %q", w.record, w.file)
+			}
+		}))
 	}
 }
 
 func TestShutdownInTheMiddleOfADrain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		tick(time.Minute)
 		if l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)}); l.View().Step != StepDraining {
@@ -757,7 +705,6 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 		// A new boot drains again if the machine is still terminated.
 		w.boot, w.gone, w.record = "boot-2", false, cluster.StateActive
 		l = w.live()
-		defer l.kill()
 		if v := l.View(); v.Ready || v.Kind != Terminate {
 			t.Errorf("%+v", v)
 		}
@@ -765,8 +712,7 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 }
 
 func TestShutdownOfOneThatNeverJoinedOrHasLeft(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joined = false
 		l := w.live()
 		l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)})
@@ -789,10 +735,7 @@ func TestShutdownOfOneThatNeverJoinedOrHasLeft(t *testing.T) {
 }
 
 func TestReboot(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		at := time.Now().Add(72 * time.Hour)
 		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: Reboot, Reason: "system-reboot", Deadline: at})
 		tick(70*time.Hour + 59*time.Minute)
@@ -821,7 +764,6 @@ func TestReboot(t *testing.T) {
 		l.kill()
 		w.boot = "boot-2"
 		l = w.live()
-		defer l.kill()
 		if v := l.View(); !v.Ready || w.file != nil {
 			t.Errorf("after the reboot: %+v", v)
 		}
@@ -836,10 +778,7 @@ func TestAnnouncedForLater(t *testing.T) {
 	}
 	announced := func(t *testing.T, during func(t *testing.T, w *world, l *life)) {
 		t.Helper()
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.viewers = p(1)
-			l := w.live()
+		living(t, 1, func(t *testing.T, w *world, l *life) {
 			l.Notice(retirement())
 			if v := l.View(); !v.Ready || v.NextDrain.IsZero() {
 				t.Fatalf("drains weeks before: %+v", v)
@@ -901,7 +840,6 @@ func TestAnnouncedForLater(t *testing.T) {
 			if w.stops != 0 || w.record != cluster.StateDraining {
 				t.Errorf("%d stops, record %s", w.stops, w.record)
 			}
-			l.kill()
 		})
 	})
 	t.Run("a standby", func(t *testing.T) {
@@ -911,19 +849,16 @@ func TestAnnouncedForLater(t *testing.T) {
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && v.Step == StepDone })
 			l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
 			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive })
-			l.kill()
 		})
 	})
 }
 
 // A client that follows the termination of a machine that never joined does not wait for a cloud that does not answer.
 func TestCloudAwayAndNeverJoined(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joined = false
 		w.cloudErr = func(op) error { return errThrottled }
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		l.until("only the cloud is left", time.Minute, func(v View) bool { return v.OnlyCloud() && v.NeverJoined })
 		hook := *terminate().Hook
@@ -937,8 +872,7 @@ func TestCloudAwayAndNeverJoined(t *testing.T) {
 
 // A client that follows the drain does not wait for a hook that never waits.
 func TestHookThatNeverWaits(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.cloudErr = func(o op) error {
 			if o == opContinue {
 				return cloud.ErrNotWaiting
@@ -946,7 +880,6 @@ func TestHookThatNeverWaits(t *testing.T) {
 			return nil
 		}
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		l.until("only the cloud is left", 10*time.Minute, View.OnlyCloud)
 		w.set(func(w *world) { w.cloudErr = nil })

@@ -142,12 +142,10 @@ func signal(l *life, g *asg, target string) {
 // PrairieLearn/PrairieLearn#15586: right after Terminating:Wait the API still reported no active lifecycle action. The process
 // took that for the end and exited, and the machine was stuck until its hook timed out.
 func TestFieldReport01_NoActiveActionRightAfterTheWaitBegan(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, g := newWorld(t), newASG()
-		w.viewers = p(0)
+	bubble(t, 0, func(t *testing.T, w *world) {
+		g := newASG()
 		g.state, g.accepts = "Terminating:Wait", time.Now().Add(23*time.Second)
 		l := w.live(g.through)
-		defer l.kill()
 		signal(l, g, "Terminated")
 		l.until("left", 5*time.Second, func(v View) bool { return v.State == StateLeft })
 		l.until("done", time.Minute, isDone)
@@ -175,9 +173,8 @@ func TestFieldReport01_NoActiveActionRightAfterTheWaitBegan(t *testing.T) {
 // balancer releases the machine first. Draining begins at once, completing waits; a SIGTERM in between, a restart of the agent,
 // does not end the drain.
 func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, g := newWorld(t), newASG()
-		w.viewers = p(2)
+	bubble(t, 2, func(t *testing.T, w *world) {
+		g := newASG()
 		g.state, g.accepts = "Terminating", time.Now().Add(5*time.Minute)
 		l := w.live(g.through)
 		began := time.Now()
@@ -193,7 +190,6 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 		tick(90 * time.Second)
 		l.kill() // SIGTERM of the agent alone
 		l = w.live(g.through)
-		defer l.kill()
 		tick(time.Second)
 		if v := l.View(); v.Step != StepDraining || v.Ready || !v.Deadline.Equal(deadline) {
 			t.Errorf("after the restart: step %s, ready %v, deadline %s, before %s", v.Step, v.Ready, v.Deadline, deadline)
@@ -217,12 +213,10 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 // aws/aws-node-termination-handler#1075, #1112: a program that reads the notice from the metadata has no token of the hook. It
 // drained and never completed, and the machine stayed until the hook's timeout. The names are found by the API, and are enough.
 func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, g := newWorld(t), newASG()
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
+		g := newASG()
 		g.state = "Terminating:Wait"
 		l := w.live(g.through)
-		defer l.kill()
 		signal(l, g, "Terminated")
 		tick(20 * time.Minute) // two timeouts of the hook: it needs heartbeats
 		if beats := strings.Count(strings.Join(g.said, " "), "beat"); beats < 4 {
@@ -244,11 +238,10 @@ func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
 // aws-samples/amazon-ec2-auto-scaling-group-examples#5: a launch was completed from user data before its hook was active. The
 // call failed, was not repeated, and the group gave the machine up.
 func TestFieldReport05_LaunchCompletedBeforeItsHookWaits(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, g := newWorld(t), newASG()
+	bubble(t, 0, func(t *testing.T, w *world) {
+		g := newASG()
 		g.state, g.accepts = "Pending", time.Now().Add(2*time.Minute)
 		l := w.live(g.through)
-		defer l.kill()
 		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
 		tick(time.Minute)
 		if len(g.completed()) != 0 || len(g.completes()) == 0 {
@@ -268,9 +261,8 @@ func TestFieldReport05_LaunchCompletedBeforeItsHookWaits(t *testing.T) {
 // aws/aws-codedeploy-agent#390: a machine of a warm pool waits twice, when it goes into the pool and when it comes out. The
 // script of its first boot does not run again, and the second wait timed out.
 func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, g := newWorld(t), newASG()
-		w.viewers = p(0)
+	bubble(t, 0, func(t *testing.T, w *world) {
+		g := newASG()
 		g.state = "Warmed:Pending:Wait"
 		l := w.live(g.through)
 		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
@@ -290,7 +282,6 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 		w.set(func(w *world) { w.boot, w.born, w.running = "boot-2", time.Now(), true }) // a boot starts the server, not the agent
 		g.set(func(g *asg) { g.state, g.target, g.accepts = "Pending:Wait", "InService", time.Now() })
 		l = w.live(g.through)
-		defer l.kill()
 		signal(l, g, "InService")
 		l.until("second", 5*time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 		if got := g.completed(); len(got) != 2 || got[0] != "edge-asg up " || got[1] != "edge-asg up " {
@@ -302,12 +293,10 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 
 // A pool may hibernate its machines: the same process continues an hour later, and the launch hook waits from then on.
 func TestHibernatedInThePool(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, g := newWorld(t), newASG()
-		w.viewers = p(0)
+	bubble(t, 0, func(t *testing.T, w *world) {
+		g := newASG()
 		g.state, g.accepts = "Warmed:Hibernated", time.Now().Add(100*time.Hour)
 		l := w.live(g.through)
-		defer l.kill()
 		signal(l, g, "Warmed:Hibernated")
 		l.until("parked", 5*time.Minute, func(v View) bool { return v.State == StateParked })
 		tick(time.Hour)

@@ -23,9 +23,8 @@ import (
 var errThrottled = errors.New("rate exceeded")
 
 func TestHookIsDiscovered(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers, w.hook = p(1), terminate().Hook
+	bubble(t, 1, func(t *testing.T, w *world) {
+		w.hook = terminate().Hook
 		failing := true
 		w.cloudErr = func(o op) error {
 			if o == opDiscover && failing {
@@ -34,7 +33,6 @@ func TestHookIsDiscovered(t *testing.T) {
 			return nil
 		}
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		tick(20 * time.Second)
 		if v := l.View(); len(v.Hooks) != 0 || v.Trouble["discover"] == "" {
@@ -56,25 +54,20 @@ func TestHookIsDiscovered(t *testing.T) {
 func TestHooksOfOthers(t *testing.T) {
 	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
 	for name, named := range map[string]*Hook{"found": nil, "named by an event": terminate().Hook} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				w.cloudErr = func(op) error { return others }
-				l := w.live()
-				defer l.kill()
-				n := terminate()
-				n.Hook = named
-				l.Notice(n)
-				tick(10 * time.Minute)
-				if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] != others.Error() || v.Step != StepDraining {
-					t.Errorf("%+v", v)
-				}
-				w.set(func(w *world) { w.viewers = p(0) })
-				l.until("done", time.Minute, isDone)
-				must.Equal(t, fmt.Sprintf("calls, completed %v, beats %v", w.completed, w.beats), len(w.completed)+len(w.beats)+len(w.times("complete?")), 0)
-			})
-		})
+		t.Run(name, inBubble(1, func(t *testing.T, w *world) {
+			w.cloudErr = func(op) error { return others }
+			l := w.live()
+			n := terminate()
+			n.Hook = named
+			l.Notice(n)
+			tick(10 * time.Minute)
+			if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] != others.Error() || v.Step != StepDraining {
+				t.Errorf("%+v", v)
+			}
+			w.set(func(w *world) { w.viewers = p(0) })
+			l.until("done", time.Minute, isDone)
+			must.Equal(t, fmt.Sprintf("calls, completed %v, beats %v", w.completed, w.beats), len(w.completed)+len(w.beats)+len(w.times("complete?")), 0)
+		}))
 	}
 }
 
@@ -97,36 +90,32 @@ func TestSecondHookInTheDrain(t *testing.T) {
 			Hook{Provider: "alibaba", Group: "asg-1", Name: "ship-logs", ID: "ash-2"},
 		},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers, w.hook = p(3), &tt.first
-				l := w.live()
-				l.Notice(unhooked(terminate()))
-				tick(9 * time.Minute)
-				w.set(func(w *world) { w.foreign = &tt.second })
-				tick(20 * time.Minute)
-				l.kill()
-				var names cloud.Filter
-				l = w.live(func(o *Options) { o.Filter = func() cloud.Filter { return names } })
-				defer l.kill()
-				tick(21 * time.Minute)
-				if v := l.View(); len(v.Hooks) != 1 || time.Since(v.Hooks[0].Beaten) > 21*time.Minute || len(v.Trouble) > 0 {
-					t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
-				}
-				l.Reconsider()
-				tick(3 * time.Minute)
-				if v := l.View(); len(v.Hooks) != 1 || time.Since(v.Hooks[0].Beaten) > 21*time.Minute || v.Trouble["hooks"] == "" {
-					t.Errorf("after a reload: hooks %+v, trouble %v", v.Hooks, v.Trouble)
-				}
-				names = cloud.Filter{"amsagent"}
-				l.Reconsider()
-				tick(3 * time.Minute)
-				if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] == "" {
-					t.Errorf("after a reload: hooks %+v, trouble %v", v.Hooks, v.Trouble)
-				}
-			})
-		})
+		t.Run(tt.name, inBubble(3, func(t *testing.T, w *world) {
+			w.hook = &tt.first
+			l := w.live()
+			l.Notice(unhooked(terminate()))
+			tick(9 * time.Minute)
+			w.set(func(w *world) { w.foreign = &tt.second })
+			tick(20 * time.Minute)
+			l.kill()
+			var names cloud.Filter
+			l = w.live(func(o *Options) { o.Filter = func() cloud.Filter { return names } })
+			tick(21 * time.Minute)
+			if v := l.View(); len(v.Hooks) != 1 || time.Since(v.Hooks[0].Beaten) > 21*time.Minute || len(v.Trouble) > 0 {
+				t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+			}
+			l.Reconsider()
+			tick(3 * time.Minute)
+			if v := l.View(); len(v.Hooks) != 1 || time.Since(v.Hooks[0].Beaten) > 21*time.Minute || v.Trouble["hooks"] == "" {
+				t.Errorf("after a reload: hooks %+v, trouble %v", v.Hooks, v.Trouble)
+			}
+			names = cloud.Filter{"amsagent"}
+			l.Reconsider()
+			tick(3 * time.Minute)
+			if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] == "" {
+				t.Errorf("after a reload: hooks %+v, trouble %v", v.Hooks, v.Trouble)
+			}
+		}))
 	}
 }
 
@@ -151,30 +140,27 @@ func TestDeadlineOfOthersHooks(t *testing.T) {
 		{"beside ours", []Hook{hook("a", time.Minute, true), hook("amsagent", 10*time.Minute, false)}, Terminate, time.Hour, true},
 		{"ours alone", []Hook{hook("amsagent", 10*time.Minute, false), hook("amsagent-too", time.Minute, true)}, Terminate, time.Hour, false},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w, said := newWorld(t), &counting{}
-				w.viewers, w.named = p(3), tt.hooks
-				l := w.live(func(o *Options) { o.Log = slog.New(said) })
-				defer l.kill()
-				n := unhooked(terminate())
-				n.Kind = tt.kind
-				l.Notice(n)
-				tick(5 * time.Second)
-				v := l.View()
-				must.Equal(t, "time to the deadline by "+v.DeadlineBy, time.Until(v.Deadline)+5*time.Second, tt.left)
-				if warnings, _, _ := said.counts(); (warnings > 0) != tt.warns || (v.Trouble["hooks"] != "") != tt.warns {
-					t.Errorf("%d warnings, trouble %v", warnings, v.Trouble)
-				}
-				if tt.name == "beside ours" {
-					at := time.Now().Add(55 * time.Second).Format("15:04")
-					must.Contain(t, "trouble", v.Trouble["hooks"], "may end at "+at)
-				}
-				if tt.name == "the first that abandons" {
-					l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
-				}
-			})
-		})
+		t.Run(tt.name, inBubble(3, func(t *testing.T, w *world) {
+			said := &counting{}
+			w.named = tt.hooks
+			l := w.live(func(o *Options) { o.Log = slog.New(said) })
+			n := unhooked(terminate())
+			n.Kind = tt.kind
+			l.Notice(n)
+			tick(5 * time.Second)
+			v := l.View()
+			must.Equal(t, "time to the deadline by "+v.DeadlineBy, time.Until(v.Deadline)+5*time.Second, tt.left)
+			if warnings, _, _ := said.counts(); (warnings > 0) != tt.warns || (v.Trouble["hooks"] != "") != tt.warns {
+				t.Errorf("%d warnings, trouble %v", warnings, v.Trouble)
+			}
+			if tt.name == "beside ours" {
+				at := time.Now().Add(55 * time.Second).Format("15:04")
+				must.Contain(t, "trouble", v.Trouble["hooks"], "may end at "+at)
+			}
+			if tt.name == "the first that abandons" {
+				l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
+			}
+		}))
 	}
 }
 
@@ -198,39 +184,35 @@ func TestHookUsedBefore(t *testing.T) {
 		},
 	} {
 		for boot, again := range map[string]string{"": "", " and a restart": "boot-1", " and a boot": "boot-2", unreadable: ""} {
-			t.Run(name+boot, func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
-					w := newWorld(t)
-					w.viewers, w.hook = p(1), &first
-					if boot == unreadable {
-						w.file, w.readErr = stored, errors.New("input/output error")
-					}
-					l := w.live()
-					defer func() { l.kill() }()
-					l.Notice(unhooked(terminate()))
-					tick(time.Minute)
-					use(t, w, l)
-					w.set(func(w *world) { w.readErr = nil })
-					l.Notice(Notice{ID: "aws-lifecycle/terminate", Kind: withdrawn})
-					w.set(func(w *world) {
-						w.viewers, w.foreign, w.gone, w.record, w.beats = p(1), &second, false, cluster.StateActive, nil
-					})
-					if tick(time.Minute); again != "" {
-						l.kill()
-						w.boot = again
-						l = w.live()
-						tick(time.Second)
-					}
-					if v := l.View(); !v.Ready {
-						t.Fatalf("not ready: %+v", v)
-					}
-					l.Notice(unhooked(terminate()))
-					tick(time.Minute)
-					if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != first.Name || len(w.beats) == 0 {
-						t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
-					}
+			t.Run(name+boot, inBubble(1, func(t *testing.T, w *world) {
+				w.hook = &first
+				if boot == unreadable {
+					w.file, w.readErr = stored, errors.New("input/output error")
+				}
+				l := w.live()
+				l.Notice(unhooked(terminate()))
+				tick(time.Minute)
+				use(t, w, l)
+				w.set(func(w *world) { w.readErr = nil })
+				l.Notice(Notice{ID: "aws-lifecycle/terminate", Kind: withdrawn})
+				w.set(func(w *world) {
+					w.viewers, w.foreign, w.gone, w.record, w.beats = p(1), &second, false, cluster.StateActive, nil
 				})
-			})
+				if tick(time.Minute); again != "" {
+					l.kill()
+					w.boot = again
+					l = w.live()
+					tick(time.Second)
+				}
+				if v := l.View(); !v.Ready {
+					t.Fatalf("not ready: %+v", v)
+				}
+				l.Notice(unhooked(terminate()))
+				tick(time.Minute)
+				if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != first.Name || len(w.beats) == 0 {
+					t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+				}
+			}))
 		}
 	}
 }
@@ -238,11 +220,8 @@ func TestHookUsedBefore(t *testing.T) {
 // No log line of a drain has an empty attribute.
 func TestLogHasNoEmptyAttributes(t *testing.T) {
 	var lines locked.Buffer
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&lines, nil)) })
-		defer l.kill()
 		l.Notice(spot(time.Hour))
 		tick(time.Minute)
 		l.Notice(Notice{ID: "aws-spot/interrupt", Kind: withdrawn})
@@ -259,11 +238,9 @@ func TestLogHasNoEmptyAttributes(t *testing.T) {
 // A launch hook of another program is not reported as trouble while the node serves.
 func TestLaunchHookOfOthers(t *testing.T) {
 	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"install-codedeploy"}}
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.cloudErr = func(op) error { return others }
 		l := w.live()
-		defer l.kill()
 		l.Notice(Notice{ID: "aws-lifecycle/resume", Source: "aws-lifecycle", Kind: Resume})
 		tick(10 * time.Minute)
 		v := l.View()
@@ -294,8 +271,7 @@ func TestLaunchHookOfOthers(t *testing.T) {
 
 // If the operator names the hook and restarts the agent instead of a reload, the hook is completed, too.
 func TestHooksNamedBeforeARestart(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook = terminate().Hook
 		w.cloudErr = noneOurs
 		l := w.live()
@@ -304,7 +280,6 @@ func TestHooksNamedBeforeARestart(t *testing.T) {
 		l.kill()
 		w.set(func(w *world) { w.cloudErr = nil })
 		l = w.live()
-		defer l.kill()
 		tick(10 * time.Second)
 		must.Equal(t, fmt.Sprintf("completed %v: %+v", w.completed, l.View()), len(w.completed), 1)
 	})
@@ -312,12 +287,10 @@ func TestHooksNamedBeforeARestart(t *testing.T) {
 
 // An answer to a query with the former settings does not count for the new ones.
 func TestHooksNamedDuringTheQuestion(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook, w.cloudTime = terminate().Hook, 5*time.Second
 		w.cloudErr = noneOurs
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		tick(4 * time.Second)
 		l.Reconsider()
@@ -330,12 +303,10 @@ func TestHooksNamedDuringTheQuestion(t *testing.T) {
 
 // A hook that is named when the machine is parked already does not wait for that: the agent stops asking for it.
 func TestHookNamedWhileParked(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook = terminate().Hook
 		w.cloudErr = noneOurs
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(park()))
 		l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
 		w.set(func(w *world) { w.cloudErr, w.waitsFrom = nil, time.Now().Add(100*time.Hour) })
@@ -377,15 +348,12 @@ func (h answeredLate) Complete(_ context.Context, hook Hook) error {
 // A hook that is named while the machine is being parked is completed, in whatever order the cloud has answered before.
 func TestHookNamedDuringTheParking(t *testing.T) {
 	for _, first := range []bool{true, false} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.viewers = p(1)
+		bubble(t, 1, func(t *testing.T, w *world) {
 			var completed []string
 			var named cloud.Filter
 			l := w.live(func(o *Options) {
 				o.Hooks, o.Filter = answeredLate{w, first, &completed}, func() cloud.Filter { return named }
 			})
-			defer l.kill()
 			l.Notice(unhooked(park()))
 			tick(time.Minute)
 			named = cloud.Filter{"a"}
@@ -401,13 +369,11 @@ func TestHookNamedDuringTheParking(t *testing.T) {
 
 // The launch hook of another program that an event names is not reported as trouble while the node serves.
 func TestLaunchEventOfOthers(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.foreign = launchHook()
 		w.foreign.Name = "CodeDeploy-managed-automatic-launch-deployment-hook"
 		w.proveErr = errMongo // so that a hook of this agent is extended
 		l := w.live()
-		defer l.kill()
 		l.Notice(Notice{ID: "launch", Source: "event", Kind: Launch, Hook: w.foreign})
 		tick(time.Minute)
 		if v := l.View(); v.Trouble["hooks"] != "" {
@@ -418,8 +384,7 @@ func TestLaunchEventOfOthers(t *testing.T) {
 
 // TestEventOfOthersDenied: an event names CodeDeploy's hook, and the cloud cannot be asked whose it is: it is not completed.
 func TestEventOfOthersDenied(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.cloudErr = func(o op) error {
 			if o == opDiscover {
 				return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
@@ -427,7 +392,6 @@ func TestEventOfOthersDenied(t *testing.T) {
 			return nil
 		}
 		l := w.live()
-		defer l.kill()
 		n := terminate()
 		n.Hook.Name = "CodeDeploy-managed-automatic-launch-deployment-hook-amsagent"
 		l.Notice(n)
@@ -438,12 +402,9 @@ func TestEventOfOthersDenied(t *testing.T) {
 
 // Hooks of others are no trouble of a node that serves again.
 func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		w.cloudErr = func(op) error { return &cloud.OthersHooksError{Group: "edge", Hooks: []string{"ship-logs"}} }
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		l.until("others' hooks", time.Minute, func(v View) bool { return v.Trouble["hooks"] != "" })
 		must.OK(t, l.Undrain("operator", ""))
@@ -456,12 +417,10 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 
 // A hook that the operator names while it keeps the machine waiting is completed.
 func TestHooksNamedLater(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook = terminate().Hook
 		w.cloudErr = noneOurs
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		l.until("done", time.Minute, isDone)
 		tick(10 * time.Minute)
@@ -477,14 +436,12 @@ func TestHooksNamedLater(t *testing.T) {
 
 // After an event of another program's hook, the hook of this agent is still found.
 func TestOwnHookBesideOthers(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		own := *terminate().Hook
 		own.Name = "amsagent-drain"
 		w.viewers, w.hook = p(1), &own
 		w.foreign = terminate().Hook
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		tick(20 * time.Second)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != own.Name || v.Hooks[0].Beats == 0 {
@@ -507,11 +464,9 @@ func TestNoHookNoWaiting(t *testing.T) {
 }
 
 func TestCompleteWaitsForTheWaitState(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.waitsFrom = time.Now().Add(62 * time.Second) // the load balancer comes first
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		l.until("left", 5*time.Second, func(v View) bool { return v.State == StateLeft })
 		l.until("done", 2*time.Minute, isDone)
@@ -544,9 +499,7 @@ func TestHookThatTimedOutMeanwhile(t *testing.T) {
 }
 
 func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		denied := true
 		w.cloudErr = func(o op) error {
 			if denied && o != opDiscover {
@@ -555,7 +508,6 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 			return nil
 		}
 		l := w.live(func(o *Options) { o.Deadline = fixed(3 * time.Minute) })
-		defer l.kill()
 		n := terminate()
 		l.Notice(n)
 		tick(2 * time.Minute)
@@ -585,11 +537,9 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 }
 
 func TestDiscoveryDenied(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.cloudErr = func(op) error { return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"} }
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		l.until("done", 5*time.Second, isDone)
 	})
@@ -605,19 +555,15 @@ func TestHeartbeats(t *testing.T) {
 		{"the least", 30 * time.Second, 15 * time.Second},
 		{"not known", 0, 15 * time.Second},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers, w.cloudTime = p(1), 100*time.Millisecond
-				l := w.live(func(o *Options) { o.Deadline = fixed(3 * time.Hour) })
-				defer l.kill()
-				n := terminate()
-				n.Hook.Timeout = seconds.Duration(c.timeout)
-				l.Notice(n)
-				tick(4 * c.every)
-				must.Equal(t, "heartbeats", len(w.beats), 4)
-			})
-		})
+		t.Run(c.name, inBubble(1, func(t *testing.T, w *world) {
+			w.cloudTime = 100 * time.Millisecond
+			l := w.live(func(o *Options) { o.Deadline = fixed(3 * time.Hour) })
+			n := terminate()
+			n.Hook.Timeout = seconds.Duration(c.timeout)
+			l.Notice(n)
+			tick(4 * c.every)
+			must.Equal(t, "heartbeats", len(w.beats), 4)
+		}))
 	}
 }
 
@@ -652,11 +598,8 @@ func TestHeartbeatsThatFail(t *testing.T) {
 }
 
 func TestCapIsAnnounced(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		l := w.live(func(o *Options) { o.Deadline = fixed(100 * time.Hour) })
-		defer l.kill()
 		n := terminate()
 		n.Hook.Timeout = seconds.Duration(30 * time.Second) // at most 50 minutes
 		l.Notice(n)
@@ -685,23 +628,18 @@ func TestCloudThatFailsAtTheEnd(t *testing.T) {
 		"throttled": func(w *world) { w.cloudErr = func(op) error { return errThrottled } },
 		"hanging":   func(w *world) { w.cloudHang = true },
 	} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				l := w.live()
-				defer l.kill()
-				l.Notice(terminate())
-				tick(0) // the hook is found
-				w.set(change)
-				tick(10 * time.Minute)
-				if v := l.View(); v.State != StateLeft || v.Step != StepCompleting || v.Trouble["continue"] == "" {
-					t.Errorf("%s %s %v", v.State, v.Step, v.Trouble)
-				}
-				w.set(func(w *world) { w.cloudErr, w.cloudHang = nil, false })
-				l.until("done", 21*time.Second, isDone)
-				must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
-			})
-		})
+		t.Run(name, alive(0, func(t *testing.T, w *world, l *life) {
+			l.Notice(terminate())
+			tick(0) // the hook is found
+			w.set(change)
+			tick(10 * time.Minute)
+			if v := l.View(); v.State != StateLeft || v.Step != StepCompleting || v.Trouble["continue"] == "" {
+				t.Errorf("%s %s %v", v.State, v.Step, v.Trouble)
+			}
+			w.set(func(w *world) { w.cloudErr, w.cloudHang = nil, false })
+			l.until("done", 21*time.Second, isDone)
+			must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
+		}))
 	}
 }
 
@@ -719,24 +657,21 @@ func TestAHeartbeatThatHangsDelaysNoCompletion(t *testing.T) {
 	})
 }
 
-// hooked is a machine with a viewer in a group with these termination hooks.
-func hooked(t *testing.T, hooks ...string) *world {
-	w := newWorld(t)
-	w.viewers = p(1)
-	for _, name := range hooks {
-		w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name, Timeout: seconds.Duration(10 * time.Minute)})
+// groupHooks are termination hooks of the machine's group.
+func groupHooks(names ...string) (hooks []Hook) {
+	for _, name := range names {
+		hooks = append(hooks, Hook{Provider: "aws", Group: "edge", Name: name, Timeout: seconds.Duration(10 * time.Minute)})
 	}
-	return w
+	return hooks
 }
 
 // Each of several hooks of this agent is extended and completed by itself.
 func TestSeveralHooksOfOurs(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := hooked(t, "amsagent-a", "amsagent-b", "ship-logs")
+	bubble(t, 1, func(t *testing.T, w *world) {
+		w.named = groupHooks("amsagent-a", "amsagent-b", "ship-logs")
 		w.named[1].Timeout = seconds.Duration(2 * time.Minute)
 		w.foreign = &w.named[2]
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(terminate()))
 		tick(10*time.Minute + time.Second)
 		v := l.View()
@@ -765,42 +700,35 @@ func TestSeveralHooksOfOurs(t *testing.T) {
 // node leaves in order before the hook lapses.
 func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 	for trouble, restart := range map[string]bool{troubleDiscover: false, troubleHeartbeat: true} {
-		t.Run(trouble, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				away := func(w *world) { w.cloudErr = func(op) error { return errThrottled } }
-				if !restart {
-					away(w)
-				}
-				l := w.live()
-				defer func() { l.kill() }()
-				l.Notice(terminate())
-				began := time.Now()
-				tick(time.Minute)
-				if restart {
-					l.kill()
-					w.set(away)
-					l = w.live()
-					tick(time.Second)
-				}
-				if v := l.View(); !strings.Contains(v.DeadlineBy, "unless a heartbeat gets through") || v.Trouble[trouble] == "" {
-					t.Errorf("deadline by %s, trouble %v", v.DeadlineBy, v.Trouble)
-				}
-				l.until("left", time.Hour, func(v View) bool { return v.State == StateLeft })
-				if at := time.Since(began); at > 10*time.Minute || at < 9*time.Minute {
-					t.Errorf("left %s after the notice", at)
-				}
-				w.set(func(w *world) { w.cloudErr = nil })
-				l.until("done", 21*time.Second, isDone)
-				must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
-			})
-		})
+		t.Run(trouble, inBubble(1, func(t *testing.T, w *world) {
+			away := func(w *world) { w.cloudErr = func(op) error { return errThrottled } }
+			if !restart {
+				away(w)
+			}
+			l := w.live()
+			l.Notice(terminate())
+			began := time.Now()
+			tick(time.Minute)
+			if restart {
+				l.kill()
+				w.set(away)
+				l = w.live()
+				tick(time.Second)
+			}
+			if v := l.View(); !strings.Contains(v.DeadlineBy, "unless a heartbeat gets through") || v.Trouble[trouble] == "" {
+				t.Errorf("deadline by %s, trouble %v", v.DeadlineBy, v.Trouble)
+			}
+			l.until("left", time.Hour, func(v View) bool { return v.State == StateLeft })
+			if at := time.Since(began); at > 10*time.Minute || at < 9*time.Minute {
+				t.Errorf("left %s after the notice", at)
+			}
+			w.set(func(w *world) { w.cloudErr = nil })
+			l.until("done", 21*time.Second, isDone)
+			must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
+		}))
 	}
 	// A hook that does not wait yet has its whole timeout.
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		w.cloudErr = func(o op) error {
 			if o == opDiscover {
 				return cloud.ErrNotWaiting
@@ -808,7 +736,6 @@ func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 			return nil
 		}
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		tick(20 * time.Minute)
 		if v := l.View(); v.Step != StepDraining || v.DeadlineBy != "the configured deadline" || len(w.beats) != 0 {
@@ -831,38 +758,33 @@ func TestNamedHookThatCannotBeVerified(t *testing.T) {
 		{"another name", cloud.Filter{"amsagent"}, false},
 		{"another pattern", cloud.Filter{"amsagent*"}, false},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				w.cloudErr = func(o op) error {
-					if o == opDiscover {
-						return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
-					}
-					return nil
+		t.Run(tt.name, inBubble(1, func(t *testing.T, w *world) {
+			w.cloudErr = func(o op) error {
+				if o == opDiscover {
+					return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
 				}
-				l := w.live(func(o *Options) { o.Filter = func() cloud.Filter { return tt.filter } })
-				defer l.kill()
-				l.Notice(terminate())
-				tick(time.Minute)
-				v := l.View()
-				if (len(v.Hooks) == 1 && v.Hooks[0].Beats > 0) != tt.ours || (v.Trouble["discover"] == "") != tt.ours {
-					t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
-				}
-				w.set(func(w *world) { w.viewers = p(0) })
-				l.until("done", time.Minute, isDone)
-				if v := l.View(); (len(w.completed) == 1) != tt.ours || (len(v.Trouble) == 0) != tt.ours {
-					t.Errorf("completed %v, trouble %v", w.completed, v.Trouble)
-				}
-			})
-		})
+				return nil
+			}
+			l := w.live(func(o *Options) { o.Filter = func() cloud.Filter { return tt.filter } })
+			l.Notice(terminate())
+			tick(time.Minute)
+			v := l.View()
+			if (len(v.Hooks) == 1 && v.Hooks[0].Beats > 0) != tt.ours || (v.Trouble["discover"] == "") != tt.ours {
+				t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+			}
+			w.set(func(w *world) { w.viewers = p(0) })
+			l.until("done", time.Minute, isDone)
+			if v := l.View(); (len(w.completed) == 1) != tt.ours || (len(v.Trouble) == 0) != tt.ours {
+				t.Errorf("completed %v, trouble %v", w.completed, v.Trouble)
+			}
+		}))
 	}
 }
 
 // If the settings have names, the names decide, also for a hook that was extended before a restart.
 func TestHookKeptBeforeOtherSettings(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := hooked(t, "drain", "amsagent-drain")
+	bubble(t, 1, func(t *testing.T, w *world) {
+		w.named = groupHooks("drain", "amsagent-drain")
 		names := cloud.Filter{"drain"}
 		o := func(o *Options) { o.Filter = func() cloud.Filter { return names } }
 		l := w.live(o)
@@ -883,7 +805,6 @@ func TestHookKeptBeforeOtherSettings(t *testing.T) {
 		names = cloud.Filter{"end"}
 		w.set(func(w *world) { w.foreign = &w.named[1] })
 		l = w.live(o)
-		defer l.kill()
 		tick(time.Minute)
 		if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] == "" {
 			t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
@@ -893,11 +814,9 @@ func TestHookKeptBeforeOtherSettings(t *testing.T) {
 
 // A heartbeat returns how long the hook waits from then on, which may differ from the known timeout.
 func TestHeartbeatsByWhatTheCloudGrants(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers, w.extends = p(1), 40*time.Minute
+	bubble(t, 1, func(t *testing.T, w *world) {
+		w.extends = 40 * time.Minute
 		l := w.live(func(o *Options) { o.Deadline = fixed(10 * time.Hour) })
-		defer l.kill()
 		n := terminate()
 		n.Hook.Timeout = 0
 		l.Notice(n)
@@ -934,35 +853,31 @@ func TestFinishStopCompletesOursAlone(t *testing.T) {
 		{name: "the list is denied, and it has another name", err: denied, filter: cloud.Filter{"amsagent*"}, fails: true},
 		{name: "the list does not answer", err: errThrottled, fails: true},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				w.cloudErr = func(op) error {
-					if tt.beaten {
-						return nil
-					}
-					return errThrottled
-				}
-				l := w.live()
-				l.Notice(terminate())
-				tick(time.Second)
-				l.kill()
-				must.Equal(t, "heartbeats", len(w.beats) > 0, tt.beaten)
-				for _, name := range tt.hooks {
-					w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name})
-				}
-				w.cloudErr = func(o op) error {
-					if o == opDiscover {
-						return tt.err
-					}
+		t.Run(tt.name, inBubble(1, func(t *testing.T, w *world) {
+			w.cloudErr = func(op) error {
+				if tt.beaten {
 					return nil
 				}
-				err := CompletePending(t.Context(), w, w, tt.filter, nil, w.options().Log)
-				if !slices.Equal(w.completed, tt.completed) || (err != nil) != tt.fails {
-					t.Errorf("completed %v, want %v; %v", w.completed, tt.completed, err)
+				return errThrottled
+			}
+			l := w.live()
+			l.Notice(terminate())
+			tick(time.Second)
+			l.kill()
+			must.Equal(t, "heartbeats", len(w.beats) > 0, tt.beaten)
+			for _, name := range tt.hooks {
+				w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name})
+			}
+			w.cloudErr = func(o op) error {
+				if o == opDiscover {
+					return tt.err
 				}
-			})
-		})
+				return nil
+			}
+			err := CompletePending(t.Context(), w, w, tt.filter, nil, w.options().Log)
+			if !slices.Equal(w.completed, tt.completed) || (err != nil) != tt.fails {
+				t.Errorf("completed %v, want %v; %v", w.completed, tt.completed, err)
+			}
+		}))
 	}
 }

@@ -42,11 +42,9 @@ func TestRegistryThatRefuses(t *testing.T) {
 		from    cluster.State
 		refused bool // for good
 	}{{cluster.StateLeft, true}, {cluster.StateFailed, true}, {cluster.StateJoining, false}} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.viewers, w.record = p(1), c.from
+		bubble(t, 1, func(t *testing.T, w *world) {
+			w.record = c.from
 			l := w.live()
-			defer l.kill()
 			l.Notice(terminate())
 			tick(time.Minute)
 			if v := l.View(); v.RegistryTold != c.refused || (v.Trouble["registry"] == "") != c.refused {
@@ -62,12 +60,10 @@ func TestRegistryThatRefuses(t *testing.T) {
 }
 
 func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.publishers, w.viewers = p(2), p(31)
 		var lines locked.Buffer
 		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewJSONHandler(&lines, nil)) })
-		defer l.kill()
 		l.Notice(terminate())
 		var last time.Time
 		for i := range 10 {
@@ -116,8 +112,7 @@ func TestTimesAsPeopleSayThem(t *testing.T) {
 }
 
 func TestEventsWaitForMongo(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.mongoErr = errMongo
 		l := w.live()
 		l.Notice(terminate())
@@ -150,9 +145,7 @@ func TestViewIsOneDocument(t *testing.T) {
 
 // A MongoDB that is away fails with a different text each time: the log gets it at most once a minute, the view always.
 func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		tries, said := 0, &counting{}
 		w.registerErr = func(cluster.State) error {
 			tries++
@@ -162,7 +155,6 @@ func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 			return fmt.Errorf("server selection timed out, try %d", tries)
 		}
 		l := w.live(func(o *Options) { o.Log = slog.New(said) })
-		defer l.kill()
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(20 * time.Minute)}))
 		changing := func(w *world) { n := *w.viewers%2 + 1; w.viewers = &n }
 		for range 100 { // the reason of the record changes, so that it is written

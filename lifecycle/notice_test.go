@@ -129,10 +129,7 @@ func TestBackInService(t *testing.T) {
 }
 
 func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		if err := l.Undrain("root", ""); !errors.Is(err, ErrNotDraining) {
 			t.Error(err)
 		}
@@ -148,7 +145,6 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 		}
 		l.kill()
 		l = w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		must.Equal(t, "state after a restart of the agent", l.View().State, StateActive)
 		l.Notice(Notice{ID: terminate().ID, Kind: withdrawn})
@@ -163,10 +159,7 @@ func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 
 // A machine in service does not restore a notice of an interruption that the operator overruled.
 func TestOverruledStaysSo(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		interrupt := Notice{ID: "interrupt", Source: "aws-spot", Kind: Interrupt, Deadline: time.Now().Add(time.Hour)}
 		for range 2 {
 			l.Notice(interrupt)
@@ -184,7 +177,6 @@ func TestOverruledStaysSo(t *testing.T) {
 			l.Notice(Notice{ID: interrupt.ID, Source: "aws-spot", Kind: withdrawn})
 			tick(time.Second)
 		}
-		defer l.kill()
 		l.Notice(park())
 		must.Equal(t, "state; a parking is overruled for ever", l.View().State, StateDraining)
 	})
@@ -292,19 +284,18 @@ func TestSecondNoticeMovesNoDeadline(t *testing.T) {
 		for _, second := range kinds {
 			for step, after := range map[Step]time.Duration{StepAnnouncing: 3 * time.Second, StepDraining: time.Minute} {
 				if first != second {
-					t.Run(fmt.Sprintf("%s then %s while %s", first, second, step), func(t *testing.T) {
-						bubble(t, func(t *testing.T) { secondNotice(t, first, second, step, after) })
-					})
+					t.Run(fmt.Sprintf("%s then %s while %s", first, second, step), inBubble(0, func(t *testing.T, w *world) {
+						secondNotice(t, w, first, second, step, after)
+					}))
 				}
 			}
 		}
 	}
 }
 
-func secondNotice(t *testing.T, first, second Kind, step Step, after time.Duration) {
+func secondNotice(t *testing.T, w *world, first, second Kind, step Step, after time.Duration) {
 	t.Helper()
 	const wait = 4 * time.Minute
-	w := newWorld(t)
 	w.publishers = p(1)
 	var changed atomic.Bool
 	live := func() *life {
@@ -317,7 +308,6 @@ func secondNotice(t *testing.T, first, second Kind, step Step, after time.Durati
 		})
 	}
 	began, l := time.Now(), live()
-	defer func() { l.kill() }()
 	l.Notice(Notice{Kind: first})
 	tick(after)
 	want := l.View()
@@ -383,11 +373,9 @@ func TestLaterCopiesOfANotice(t *testing.T) {
 }
 
 func TestNeverJoinedCompletesAtOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joined, w.viewers, w.record = false, p(3), cluster.StateJoining
 		l := w.live()
-		defer l.kill()
 		if err := l.Drain(DrainRequest{}); !errors.Is(err, ErrNotJoined) {
 			t.Errorf("drain: %v", err)
 		}
@@ -402,11 +390,9 @@ func TestNeverJoinedCompletesAtOnce(t *testing.T) {
 }
 
 func TestNoticeDuringTheJoin(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joined, w.viewers, w.waitsFrom = false, p(3), time.Now().Add(time.Minute)
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		l.Notice(Notice{Kind: Reboot, ID: "r", Deadline: time.Now().Add(time.Hour)})
 		tick(30 * time.Second)
@@ -428,11 +414,9 @@ func TestNoticeDuringTheJoin(t *testing.T) {
 }
 
 func TestRebootDuringTheJoinWaitsForIt(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joined = false
 		l := w.live()
-		defer l.kill()
 		l.Notice(Notice{Kind: Reboot, ID: "r", Deadline: time.Now().Add(time.Hour)})
 		tick(10 * time.Second)
 		if !l.View().Ready {
@@ -449,11 +433,9 @@ func TestRebootDuringTheJoinWaitsForIt(t *testing.T) {
 // The group terminates the machine while it joins: its hook is completed at once, because it has no sessions; the join
 // succeeds, and the node drains.
 func TestTakenWhileItJoins(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joined, w.viewers = false, p(1)
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		l.until("done", time.Minute, isDone)
 		// The join writes the state file before it has joined.
@@ -520,41 +502,37 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 // kill of the agent in between.
 func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 	for _, kill := range []bool{false, true} {
-		t.Run(map[bool]string{false: "alive", true: "killed"}[kill], func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.cloudErr = func(o op) error {
-					if o == opContinue {
-						return errors.New("503")
-					}
-					return nil
+		t.Run(map[bool]string{false: "alive", true: "killed"}[kill], inBubble(0, func(t *testing.T, w *world) {
+			w.cloudErr = func(o op) error {
+				if o == opContinue {
+					return errors.New("503")
 				}
-				l := w.live()
-				defer func() { l.kill() }()
-				l.Notice(terminate())
-				l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
-				tick(3 * time.Second)
-				w.rejoin()
-				if err := l.Forget(false); !errors.Is(err, ErrBusy) || l.View().Ready {
-					t.Errorf("%v: %+v", err, l.View())
-				}
-				if kill {
-					l.kill()
-					l = w.live()
-				}
-				tick(10 * time.Second)
-				must.Equal(t, "step", l.View().Step, StepCompleting)
-				w.set(func(w *world) { w.cloudErr = nil })
-				l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
-				l.Settled()
-				for range reportsUntilGone {
-					l.report(topicGroup, nil) // the overruled notice is withdrawn
-				}
-				if tick(time.Second); len(w.completed) != 1 || w.stops != 1 || !w.isIdle() {
-					t.Errorf("completed %v, %d stops, file %s", w.completed, w.stops, w.file)
-				}
-			})
-		})
+				return nil
+			}
+			l := w.live()
+			l.Notice(terminate())
+			l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
+			tick(3 * time.Second)
+			w.rejoin()
+			if err := l.Forget(false); !errors.Is(err, ErrBusy) || l.View().Ready {
+				t.Errorf("%v: %+v", err, l.View())
+			}
+			if kill {
+				l.kill()
+				l = w.live()
+			}
+			tick(10 * time.Second)
+			must.Equal(t, "step", l.View().Step, StepCompleting)
+			w.set(func(w *world) { w.cloudErr = nil })
+			l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
+			l.Settled()
+			for range reportsUntilGone {
+				l.report(topicGroup, nil) // the overruled notice is withdrawn
+			}
+			if tick(time.Second); len(w.completed) != 1 || w.stops != 1 || !w.isIdle() {
+				t.Errorf("completed %v, %d stops, file %s", w.completed, w.stops, w.file)
+			}
+		}))
 	}
 }
 
@@ -606,45 +584,39 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 			l.Notice(shutdown)
 		}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.joinedAt = time.Now().Add(-time.Hour)
-				w.cloudErr = func(o op) error {
-					if o == opContinue {
-						return errors.New("503")
-					}
-					return nil
+		t.Run(tt.name, inBubble(0, func(t *testing.T, w *world) {
+			w.joinedAt = time.Now().Add(-time.Hour)
+			w.cloudErr = func(o op) error {
+				if o == opContinue {
+					return errors.New("503")
 				}
-				l := w.live()
-				defer l.kill()
-				l.Notice(terminate())
-				l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
-				tick(3 * time.Second)
-				if tt.join != nil {
-					tt.join(w, l)
-				}
-				w.set(func(w *world) { w.cloudErr = nil })
-				tick(20 * time.Second)
-				if tt.end != nil {
-					tt.end(w, l)
-				}
-				tick(20 * time.Second)
-				if v := l.View(); v.Ready != tt.ready || v.Step != tt.step || w.stops != tt.stops {
-					t.Errorf("ready %v, step %q, %d stops\n%+v", v.Ready, v.Step, w.stops, v)
-				}
-			})
-		})
+				return nil
+			}
+			l := w.live()
+			l.Notice(terminate())
+			l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
+			tick(3 * time.Second)
+			if tt.join != nil {
+				tt.join(w, l)
+			}
+			w.set(func(w *world) { w.cloudErr = nil })
+			tick(20 * time.Second)
+			if tt.end != nil {
+				tt.end(w, l)
+			}
+			tick(20 * time.Second)
+			if v := l.View(); v.Ready != tt.ready || v.Step != tt.step || w.stops != tt.stops {
+				t.Errorf("ready %v, step %q, %d stops\n%+v", v.Ready, v.Step, w.stops, v)
+			}
+		}))
 	}
 }
 
 // A machine that joined while its clock was ahead, and drains before the clock reaches that time.
 func TestJoinedByAClockThatIsAhead(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joinedAt = time.Now().Add(5 * time.Hour)
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		tick(time.Minute)
 		if v := l.View(); !isDone(v) || v.Ready || w.record != cluster.StateLeft {
@@ -689,28 +661,26 @@ func TestJoinedAfterADrain(t *testing.T) {
 		{"a parking", nil, []Notice{park()}, "", true},
 		{"a restart of the machine", nil, []Notice{{ID: "reboot", Kind: Reboot}}, Reboot, false},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			living(t, 0, func(t *testing.T, w *world, l *life) {
-				for _, n := range tt.before {
-					l.Notice(n)
-				}
-				l.Drain(DrainRequest{})
+		t.Run(tt.name, alive(0, func(t *testing.T, w *world, l *life) {
+			for _, n := range tt.before {
+				l.Notice(n)
+			}
+			l.Drain(DrainRequest{})
+			l.until("done", time.Minute, isDone)
+			for _, n := range tt.since {
+				l.Notice(n)
 				l.until("done", time.Minute, isDone)
-				for _, n := range tt.since {
-					l.Notice(n)
-					l.until("done", time.Minute, isDone)
-				}
-				must.OK(t, l.Forget(false))
-				v := l.View()
-				kept := ""
-				for _, n := range v.Notices {
-					kept += string(n.Kind)
-				}
-				if kept != string(tt.kept) || v.Ready != tt.ready {
-					t.Errorf("kept %q, ready %v, %+v", kept, v.Ready, v)
-				}
-			})
-		})
+			}
+			must.OK(t, l.Forget(false))
+			v := l.View()
+			kept := ""
+			for _, n := range v.Notices {
+				kept += string(n.Kind)
+			}
+			if kept != string(tt.kept) || v.Ready != tt.ready {
+				t.Errorf("kept %q, ready %v, %+v", kept, v.Ready, v)
+			}
+		}))
 	}
 }
 
@@ -771,12 +741,10 @@ func TestUndrainRaces(t *testing.T) {
 }
 
 func TestSubscribe(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		// Steps that take no time may be missed.
 		w.viewers, w.mongoTime = p(2), time.Second
 		l := w.live()
-		defer l.kill()
 		var steps []Step
 		done := make(chan struct{})
 		go func() {
@@ -828,21 +796,19 @@ func TestParkEventComesLate(t *testing.T) {
 		"no source says so":           {30 * time.Minute, false, StateParked},
 		"by a clock that is ahead":    {-48 * time.Hour, false, StateParked},
 	} {
-		t.Run(name, func(t *testing.T) {
-			living(t, 0, func(t *testing.T, w *world, l *life) {
-				if tt.inService {
-					l.report("aws-lifecycle", nil)
-				}
-				tick(20 * time.Minute)
-				w.set(func(w *world) { w.viewers = p(0) })
-				e := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-tt.age)}
-				l.Notice(EventNotice(e, time.Now()))
-				tick(24 * time.Hour)
-				if v := l.View(); v.State != tt.want || w.running != (tt.want == StateActive) {
-					t.Errorf("state %s, record %s, server runs %t", v.State, w.record, w.running)
-				}
-			})
-		})
+		t.Run(name, alive(0, func(t *testing.T, w *world, l *life) {
+			if tt.inService {
+				l.report("aws-lifecycle", nil)
+			}
+			tick(20 * time.Minute)
+			w.set(func(w *world) { w.viewers = p(0) })
+			e := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-tt.age)}
+			l.Notice(EventNotice(e, time.Now()))
+			tick(24 * time.Hour)
+			if v := l.View(); v.State != tt.want || w.running != (tt.want == StateActive) {
+				t.Errorf("state %s, record %s, server runs %t", v.State, w.record, w.running)
+			}
+		}))
 	}
 }
 
@@ -879,19 +845,17 @@ func TestResumeEventComesLate(t *testing.T) {
 	for name, goes := range map[string]Notice{
 		"it ends": {ID: cloud.GroupNotice("aws", Terminate), Source: "event", Kind: Terminate}, "it is parked": park(),
 	} {
-		t.Run(name, func(t *testing.T) {
-			living(t, 1, func(t *testing.T, w *world, l *life) {
-				late.Time = time.Now()
-				tick(time.Minute)
-				l.Notice(goes)
-				tick(time.Minute)
-				l.Notice(EventNotice(late, time.Now()))
-				tick(time.Minute)
-				if v := l.View(); v.State != StateDraining || v.Start != "" {
-					t.Errorf("%+v", v)
-				}
-			})
-		})
+		t.Run(name, alive(1, func(t *testing.T, w *world, l *life) {
+			late.Time = time.Now()
+			tick(time.Minute)
+			l.Notice(goes)
+			tick(time.Minute)
+			l.Notice(EventNotice(late, time.Now()))
+			tick(time.Minute)
+			if v := l.View(); v.State != StateDraining || v.Start != "" {
+				t.Errorf("%+v", v)
+			}
+		}))
 	}
 	// It does not affect later notices.
 	living(t, 0, func(t *testing.T, w *world, l *life) {
@@ -907,10 +871,8 @@ func TestResumeEventComesLate(t *testing.T) {
 
 // A spot machine gets no new sessions in its last minutes, even with a short deadline.
 func TestSpotIsDueAtOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		l := w.live(func(o *Options) { o.Deadline = fixed(10 * time.Second) })
-		defer l.kill()
 		l.Notice(spot(2 * time.Minute))
 		if v := l.View(); v.State != StateDraining || v.Ready {
 			t.Errorf("state %s, ready %t", v.State, v.Ready)
@@ -933,13 +895,11 @@ func TestRebootIsOver(t *testing.T) {
 		"to come":                       {30 * time.Minute, false, nil, StateDraining},
 		"a hook waits":                  {-2 * time.Hour, false, &Hook{Provider: "azure", Name: "Reboot e", Token: "e", Fixed: true}, StateDraining},
 	} {
-		t.Run(name, func(t *testing.T) {
-			living(t, 0, func(t *testing.T, w *world, l *life) {
-				l.report("aws-scheduled", []cloud.Notice{
-					{ID: "aws-scheduled/e", Kind: Reboot, At: time.Now().Add(tt.at), Past: tt.past, Hook: tt.hook},
-				})
-				must.Equal(t, "state", l.View().State, tt.want)
+		t.Run(name, alive(0, func(t *testing.T, w *world, l *life) {
+			l.report("aws-scheduled", []cloud.Notice{
+				{ID: "aws-scheduled/e", Kind: Reboot, At: time.Now().Add(tt.at), Past: tt.past, Hook: tt.hook},
 			})
-		})
+			must.Equal(t, "state", l.View().State, tt.want)
+		}))
 	}
 }

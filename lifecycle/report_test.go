@@ -167,14 +167,12 @@ func TestReport(t *testing.T) {
 		{"an event without metadata", slices.Concat(looks{event(Terminate)}, times(5, none), looks{drains})},
 		{"an event that comes twice after it was over", slices.Concat(looks{event(Terminate)}, times(3, inService), looks{serves, event(Terminate), drains})},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			living(t, 1, func(t *testing.T, w *world, l *life) {
-				for _, do := range tt.looks {
-					do(l)
-					tick(time.Second)
-				}
-			})
-		})
+		t.Run(tt.name, alive(1, func(t *testing.T, w *world, l *life) {
+			for _, do := range tt.looks {
+				do(l)
+				tick(time.Second)
+			}
+		}))
 	}
 }
 
@@ -183,78 +181,68 @@ func TestReportedKindChanges(t *testing.T) {
 	first := func(kind Kind, h *Hook) cloud.Notice {
 		return cloud.Notice{ID: topicAzure + "/1", Kind: kind, Reason: "first", Hook: h}
 	}
-	t.Run("while it drains", func(t *testing.T) {
-		living(t, 1, func(t *testing.T, w *world, l *life) {
-			hook := &Hook{Provider: "azure", Name: "Terminate 1", Token: "1", Fixed: true, Limit: time.Now().Add(time.Hour)}
-			l.report(topicAzure, []cloud.Notice{first(Terminate, hook)})
-			tick(time.Second)
-			begun := l.View()
-			for _, kind := range []Kind{Interrupt, Park, Terminate, Reboot, Interrupt} {
-				for range 3 {
-					l.report(topicAzure, []cloud.Notice{{ID: topicAzure + "/1", Kind: kind, Reason: "second"}})
-					if v := l.View(); v.Step != StepDraining || v.Ready || v.Kind != kind || v.Reason != "second" || !v.Begun.Equal(begun.Begun) || !v.Deadline.Equal(begun.Deadline) {
-						t.Errorf("%s: %+v", kind, v)
-					}
-					tick(time.Second)
+	t.Run("while it drains", alive(1, func(t *testing.T, w *world, l *life) {
+		hook := &Hook{Provider: "azure", Name: "Terminate 1", Token: "1", Fixed: true, Limit: time.Now().Add(time.Hour)}
+		l.report(topicAzure, []cloud.Notice{first(Terminate, hook)})
+		tick(time.Second)
+		begun := l.View()
+		for _, kind := range []Kind{Interrupt, Park, Terminate, Reboot, Interrupt} {
+			for range 3 {
+				l.report(topicAzure, []cloud.Notice{{ID: topicAzure + "/1", Kind: kind, Reason: "second"}})
+				if v := l.View(); v.Step != StepDraining || v.Ready || v.Kind != kind || v.Reason != "second" || !v.Begun.Equal(begun.Begun) || !v.Deadline.Equal(begun.Deadline) {
+					t.Errorf("%s: %+v", kind, v)
 				}
+				tick(time.Second)
 			}
-			must.Equal(t, "the record was active (times)", len(w.times("record:active")), 0)
-			w.set(func(w *world) { w.viewers = p(0) })
-			l.until("done", time.Minute, isDone)
-			if len(w.completed) != 1 || w.stops != 1 {
-				t.Errorf("completed %v, %d stops", w.completed, w.stops)
-			}
-		})
-	})
-	t.Run("when it has left", func(t *testing.T) {
-		living(t, 0, func(t *testing.T, w *world, l *life) {
-			l.report(topicAzure, []cloud.Notice{first(Terminate, nil)})
-			l.until("done", time.Minute, isDone)
-			l.report(topicAzure, []cloud.Notice{first(Interrupt, nil)})
-			tick(time.Minute)
-			if v := l.View(); v.Step != StepDone || v.State != StateLeft || w.stops != 1 {
-				t.Errorf("step %s, state %s, %d stops", v.Step, v.State, w.stops)
-			}
-		})
-	})
-	t.Run("when it has drained for a reboot", func(t *testing.T) {
-		living(t, 0, func(t *testing.T, w *world, l *life) {
-			l.report(topicAzure, []cloud.Notice{first(Reboot, nil)})
-			l.until("drained", time.Minute, isDone)
-			must.Equal(t, "AMS was stopped for a reboot", w.stops, 0)
-			l.report(topicAzure, []cloud.Notice{first(Interrupt, nil)})
-			l.until("left", time.Minute, func(v View) bool { return isDone(v) && v.State == StateLeft })
-			if w.stops != 1 || w.record != cluster.StateLeft {
-				t.Errorf("%d stops, record %s", w.stops, w.record)
-			}
-		})
-	})
-	t.Run("from what is announced for later", func(t *testing.T) {
-		living(t, 1, func(t *testing.T, w *world, l *life) {
-			n := first(Reboot, nil)
-			n.At = time.Now().Add(72 * time.Hour)
-			l.report(topicAzure, []cloud.Notice{n})
-			tick(time.Second)
-			if v := l.View(); !v.Ready || v.NextDrain.IsZero() {
-				t.Errorf("%+v", v)
-			}
-			n.Kind = Terminate
-			l.report(topicAzure, []cloud.Notice{n})
-			tick(time.Second)
-			if v := l.View(); v.Step != StepDraining || v.Kind != Terminate {
-				t.Errorf("%+v", v)
-			}
-		})
-	})
+		}
+		must.Equal(t, "the record was active (times)", len(w.times("record:active")), 0)
+		w.set(func(w *world) { w.viewers = p(0) })
+		l.until("done", time.Minute, isDone)
+		if len(w.completed) != 1 || w.stops != 1 {
+			t.Errorf("completed %v, %d stops", w.completed, w.stops)
+		}
+	}))
+	t.Run("when it has left", alive(0, func(t *testing.T, w *world, l *life) {
+		l.report(topicAzure, []cloud.Notice{first(Terminate, nil)})
+		l.until("done", time.Minute, isDone)
+		l.report(topicAzure, []cloud.Notice{first(Interrupt, nil)})
+		tick(time.Minute)
+		if v := l.View(); v.Step != StepDone || v.State != StateLeft || w.stops != 1 {
+			t.Errorf("step %s, state %s, %d stops", v.Step, v.State, w.stops)
+		}
+	}))
+	t.Run("when it has drained for a reboot", alive(0, func(t *testing.T, w *world, l *life) {
+		l.report(topicAzure, []cloud.Notice{first(Reboot, nil)})
+		l.until("drained", time.Minute, isDone)
+		must.Equal(t, "AMS was stopped for a reboot", w.stops, 0)
+		l.report(topicAzure, []cloud.Notice{first(Interrupt, nil)})
+		l.until("left", time.Minute, func(v View) bool { return isDone(v) && v.State == StateLeft })
+		if w.stops != 1 || w.record != cluster.StateLeft {
+			t.Errorf("%d stops, record %s", w.stops, w.record)
+		}
+	}))
+	t.Run("from what is announced for later", alive(1, func(t *testing.T, w *world, l *life) {
+		n := first(Reboot, nil)
+		n.At = time.Now().Add(72 * time.Hour)
+		l.report(topicAzure, []cloud.Notice{n})
+		tick(time.Second)
+		if v := l.View(); !v.Ready || v.NextDrain.IsZero() {
+			t.Errorf("%+v", v)
+		}
+		n.Kind = Terminate
+		l.report(topicAzure, []cloud.Notice{n})
+		tick(time.Second)
+		if v := l.View(); v.Step != StepDraining || v.Kind != Terminate {
+			t.Errorf("%+v", v)
+		}
+	}))
 }
 
 // The log gets an unknown signal once, however often it is reported.
 func TestUnknownIsLoggedOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		var log locked.Buffer
 		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
-		defer l.kill()
 		odd := func(id, reason string) cloud.Notice {
 			return cloud.Notice{ID: topicAzure + "/" + id, Kind: cloud.Unknown, Reason: reason}
 		}
@@ -277,15 +265,13 @@ func TestUnknownIsLoggedOnce(t *testing.T) {
 
 // A notice that is refused at each report is logged once.
 func TestReportOfANodeThatLeaves(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers, w.stopTime = p(0), time.Hour
+	bubble(t, 0, func(t *testing.T, w *world) {
+		w.stopTime = time.Hour
 		var log locked.Buffer
 		l := w.live(func(o *Options) {
 			o.Log = slog.New(slog.NewTextHandler(&log, nil))
 			o.StopTime = func() time.Duration { return 2 * time.Hour }
 		})
-		defer l.kill()
 		l.report(topicGroup, []cloud.Notice{ofGroup(Terminate)})
 		l.until("stopping", time.Minute, func(v View) bool { return v.Step == StepStopping })
 		for range 100 {
@@ -301,11 +287,9 @@ func TestReportOfANodeThatLeaves(t *testing.T) {
 // A machine of a pool serves again when three consecutive reports show it in service, each time, even if it was parked before
 // this process began.
 func TestParkedMachineIsInServiceAgain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, s := newWorld(t), &sky{}
-		w.viewers = p(0)
+	bubble(t, 0, func(t *testing.T, w *world) {
+		s := &sky{}
 		l := w.live(s.under)
-		defer func() { l.kill() }()
 		for round := range 4 {
 			s.say(topicGroup, ofGroup(Park))
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
@@ -340,9 +324,8 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 // A parking that the operator ended by a join stays overruled, over restarts and boots, until the group has the machine in
 // service.
 func TestRejoinedUntilItIsInService(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, s := newWorld(t), &sky{}
-		w.viewers = p(0)
+	bubble(t, 0, func(t *testing.T, w *world) {
+		s := &sky{}
 		l := w.live(s.under)
 		s.say(topicGroup, ofGroup(Park))
 		l.until("parked", time.Minute, isDone)
@@ -357,7 +340,6 @@ func TestRejoinedUntilItIsInService(t *testing.T) {
 				t.Fatalf("%s: step %s, %d stops, %v", boot, v.Step, w.stops, v.Notes)
 			}
 		}
-		defer l.kill()
 		s.say(topicGroup)
 		tick(3 * time.Second)
 		s.say(topicGroup, ofGroup(Park))
@@ -368,24 +350,20 @@ func TestRejoinedUntilItIsInService(t *testing.T) {
 // A join after a drain overrules the notices that caused it: the cloud still reports them. A new notice counts.
 func TestJoinedWhileTheCloudStillSaysIt(t *testing.T) {
 	for _, kind := range []Kind{Terminate, Interrupt, Reboot} {
-		t.Run(string(kind), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w, s := newWorld(t), &sky{}
-				w.viewers = p(0)
-				l := w.live(s.under)
-				defer l.kill()
-				s.say(topicGroup, ofGroup(kind))
-				l.until("done", time.Minute, isDone)
-				w.rejoin()
-				must.OK(t, l.Forget(false))
-				tick(time.Minute)
-				if v := l.View(); !v.Ready || len(v.Dismissed) != 1 {
-					t.Errorf("ready %v, step %s, dismissed %v, %v", v.Ready, v.Step, v.Dismissed, v.Notes)
-				}
-				s.say(topicSpot, interruption(time.Minute))
-				l.until("done again", time.Minute, isDone)
-			})
-		})
+		t.Run(string(kind), inBubble(0, func(t *testing.T, w *world) {
+			s := &sky{}
+			l := w.live(s.under)
+			s.say(topicGroup, ofGroup(kind))
+			l.until("done", time.Minute, isDone)
+			w.rejoin()
+			must.OK(t, l.Forget(false))
+			tick(time.Minute)
+			if v := l.View(); !v.Ready || len(v.Dismissed) != 1 {
+				t.Errorf("ready %v, step %s, dismissed %v, %v", v.Ready, v.Step, v.Dismissed, v.Notes)
+			}
+			s.say(topicSpot, interruption(time.Minute))
+			l.until("done again", time.Minute, isDone)
+		}))
 	}
 }
 
@@ -406,12 +384,10 @@ func TestParkEventBeforeTheLastLook(t *testing.T) {
 
 // A report that the machine is in service starts the search for a launch hook, once.
 func TestLaunchHookIsLookedForOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, s := newWorld(t), &sky{}
-		w.viewers = p(0)
+	bubble(t, 0, func(t *testing.T, w *world) {
+		s := &sky{}
 		w.hook, w.proveErr = launchHook(), errors.New("no document yet")
 		l := w.live(s.under)
-		defer func() { l.kill() }()
 		s.say(topicSpot)
 		tick(time.Minute)
 		must.Equal(t, "start without a word of the group", l.View().Start, "")
@@ -440,8 +416,8 @@ func TestLaunchHookIsLookedForOnce(t *testing.T) {
 
 // Run waits for the end of the watcher.
 func TestRunWaitsForTheWatcher(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, s := newWorld(t), &sky{}
+	bubble(t, 0, func(t *testing.T, w *world) {
+		s := &sky{}
 		l := w.live(s.under)
 		tick(time.Minute)
 		l.kill()
@@ -453,9 +429,7 @@ func TestRunWaitsForTheWatcher(t *testing.T) {
 
 // An event may name an ESS hook by its id alone; it is the hook that the API lists by name.
 func TestHookNamedByItsID(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		w.hook = &Hook{Provider: "alibaba", Group: "asg-1", Name: "amsagent-drain", ID: "ash-1", Token: "t-1", Timeout: seconds.Duration(40 * time.Minute)}
 		w.foreign = &Hook{Provider: "alibaba", Group: "asg-1", Name: "logs", ID: "ash-2", Token: "t-2"}
 		asked := 0
@@ -466,7 +440,6 @@ func TestHookNamedByItsID(t *testing.T) {
 			return nil
 		}
 		l := w.live()
-		defer l.kill()
 		e := cloud.Event{
 			InstanceID: "i-1", Kind: Terminate, HookWait: 6 * time.Hour,
 			Hook: Hook{Provider: "alibaba", Name: "ash-1", ID: "ash-1", Token: "t-1", Others: []string{"i-2"}},
@@ -490,12 +463,9 @@ func TestHookNamedByItsID(t *testing.T) {
 
 // A hook of another program that was created after the hooks were read is not treated as this agent's.
 func TestHookMadeLater(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
 		w.hook = &Hook{Provider: "aws", Group: "g", Name: "amsagent-end", Timeout: seconds.Duration(10 * time.Minute)}
 		l := w.live()
-		defer l.kill()
 		l.report(topicGroup, []cloud.Notice{ofGroup(Terminate)})
 		tick(10 * time.Second)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats != 1 {
@@ -517,11 +487,9 @@ func TestHookMadeLater(t *testing.T) {
 // A hook that is created after the daemon looked for a launch hook at its start counts at the next scale-in. If the API fails
 // then, the query is repeated.
 func TestAWSHookMadeAfterStart(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, s := newWorld(t), &sky{}
-		w.viewers = p(3)
+	bubble(t, 3, func(t *testing.T, w *world) {
+		s := &sky{}
 		l := w.live(s.under)
-		defer l.kill()
 		s.say(topicGroup)
 		tick(5 * time.Minute)
 		w.set(func(w *world) {
@@ -590,40 +558,35 @@ func TestAWSMovedGroup(t *testing.T) {
 		"named by an event":               {Provider: "aws", Group: "b", Name: "drain"},
 	} {
 		for _, failing := range []bool{false, true} {
-			t.Run(fmt.Sprint(name, failing), func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
-					w, f := newWorld(t), &movedHooks{group: "b"}
-					if failing {
-						f.group = ""
-					}
-					w.viewers = p(3)
-					l := w.live(func(o *Options) { o.Hooks = f })
-					defer l.kill()
-					l.Notice(Notice{ID: cloud.GroupNotice("aws", Terminate), Source: topicGroup, Kind: Terminate, Received: time.Now(), Hook: event})
-					tick(30 * time.Second)
-					f.to("b")
-					tick(20 * time.Minute)
-					if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Group != "b" || v.Hooks[0].Beats < 5 {
-						t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
-					}
-					w.set(func(w *world) { w.viewers = p(0) })
-					l.until("done", time.Minute, isDone)
-					if said := strings.Join(f.said, "\n"); !strings.Contains(said, "complete b drain") || strings.Contains(said, " a ") {
-						t.Error(said)
-					}
-				})
-			})
+			t.Run(fmt.Sprint(name, failing), inBubble(0, func(t *testing.T, w *world) {
+				f := &movedHooks{group: "b"}
+				if failing {
+					f.group = ""
+				}
+				w.viewers = p(3)
+				l := w.live(func(o *Options) { o.Hooks = f })
+				l.Notice(Notice{ID: cloud.GroupNotice("aws", Terminate), Source: topicGroup, Kind: Terminate, Received: time.Now(), Hook: event})
+				tick(30 * time.Second)
+				f.to("b")
+				tick(20 * time.Minute)
+				if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Group != "b" || v.Hooks[0].Beats < 5 {
+					t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+				}
+				w.set(func(w *world) { w.viewers = p(0) })
+				l.until("done", time.Minute, isDone)
+				if said := strings.Join(f.said, "\n"); !strings.Contains(said, "complete b drain") || strings.Contains(said, " a ") {
+					t.Error(said)
+				}
+			}))
 		}
 	}
 }
 
 // The completed hook of a machine that is moved to another group while it drains is that of the new group.
 func TestMovedWhileItDrains(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, f := newWorld(t), &movedHooks{group: "a"}
-		w.viewers = p(3)
+	bubble(t, 3, func(t *testing.T, w *world) {
+		f := &movedHooks{group: "a"}
 		l := w.live(func(o *Options) { o.Hooks = f })
-		defer l.kill()
 		l.report(topicGroup, []cloud.Notice{ofGroup(Terminate)})
 		tick(9 * time.Minute)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Group != "a" || v.Hooks[0].Beats < 3 {
@@ -643,36 +606,33 @@ func TestMovedWhileItDrains(t *testing.T) {
 // EC2 resumes a hibernated Spot machine in the same boot, and the process continues.
 func TestAWSSpotHibernates(t *testing.T) {
 	for name, withHook := range map[string]bool{"alone": false, "in a group with a hook": true} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w, s := newWorld(t), &sky{}
-				if withHook {
-					// It does not wait for a machine that is in service.
-					w.hook, w.waitsFrom = &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: seconds.Duration(time.Hour)}, time.Now().Add(1000*time.Hour)
-				}
-				l := w.live(s.under)
-				defer l.kill()
-				hibernate := func() cloud.Notice {
-					return cloud.Notice{ID: topicSpot + "/interrupt", Kind: Park, Who: "EC2 Spot", Reason: "spot interruption (hibernate)", At: time.Now()}
-				}
-				s.say(topicSpot, hibernate())
-				tick(5 * time.Minute)
-				if v := l.View(); v.State != StateParked || w.record != cluster.StateLeft || w.running {
-					t.Errorf("asleep: state %s, record %s, server runs %t", v.State, w.record, w.running)
-				}
-				s.say(topicSpot)
-				tick(time.Minute)
-				if v := l.View(); v.State != StateActive || !w.running || len(v.Trouble) != 0 {
-					t.Errorf("back: state %s, step %s, record %s, server runs %t, trouble %v", v.State, v.Step, w.record, w.running, v.Trouble)
-				}
-				// The same again.
-				s.say(topicSpot, hibernate())
-				tick(time.Hour)
-				if v := l.View(); v.State != StateParked || w.running {
-					t.Errorf("asleep again: state %s, server runs %t", v.State, w.running)
-				}
-			})
-		})
+		t.Run(name, inBubble(0, func(t *testing.T, w *world) {
+			s := &sky{}
+			if withHook {
+				// It does not wait for a machine that is in service.
+				w.hook, w.waitsFrom = &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: seconds.Duration(time.Hour)}, time.Now().Add(1000*time.Hour)
+			}
+			l := w.live(s.under)
+			hibernate := func() cloud.Notice {
+				return cloud.Notice{ID: topicSpot + "/interrupt", Kind: Park, Who: "EC2 Spot", Reason: "spot interruption (hibernate)", At: time.Now()}
+			}
+			s.say(topicSpot, hibernate())
+			tick(5 * time.Minute)
+			if v := l.View(); v.State != StateParked || w.record != cluster.StateLeft || w.running {
+				t.Errorf("asleep: state %s, record %s, server runs %t", v.State, w.record, w.running)
+			}
+			s.say(topicSpot)
+			tick(time.Minute)
+			if v := l.View(); v.State != StateActive || !w.running || len(v.Trouble) != 0 {
+				t.Errorf("back: state %s, step %s, record %s, server runs %t, trouble %v", v.State, v.Step, w.record, w.running, v.Trouble)
+			}
+			// The same again.
+			s.say(topicSpot, hibernate())
+			tick(time.Hour)
+			if v := l.View(); v.State != StateParked || w.running {
+				t.Errorf("asleep again: state %s, server runs %t", v.State, w.running)
+			}
+		}))
 	}
 }
 
@@ -698,88 +658,73 @@ func azureBegun(n cloud.Notice) cloud.Notice {
 
 // TestAzureRestart: a restarted daemon reads the same document again.
 func TestAzureRestart(t *testing.T) {
-	t.Run("after it is done, whatever the time", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			w, s := empty(t), &sky{}
-			l := w.live(s.under)
-			e := azureEvent(Terminate, time.Now().Add(5*time.Minute))
-			s.say(topicAzure, e)
-			l.until("done", time.Minute, isDone)
-			l.kill()
-			for _, after := range []time.Duration{time.Second, 10 * time.Minute} {
-				tick(after)
-				s.say(topicAzure, e)
-				l = w.live(s.under)
-				tick(20 * time.Second)
-				s.say(topicAzure, azureBegun(e))
-				tick(20 * time.Second)
-				must.Equal(t, "step", l.View().Step, StepDone)
-				l.kill()
-			}
-			w.set(func(w *world) {
-				if w.stops != 1 || len(w.completed) != 1 || len(w.tombs) != 1 {
-					t.Errorf("stopped %d times, completed %v, left %d times", w.stops, w.completed, len(w.tombs))
-				}
-			})
-		})
-	})
-	t.Run("while it drains, and the event was cancelled meanwhile", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			w, s := newWorld(t), &sky{}
-			w.viewers = p(1)
-			l := w.live(s.under)
-			s.say(topicAzure, azureEvent(Terminate, time.Now().Add(15*time.Minute)))
-			l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
-			l.kill()
-			s.current = nil // the metadata cannot be read yet
-			l = w.live(s.under)
-			defer l.kill()
-			tick(10 * time.Second)
-			s.say(topicAzure)
-			l.until("it serves", 10*time.Second, func(v View) bool { return v.Step == StepNone })
-			tick(10 * time.Second)
-			w.set(func(w *world) {
-				if w.record != cluster.StateActive || w.stops != 0 {
-					t.Errorf("record %s, stopped %d times", w.record, w.stops)
-				}
-			})
-		})
-	})
-	t.Run("into the boot that the event was", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			w, s := empty(t), &sky{}
-			l := w.live(s.under)
-			e := azureEvent(Reboot, time.Now().Add(15*time.Minute))
-			s.say(topicAzure, e)
-			l.until("done", time.Minute, isDone)
-			tick(5 * time.Second)
-			l.kill()
-			w.set(func(w *world) {
-				if len(w.completed) != 1 || w.stops != 0 {
-					t.Errorf("completed %v, stopped %d times", w.completed, w.stops)
-				}
-				w.boot, w.gone = "boot-2", false
-			})
-			e = azureBegun(e)
-			e.Past = true
+	t.Run("after it is done, whatever the time", inBubble(0, func(t *testing.T, w *world) {
+		s := &sky{}
+		l := w.live(s.under)
+		e := azureEvent(Terminate, time.Now().Add(5*time.Minute))
+		s.say(topicAzure, e)
+		l.until("done", time.Minute, isDone)
+		l.kill()
+		for _, after := range []time.Duration{time.Second, 10 * time.Minute} {
+			tick(after)
 			s.say(topicAzure, e)
 			l = w.live(s.under)
-			defer l.kill()
-			tick(time.Minute)
-			if v := l.View(); v.Step != StepNone || !v.Ready {
-				t.Errorf("after the boot: step %s, notes %v", v.Step, v.Notes)
+			tick(20 * time.Second)
+			s.say(topicAzure, azureBegun(e))
+			tick(20 * time.Second)
+			must.Equal(t, "step", l.View().Step, StepDone)
+			l.kill()
+		}
+		if w.stops != 1 || len(w.completed) != 1 || len(w.tombs) != 1 {
+			t.Errorf("stopped %d times, completed %v, left %d times", w.stops, w.completed, len(w.tombs))
+		}
+	}))
+	t.Run("while it drains, and the event was cancelled meanwhile", inBubble(1, func(t *testing.T, w *world) {
+		s := &sky{}
+		l := w.live(s.under)
+		s.say(topicAzure, azureEvent(Terminate, time.Now().Add(15*time.Minute)))
+		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
+		l.kill()
+		s.current = nil // the metadata cannot be read yet
+		l = w.live(s.under)
+		tick(10 * time.Second)
+		s.say(topicAzure)
+		l.until("it serves", 10*time.Second, func(v View) bool { return v.Step == StepNone })
+		tick(10 * time.Second)
+		if w.record != cluster.StateActive || w.stops != 0 {
+			t.Errorf("record %s, stopped %d times", w.record, w.stops)
+		}
+	}))
+	t.Run("into the boot that the event was", inBubble(0, func(t *testing.T, w *world) {
+		s := &sky{}
+		l := w.live(s.under)
+		e := azureEvent(Reboot, time.Now().Add(15*time.Minute))
+		s.say(topicAzure, e)
+		l.until("done", time.Minute, isDone)
+		tick(5 * time.Second)
+		l.kill()
+		w.set(func(w *world) {
+			if len(w.completed) != 1 || w.stops != 0 {
+				t.Errorf("completed %v, stopped %d times", w.completed, w.stops)
 			}
+			w.boot, w.gone = "boot-2", false
 		})
-	})
+		e = azureBegun(e)
+		e.Past = true
+		s.say(topicAzure, e)
+		l = w.live(s.under)
+		tick(time.Minute)
+		if v := l.View(); v.Step != StepNone || !v.Ready {
+			t.Errorf("after the boot: step %s, notes %v", v.Step, v.Notes)
+		}
+	}))
 }
 
 // TestAzurePutOff: the later time counts, and no session is cut at the earlier one.
 func TestAzurePutOff(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, s := newWorld(t), &sky{}
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
+		s := &sky{}
 		l := w.live(s.under)
-		defer l.kill()
 		at := time.Now().Add(5 * time.Minute)
 		e := azureEvent(Terminate, at)
 		s.say(topicAzure, e)
@@ -788,24 +733,19 @@ func TestAzurePutOff(t *testing.T) {
 		s.say(topicAzure, later)
 		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining && v.Deadline.After(at) })
 		tick(time.Until(at))
-		w.set(func(w *world) {
-			must.Equal(t, "stopped by the time that does not count any more", w.stops, 0)
-		})
+		must.Equal(t, "stopped by the time that does not count any more", w.stops, 0)
 		l.until("done", 6*time.Minute, isDone)
-		w.set(func(w *world) {
-			if w.cutAt.After(later.At) || w.cutAt.Before(later.At.Add(-time.Minute)) || len(w.completed) != 1 {
-				t.Errorf("cut at %s, completed %v", w.cutAt, w.completed)
-			}
-		})
+		if w.cutAt.After(later.At) || w.cutAt.Before(later.At.Add(-time.Minute)) || len(w.completed) != 1 {
+			t.Errorf("cut at %s, completed %v", w.cutAt, w.completed)
+		}
 	})
 }
 
 // TestAzureMoves: an event whose time is changed, to either side, keeps the node draining.
 func TestAzureMoves(t *testing.T) {
 	for _, by := range []time.Duration{10 * time.Minute, -2 * time.Minute} {
-		bubble(t, func(t *testing.T) {
-			w, s := newWorld(t), &sky{}
-			w.viewers = p(1)
+		bubble(t, 1, func(t *testing.T, w *world) {
+			s := &sky{}
 			l := w.live(s.under)
 			at := time.Now().Add(15 * time.Minute)
 			e := azureEvent(Terminate, at)
@@ -827,7 +767,6 @@ func TestAzureMoves(t *testing.T) {
 			moved = azureMoved(moved, moved.At.Add(by))
 			s.say(topicAzure, moved)
 			l = w.live(s.under)
-			defer l.kill()
 			tick(time.Second)
 			if v := l.View(); v.Step != StepDraining || v.Deadline.After(moved.At) || v.Deadline.Before(moved.At.Add(-time.Minute)) {
 				t.Errorf("after a restart: step %s, deadline %s", v.Step, v.Deadline)
@@ -840,11 +779,9 @@ func TestAzureMoves(t *testing.T) {
 // not.
 func TestAzurePutOffFar(t *testing.T) {
 	for kind, serves := range map[Kind]bool{Reboot: true, Terminate: false} {
-		bubble(t, func(t *testing.T) {
-			w, s := newWorld(t), &sky{}
-			w.viewers = p(1)
+		bubble(t, 1, func(t *testing.T, w *world) {
+			s := &sky{}
 			l := w.live(s.under)
-			defer l.kill()
 			e := azureEvent(kind, time.Now().Add(10*time.Minute))
 			s.say(topicAzure, e)
 			l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
@@ -863,19 +800,15 @@ func TestAzurePutOffFar(t *testing.T) {
 
 // TestAzureStarted: the machine may leave at any moment. It gets no new viewers, and the agent cuts no session.
 func TestAzureStarted(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, s := newWorld(t), &sky{}
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
+		s := &sky{}
 		l := w.live(s.under)
-		defer l.kill()
 		s.say(topicAzure, azureBegun(azureEvent(Interrupt, time.Time{})))
 		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
 		tick(10 * time.Minute)
-		w.set(func(w *world) {
-			if w.record != cluster.StateDraining || w.stops != 0 || len(w.completed) != 0 {
-				t.Errorf("record %s, stopped %d times, completed %v", w.record, w.stops, w.completed)
-			}
-		})
+		if w.record != cluster.StateDraining || w.stops != 0 || len(w.completed) != 0 {
+			t.Errorf("record %s, stopped %d times, completed %v", w.record, w.stops, w.completed)
+		}
 	})
 }
 
@@ -886,11 +819,9 @@ func (s *sky) withoutHooks(o *Options) { o.Hooks, o.Watcher = nil, s }
 // are cut before the end.
 func TestGCPPreemption(t *testing.T) {
 	const topic = "gcp-preempted"
-	bubble(t, func(t *testing.T) {
-		w, s := newWorld(t), &sky{}
-		w.viewers = p(1)
+	bubble(t, 1, func(t *testing.T, w *world) {
+		s := &sky{}
 		l := w.live(s.withoutHooks)
-		defer l.kill()
 		preempted := func() cloud.Notice {
 			return cloud.Notice{ID: topic + "/interrupt", Kind: Interrupt, Who: "Google Cloud", Reason: "preemption of a Spot VM", At: time.Now().Add(30 * time.Second)}
 		}
@@ -940,25 +871,22 @@ func maintenance(at time.Time) cloud.Notice {
 func TestGCPMaintenancePutOff(t *testing.T) {
 	for by, again := range map[time.Duration]bool{7 * 24 * time.Hour: true, 10 * time.Minute: false} {
 		for sessions, step := range map[int]Step{1: StepDraining, 0: StepDone} {
-			t.Run(by.String()+", "+string(step), func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
-					w, s := newWorld(t), &sky{}
-					w.publishers, w.viewers = &sessions, &sessions
-					l := w.live(s.withoutHooks)
-					defer l.kill()
-					at := time.Now().Add(2 * time.Minute)
-					s.say(topicGCP, maintenance(at))
-					tick(5 * time.Second)
-					must.Equal(t, "step for a maintenance that is near", l.View().Step, step)
-					at = at.Add(by)
-					s.say(topicGCP, maintenance(at))
-					tick(5 * time.Second)
-					v := l.View()
-					if again != (v.Step == StepNone && v.Ready) || again && v.NextDrain.Before(at.Add(-4*time.Hour)) {
-						t.Errorf("step %s, ready %v, next drain %s", v.Step, v.Ready, v.NextDrain)
-					}
-				})
-			})
+			t.Run(by.String()+", "+string(step), inBubble(0, func(t *testing.T, w *world) {
+				s := &sky{}
+				w.publishers, w.viewers = &sessions, &sessions
+				l := w.live(s.withoutHooks)
+				at := time.Now().Add(2 * time.Minute)
+				s.say(topicGCP, maintenance(at))
+				tick(5 * time.Second)
+				must.Equal(t, "step for a maintenance that is near", l.View().Step, step)
+				at = at.Add(by)
+				s.say(topicGCP, maintenance(at))
+				tick(5 * time.Second)
+				v := l.View()
+				if again != (v.Step == StepNone && v.Ready) || again && v.NextDrain.Before(at.Add(-4*time.Hour)) {
+					t.Errorf("step %s, ready %v, next drain %s", v.Step, v.Ready, v.NextDrain)
+				}
+			}))
 		}
 	}
 }
@@ -967,35 +895,32 @@ func TestGCPMaintenancePutOff(t *testing.T) {
 func TestGCPMaintenanceMoves(t *testing.T) {
 	for name, restarted := range map[string]bool{"at once": false, "while the agent was away": true} {
 		for _, by := range []time.Duration{time.Hour, -time.Hour} {
-			t.Run(name+", by "+by.String(), func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
-					w, s := newWorld(t), &sky{}
-					l := w.live(s.withoutHooks)
-					at := time.Now().Add(5 * time.Hour)
-					s.say(topicGCP, maintenance(at))
-					tick(time.Second)
-					before := l.View().NextDrain
-					if before.IsZero() || before.After(at) {
-						t.Fatalf("a drain at %s for a maintenance at %s", before, at)
-					}
-					if restarted {
-						l.kill()
-						s.say(topicGCP, maintenance(at.Add(by)))
-						l = w.live(s.withoutHooks)
-					}
-					defer func() { l.kill() }()
+			t.Run(name+", by "+by.String(), inBubble(0, func(t *testing.T, w *world) {
+				s := &sky{}
+				l := w.live(s.withoutHooks)
+				at := time.Now().Add(5 * time.Hour)
+				s.say(topicGCP, maintenance(at))
+				tick(time.Second)
+				before := l.View().NextDrain
+				if before.IsZero() || before.After(at) {
+					t.Fatalf("a drain at %s for a maintenance at %s", before, at)
+				}
+				if restarted {
+					l.kill()
 					s.say(topicGCP, maintenance(at.Add(by)))
-					tick(time.Second)
-					if after := l.View().NextDrain; after.Sub(before).Round(time.Second) != by {
-						t.Errorf("the drain was at %s and is at %s", before, after)
-					}
-					s.say(topicGCP)
-					tick(3 * time.Second)
-					if v := l.View(); !v.NextDrain.IsZero() || v.Step != StepNone {
-						t.Errorf("withdrawn: %+v", v)
-					}
-				})
-			})
+					l = w.live(s.withoutHooks)
+				}
+				s.say(topicGCP, maintenance(at.Add(by)))
+				tick(time.Second)
+				if after := l.View().NextDrain; after.Sub(before).Round(time.Second) != by {
+					t.Errorf("the drain was at %s and is at %s", before, after)
+				}
+				s.say(topicGCP)
+				tick(3 * time.Second)
+				if v := l.View(); !v.NextDrain.IsZero() || v.Step != StepNone {
+					t.Errorf("withdrawn: %+v", v)
+				}
+			}))
 		}
 	}
 }

@@ -35,34 +35,27 @@ func TestShutdownBelievesTheCountBefore(t *testing.T) {
 		{"a session now", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(1), Shutdown, 11 * time.Second, 13 * time.Second},
 		{"a person's drain", cluster.Sessions{Publishers: p(0), Viewers: p(0)}, 4 * time.Second, p(0), Ask, time.Second, 1100 * time.Millisecond},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = c.viewers
-				time.AfterFunc(10*time.Second, func() { w.set(func(w *world) { w.viewers = p(0) }) })
-				at := time.Now().Add(-c.age)
-				l := w.live(func(o *Options) { o.Before = func() (cluster.Sessions, time.Time) { return c.before, at } })
-				defer l.kill()
-				n := goesDown(time.Hour)
-				n.Kind = c.kind
-				l.Notice(n)
-				took := l.until("drained", time.Minute, View.Finished)
-				if took < c.least || took > c.most {
-					t.Errorf("it took %s", took)
-				}
-			})
-		})
+		t.Run(c.name, inBubble(0, func(t *testing.T, w *world) {
+			w.viewers = c.viewers
+			time.AfterFunc(10*time.Second, func() { w.set(func(w *world) { w.viewers = p(0) }) })
+			at := time.Now().Add(-c.age)
+			l := w.live(func(o *Options) { o.Before = func() (cluster.Sessions, time.Time) { return c.before, at } })
+			n := goesDown(time.Hour)
+			n.Kind = c.kind
+			l.Notice(n)
+			took := l.until("drained", time.Minute, View.Finished)
+			if took < c.least || took > c.most {
+				t.Errorf("it took %s", took)
+			}
+		}))
 	}
 }
 
 // A shutdown does not wait long for sessions that cannot be counted.
 func TestShutdownThatCannotCount(t *testing.T) {
-	begin := func(t *testing.T, do func(*world)) (*world, *life) {
-		w := newWorld(t)
-		do(w)
-		l := w.live()
-		l.Notice(goesDown(15 * time.Minute))
-		return w, l
+	uncountable := func(w *world) *life {
+		w.countErr = errors.New("connection refused")
+		return w.live()
 	}
 	took := func(l *life) time.Duration {
 		began := time.Now()
@@ -75,8 +68,9 @@ func TestShutdownThatCannotCount(t *testing.T) {
 			t.Errorf("it waited for %s, want %s to %s", got, least, most)
 		}
 	}
-	bubble(t, func(t *testing.T) {
-		_, l := begin(t, func(w *world) { w.countErr = errors.New("connection refused") })
+	bubble(t, 0, func(t *testing.T, w *world) {
+		l := uncountable(w)
+		l.Notice(goesDown(15 * time.Minute))
 		tick(3 * time.Second)
 		must.Contain(t, "trouble", l.View().Trouble["sessions"], "2m0s at most: connection refused")
 		between(t, took(l), 115*time.Second, 2*time.Minute)
@@ -85,31 +79,29 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		}
 	})
 	// A count that hangs counts as a failed one.
-	bubble(t, func(t *testing.T) {
-		_, l := begin(t, func(w *world) { w.countHang = true })
+	bubble(t, 0, func(t *testing.T, w *world) {
+		w.countHang = true
+		l := w.live()
+		l.Notice(goesDown(15 * time.Minute))
 		between(t, took(l), 2*time.Minute, 2*time.Minute+10*time.Second)
 	})
 	// MongoDB is away, so the publishers are unknown; there are viewers until they all leave.
-	bubble(t, func(t *testing.T) {
-		_, l := begin(t, func(w *world) {
-			w.publishers, w.viewers, w.mongoHang = nil, p(3), true
-			time.AfterFunc(5*time.Minute, func() { w.set(func(w *world) { w.viewers = p(0) }) })
-		})
+	bubble(t, 3, func(t *testing.T, w *world) {
+		w.publishers, w.mongoHang = nil, true
+		time.AfterFunc(5*time.Minute, func() { w.set(func(w *world) { w.viewers = p(0) }) })
+		l := w.live()
+		l.Notice(goesDown(15 * time.Minute))
 		between(t, took(l), 7*time.Minute, 7*time.Minute+5*time.Second)
 	})
 	// The deadline is earlier.
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.countErr = errors.New("connection refused")
-		l := w.live()
+	bubble(t, 0, func(t *testing.T, w *world) {
+		l := uncountable(w)
 		l.Notice(goesDown(30 * time.Second))
 		between(t, took(l), 28*time.Second, 30*time.Second)
 	})
 	// This does not apply to a drain: it waits for its deadline.
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.countErr = errors.New("connection refused")
-		l := w.live()
+	bubble(t, 0, func(t *testing.T, w *world) {
+		l := uncountable(w)
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(time.Hour)}))
 		tick(10 * time.Minute)
 		must.Equal(t, "step", l.View().Step, StepDraining)
@@ -118,8 +110,9 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		between(t, took(l), 2*time.Minute-time.Second, 2*time.Minute+2*time.Second)
 	})
 	// The count works again in time.
-	bubble(t, func(t *testing.T) {
-		w, l := begin(t, func(w *world) { w.countErr = errors.New("connection refused") })
+	bubble(t, 0, func(t *testing.T, w *world) {
+		l := uncountable(w)
+		l.Notice(goesDown(15 * time.Minute))
 		tick(time.Minute)
 		w.set(func(w *world) { w.countErr, w.viewers = nil, p(2) })
 		tick(5 * time.Minute)
@@ -134,14 +127,11 @@ func TestShutdownThatCannotCount(t *testing.T) {
 // With MongoDB away and no session on the node, a shutdown takes no longer than the wait for the registry. A count of
 // connections is enough for that, and not for a drain: streams by SRT have no connections.
 func TestShutdownWithoutMongo(t *testing.T) {
-	without := func(t *testing.T) *world {
-		w := newWorld(t)
-		w.viewers, w.mongoHang = p(0), true
-		w.countedBy, w.publishersBy = cluster.CountedByConnections, cluster.CountedByConnections
-		return w
+	without := func(w *world) {
+		w.mongoHang, w.countedBy, w.publishersBy = true, cluster.CountedByConnections, cluster.CountedByConnections
 	}
-	bubble(t, func(t *testing.T) {
-		w := without(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
+		without(w)
 		at := time.Now()
 		l := w.live(func(o *Options) {
 			o.Before = func() (cluster.Sessions, time.Time) {
@@ -157,10 +147,9 @@ func TestShutdownWithoutMongo(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	})
-	bubble(t, func(t *testing.T) {
-		w := without(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
+		without(w)
 		l := w.live()
-		defer l.kill()
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(time.Hour)}))
 		tick(10 * time.Minute)
 		if v := l.View(); v.Step != StepDraining || !strings.Contains(v.Trouble["sessions"], "RTMP port") {
@@ -176,27 +165,23 @@ func TestShutdownWithoutMongo(t *testing.T) {
 // completed all the same.
 func TestFinishStopWithoutShutdown(t *testing.T) {
 	for name, joined := range map[string]bool{"killed": true, "never joined": false} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.joined, w.waitsFrom = joined, time.Now().Add(5*time.Second)
-				l := w.live()
-				l.Notice(terminate())
-				tick(time.Second)
-				l.kill()
-				if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 0 {
-					t.Errorf("before it waits: completed %v, %v", w.completed, err)
-				}
-				tick(5 * time.Second)
-				if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
-					t.Errorf("completed %v, %v", w.completed, err)
-				}
-			})
-		})
+		t.Run(name, inBubble(0, func(t *testing.T, w *world) {
+			w.joined, w.waitsFrom = joined, time.Now().Add(5*time.Second)
+			l := w.live()
+			l.Notice(terminate())
+			tick(time.Second)
+			l.kill()
+			if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 0 {
+				t.Errorf("before it waits: completed %v, %v", w.completed, err)
+			}
+			tick(5 * time.Second)
+			if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+				t.Errorf("completed %v, %v", w.completed, err)
+			}
+		}))
 	}
 	// The operator's drain has no hook, and the cloud is not asked for one.
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.cloudErr = func(op) error { return errors.New("the cloud was asked") }
 		l := w.live()
 		must.OK(t, l.Drain(DrainRequest{}))
@@ -209,39 +194,35 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 // A cloud that does not answer does not delay a machine that has left already.
 func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 	for name, before := range map[string]bool{"long before": true, "in the drain": false} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.cloudErr = func(op) error { return errors.New("connection refused") }
-				l := w.live()
-				l.Notice(terminate())
-				if before {
-					tick(time.Hour)
-					if v := l.View(); v.Step != StepCompleting || w.record != cluster.StateLeft {
-						t.Fatalf("step %s, record %s", v.Step, w.record)
-					}
+		t.Run(name, inBubble(0, func(t *testing.T, w *world) {
+			w.cloudErr = func(op) error { return errors.New("connection refused") }
+			l := w.live()
+			l.Notice(terminate())
+			if before {
+				tick(time.Hour)
+				if v := l.View(); v.Step != StepCompleting || w.record != cluster.StateLeft {
+					t.Fatalf("step %s, record %s", v.Step, w.record)
 				}
-				began := time.Now()
-				l.Notice(goesDown(15 * time.Minute))
-				<-l.ended
-				if took := time.Since(began); took > 31*time.Second {
-					t.Errorf("the machine waited for %s", took)
-				}
-				if !l.View().Finished() {
-					t.Error("the view does not report the end")
-				}
-				w.cloudErr = nil
-				if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
-					t.Errorf("completed %v, %v", w.completed, err)
-				}
-			})
-		})
+			}
+			began := time.Now()
+			l.Notice(goesDown(15 * time.Minute))
+			<-l.ended
+			if took := time.Since(began); took > 31*time.Second {
+				t.Errorf("the machine waited for %s", took)
+			}
+			if !l.View().Finished() {
+				t.Error("the view does not report the end")
+			}
+			w.cloudErr = nil
+			if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
+				t.Errorf("completed %v, %v", w.completed, err)
+			}
+		}))
 	}
 }
 
 func TestLastWord(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		word := func() *Departure {
 			t.Helper()
 			tomb, err := LoadDeparture(w, "boot-1")
@@ -267,7 +248,6 @@ func TestLastWord(t *testing.T) {
 		}
 		// The machine did not shut down: the requested drain continues, and counts again.
 		l = w.live()
-		defer l.kill()
 		if v := l.View(); v.Step != StepDraining || v.Cut != nil {
 			t.Errorf("%+v", v)
 		}

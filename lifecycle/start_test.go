@@ -24,10 +24,7 @@ func launchHook() *Hook {
 }
 
 func TestParkAndResume(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		for round := range 3 {
 			l.Notice(park())
 			tick(time.Minute)
@@ -66,16 +63,13 @@ func TestParkAndResume(t *testing.T) {
 			tick(time.Minute)
 			must.Equal(t, fmt.Sprintf("round %d: record", round), w.record, cluster.StateActive)
 		}
-		l.kill()
 	})
 }
 
 // A machine that was parked and that the operator joined again stays, whatever notices the next daemon reads, until the cloud
 // has returned it to service.
 func TestRejoined(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		l := w.live()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Notice(park())
 		l.until("parked", time.Minute, isDone)
 		w.set(func(w *world) { w.record, w.running = cluster.StateActive, true })
@@ -93,7 +87,6 @@ func TestRejoined(t *testing.T) {
 		l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
 		l.Notice(park())
 		l.until("parked", time.Minute, isDone)
-		l.kill()
 	})
 }
 
@@ -111,11 +104,9 @@ func TestHookOfTheEndAfterAParking(t *testing.T) {
 }
 
 func TestParkWithoutAHook(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook, w.waitsFrom = park().Hook, time.Now().Add(1000*time.Hour) // detached: the group's hook never waits
 		l := w.live()
-		defer l.kill()
 		l.Notice(unhooked(park()))
 		l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked })
 		l.until("done", 11*time.Minute, isDone)
@@ -130,8 +121,7 @@ func TestParkWithoutAHook(t *testing.T) {
 // then.
 func TestPoolThatWaitsLate(t *testing.T) {
 	for _, away := range []bool{false, true} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
+		bubble(t, 0, func(t *testing.T, w *world) {
 			w.hook, w.waitsFrom = park().Hook, time.Now().Add(40*time.Minute)
 			if away {
 				w.waitsFrom = time.Time{}
@@ -143,7 +133,6 @@ func TestPoolThatWaitsLate(t *testing.T) {
 				}
 			}
 			l := w.live()
-			defer l.kill()
 			l.Notice(park())
 			l.until("done", 11*time.Minute, isDone)
 			tick(29 * time.Minute)
@@ -177,8 +166,7 @@ func TestAnnouncedOverAParking(t *testing.T) {
 
 // A launch hook is completed by the boot that serves.
 func TestProvedBeforeAReboot(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook = launchHook()
 		w.cloudErr = func(o op) error {
 			if o == opContinue {
@@ -192,7 +180,6 @@ func TestProvedBeforeAReboot(t *testing.T) {
 		l.kill()
 		w.set(func(w *world) { w.boot, w.cloudErr, w.proveErr = "boot-2", nil, errors.New("no document yet") })
 		l = w.live()
-		defer l.kill()
 		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
 		tick(5 * time.Minute)
 		if len(w.completed) != 0 || len(w.beats) == 0 {
@@ -206,11 +193,9 @@ func TestProvedBeforeAReboot(t *testing.T) {
 
 // A machine of a pool may be terminated before its parking is done.
 func TestTerminateBeforeItIsParked(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
+	bubble(t, 0, func(t *testing.T, w *world) {
 		w.stopTime = 100 * time.Hour // so that the hook is completed while the stop continues
 		l := w.live()
-		defer l.kill()
 		l.Notice(park())
 		l.until("hook completed", time.Hour, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
 		must.Equal(t, "step", l.View().Step, StepStopping)
@@ -222,30 +207,26 @@ func TestTerminateBeforeItIsParked(t *testing.T) {
 
 func TestResumeBeforeItIsParked(t *testing.T) {
 	for _, step := range []Step{StepDraining, StepStopping, StepDeregistering, StepCompleting} {
-		t.Run(string(step), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers, w.stopTime, w.mongoTime, w.cloudTime = p(1), 2*time.Second, 100*time.Millisecond, 2*time.Second
-				l := w.live()
-				defer l.kill()
-				l.Notice(park())
-				tick(10 * time.Second)
-				if step != StepDraining {
-					w.set(func(w *world) { w.viewers = p(0) })
-				}
-				l.until("there", time.Minute, func(v View) bool { return v.Step == step })
-				l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
-				l.until("active", time.Minute, func(v View) bool { return v.State == StateActive })
-				w.set(func(w *world) {
-					if !w.running {
-						t.Error("AMS does not run")
-					}
-				})
-				if starts := len(w.times("start")); (starts > 0) != (step != StepDraining) {
-					t.Errorf("%d starts", starts)
+		t.Run(string(step), inBubble(1, func(t *testing.T, w *world) {
+			w.stopTime, w.mongoTime, w.cloudTime = 2*time.Second, 100*time.Millisecond, 2*time.Second
+			l := w.live()
+			l.Notice(park())
+			tick(10 * time.Second)
+			if step != StepDraining {
+				w.set(func(w *world) { w.viewers = p(0) })
+			}
+			l.until("there", time.Minute, func(v View) bool { return v.Step == step })
+			l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
+			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive })
+			w.set(func(w *world) {
+				if !w.running {
+					t.Error("AMS does not run")
 				}
 			})
-		})
+			if starts := len(w.times("start")); (starts > 0) != (step != StepDraining) {
+				t.Errorf("%d starts", starts)
+			}
+		}))
 	}
 }
 
@@ -271,149 +252,120 @@ func TestTerminateWhileParkedAndWhileResuming(t *testing.T) {
 
 func TestLaunchHook(t *testing.T) {
 	launch := Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch}
-	t.Run("evidence", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.hook, w.proveErr = launchHook(), errors.New("no document yet")
-			l := w.live()
-			defer l.kill()
-			for range 5 {
-				l.Notice(launch)
-				tick(time.Minute)
-			}
-			if len(w.completed) != 0 || len(w.beats) < 5 {
-				t.Errorf("completed %v, %d heartbeats", w.completed, len(w.beats))
-			}
-			w.set(func(w *world) { w.proveErr = nil })
-			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
+	t.Run("evidence", inBubble(0, func(t *testing.T, w *world) {
+		w.hook, w.proveErr = launchHook(), errors.New("no document yet")
+		l := w.live()
+		for range 5 {
 			l.Notice(launch)
 			tick(time.Minute)
-			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" || !w.isIdle() {
-				t.Errorf("completed %v", w.completed)
+		}
+		if len(w.completed) != 0 || len(w.beats) < 5 {
+			t.Errorf("completed %v, %d heartbeats", w.completed, len(w.beats))
+		}
+		w.set(func(w *world) { w.proveErr = nil })
+		l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
+		l.Notice(launch)
+		tick(time.Minute)
+		if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" || !w.isIdle() {
+			t.Errorf("completed %v", w.completed)
+		}
+	}))
+	t.Run("failure", inBubble(0, func(t *testing.T, w *world) {
+		w.hook, w.proveHang = launchHook(), true
+		l := w.live()
+		l.Notice(launch)
+		l.until("failed", 11*time.Minute, func(v View) bool { return v.Start == "failed" })
+		tick(time.Second)
+		beats := len(w.beats)
+		tick(5 * time.Minute)
+		if len(w.beats) != beats || len(w.completed) != 0 {
+			t.Errorf("a start that failed: %d heartbeats more, completed %v", len(w.beats)-beats, w.completed)
+		}
+		// It comes late, but it comes.
+		w.set(func(w *world) { w.proveHang = false })
+		l.until("done", 20*time.Minute, func(v View) bool { return v.Start == "" })
+		if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
+			t.Errorf("completed %v", w.completed)
+		}
+	}))
+	t.Run("killed", inBubble(0, func(t *testing.T, w *world) {
+		w.hook, w.proveHang = launchHook(), true
+		l := w.live()
+		l.Notice(launch)
+		tick(time.Minute)
+		l.kill()
+		w.set(func(w *world) { w.proveHang = false })
+		l = w.live()
+		l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
+		must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
+	}))
+	t.Run("terminated meanwhile", inBubble(0, func(t *testing.T, w *world) {
+		w.hook, w.proveHang, w.joined = launchHook(), true, false
+		l := w.live()
+		l.Notice(launch)
+		tick(time.Minute)
+		l.Notice(terminate())
+		l.Notice(launch)
+		l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft && isDone(v) })
+		if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" {
+			t.Errorf("completed %v", w.completed)
+		}
+	}))
+	// The permission is granted minutes after the start, as with a new role: the node serves by then.
+	for _, denied := range []op{opDiscover, opContinue} {
+		t.Run("denied at first: "+string(denied), inBubble(0, func(t *testing.T, w *world) {
+			w.hook = launchHook()
+			w.cloudErr = func(o op) error {
+				if o == denied {
+					return &cloud.DeniedError{Permission: "autoscaling:" + string(o)}
+				}
+				return nil
 			}
-		})
-	})
-	t.Run("failure", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.hook, w.proveHang = launchHook(), true
 			l := w.live()
-			defer l.kill()
 			l.Notice(launch)
-			l.until("failed", 11*time.Minute, func(v View) bool { return v.Start == "failed" })
-			tick(time.Second)
-			beats := len(w.beats)
-			tick(5 * time.Minute)
-			if len(w.beats) != beats || len(w.completed) != 0 {
-				t.Errorf("a start that failed: %d heartbeats more, completed %v", len(w.beats)-beats, w.completed)
+			tick(9 * time.Minute)
+			if v := l.View(); !v.Ready || v.Start == "" || len(v.Trouble) == 0 {
+				t.Fatalf("ready %v, start %q, trouble %v", v.Ready, v.Start, v.Trouble)
 			}
-			// It comes late, but it comes.
-			w.set(func(w *world) { w.proveHang = false })
-			l.until("done", 20*time.Minute, func(v View) bool { return v.Start == "" })
+			w.set(func(w *world) { w.cloudErr = nil })
+			l.until("done", 61*time.Second, func(v View) bool { return v.Start == "" })
 			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
 				t.Errorf("completed %v", w.completed)
 			}
-		})
-	})
-	t.Run("killed", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.hook, w.proveHang = launchHook(), true
-			l := w.live()
-			l.Notice(launch)
-			tick(time.Minute)
-			l.kill()
-			w.set(func(w *world) { w.proveHang = false })
-			l = w.live()
-			defer l.kill()
-			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
-			must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 1)
-		})
-	})
-	t.Run("terminated meanwhile", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.hook, w.proveHang, w.joined = launchHook(), true, false
-			l := w.live()
-			defer l.kill()
-			l.Notice(launch)
-			tick(time.Minute)
-			l.Notice(terminate())
-			l.Notice(launch)
-			l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft && isDone(v) })
-			if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" {
-				t.Errorf("completed %v", w.completed)
-			}
-		})
-	})
-	// The permission is granted minutes after the start, as with a new role: the node serves by then.
-	for _, denied := range []op{opDiscover, opContinue} {
-		t.Run("denied at first: "+string(denied), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.hook = launchHook()
-				w.cloudErr = func(o op) error {
-					if o == denied {
-						return &cloud.DeniedError{Permission: "autoscaling:" + string(o)}
-					}
-					return nil
-				}
-				l := w.live()
-				defer l.kill()
-				l.Notice(launch)
-				tick(9 * time.Minute)
-				if v := l.View(); !v.Ready || v.Start == "" || len(v.Trouble) == 0 {
-					t.Fatalf("ready %v, start %q, trouble %v", v.Ready, v.Start, v.Trouble)
-				}
-				w.set(func(w *world) { w.cloudErr = nil })
-				l.until("done", 61*time.Second, func(v View) bool { return v.Start == "" })
-				if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
-					t.Errorf("completed %v", w.completed)
-				}
-			})
-		})
+		}))
 	}
 	// The agent asks an API that never answers less often, and not for ever.
 	for _, err := range []error{errThrottled, &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}} {
-		t.Run(fmt.Sprintf("never: %v", err), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				asked := 0
-				w.cloudErr = func(op) error { asked++; return err }
-				l := w.live()
-				defer l.kill()
-				l.Notice(launch)
-				tick(time.Hour)
-				w.set(func(*world) { asked = 0 })
-				tick(time.Hour)
-				if w.set(func(*world) {}); asked < 10 || asked > 26 {
-					t.Errorf("asked %d times in an hour", asked)
-				}
-				tick(longestTimeout)
-				if v := l.View(); v.Start != "" || !w.isIdle() {
-					t.Errorf("start %q, %s", v.Start, w.file)
-				}
-			})
-		})
-	}
-	t.Run("no hook", func(t *testing.T) {
-		living(t, 0, func(t *testing.T, w *world, l *life) {
+		t.Run(fmt.Sprintf("never: %v", err), inBubble(0, func(t *testing.T, w *world) {
+			asked := 0
+			w.cloudErr = func(op) error { asked++; return err }
+			l := w.live()
 			l.Notice(launch)
-			l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
-			if v := l.View(); !v.Ready || !w.isIdle() {
-				t.Errorf("%+v", v)
+			tick(time.Hour)
+			w.set(func(*world) { asked = 0 })
+			tick(time.Hour)
+			if w.set(func(*world) {}); asked < 10 || asked > 26 {
+				t.Errorf("asked %d times in an hour", asked)
 			}
-		})
-	})
+			tick(longestTimeout)
+			if v := l.View(); v.Start != "" || !w.isIdle() {
+				t.Errorf("start %q, %s", v.Start, w.file)
+			}
+		}))
+	}
+	t.Run("no hook", alive(0, func(t *testing.T, w *world, l *life) {
+		l.Notice(launch)
+		l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
+		if v := l.View(); !v.Ready || !w.isIdle() {
+			t.Errorf("%+v", v)
+		}
+	}))
 }
 
 // TestForgottenOverARestart: a drain that is forgotten before the registry has its end stays forgotten after a restart of the
 // daemon: otherwise the record would be draining for ever.
 func TestForgottenOverARestart(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(0)
-		l := w.live()
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Notice(park())
 		l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
 		l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
@@ -429,7 +381,6 @@ func TestForgottenOverARestart(t *testing.T) {
 		tick(time.Second)
 		l.kill()
 		l = w.live()
-		defer l.kill()
 		if l.Forgotten() || !w.isIdle() {
 			t.Errorf("forgotten %v, %s", l.Forgotten(), w.file)
 		}
@@ -439,11 +390,9 @@ func TestForgottenOverARestart(t *testing.T) {
 // TestIntoThePool: a machine that never served moves into the pool by its launch hook, one that served by its termination hook.
 func TestIntoThePool(t *testing.T) {
 	for _, joined := range []bool{false, true} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
+		bubble(t, 0, func(t *testing.T, w *world) {
 			w.joined, w.hook = joined, launchHook()
 			l := w.live()
-			defer l.kill()
 			l.Notice(unhooked(park()))
 			l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked && isDone(v) })
 			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
@@ -481,11 +430,9 @@ func (c *twoHooks) Complete(_ context.Context, h Hook) error {
 // A machine may be taken out of the pool as soon as it is in it, and its launch hook waits for a node that serves.
 func TestNoWordForTheLaunchHookFromThePool(t *testing.T) {
 	for range 20 {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
+		bubble(t, 0, func(t *testing.T, w *world) {
 			c := &twoHooks{world: w}
 			l := w.live(func(o *Options) { o.Hooks = c })
-			defer l.kill()
 			l.Notice(unhooked(park()))
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
 			tick(20 * time.Minute)

@@ -39,9 +39,8 @@ func TestKilledAtEveryWrite(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			writes := 0
 			whole := func(killAt int, before bool) (end string) {
-				bubble(t, func(t *testing.T) {
-					w := newWorld(t)
-					w.viewers, w.stopTime, w.mongoTime, w.cloudTime = p(1), 2*time.Second, 50*time.Millisecond, 50*time.Millisecond
+				bubble(t, 1, func(t *testing.T, w *world) {
+					w.stopTime, w.mongoTime, w.cloudTime = 2*time.Second, 50*time.Millisecond, 50*time.Millisecond
 					w.countTime = 10 * time.Millisecond
 					began := time.Now()
 					time.AfterFunc(viewerLeaves, func() {
@@ -116,10 +115,7 @@ func TestKilledAtEveryWrite(t *testing.T) {
 }
 
 func TestSameDeadlineAfterARestart(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		l.Drain(DrainRequest{Deadline: seconds.Duration(47 * time.Minute), Who: "root"})
 		tick(time.Minute)
@@ -137,7 +133,6 @@ func TestSameDeadlineAfterARestart(t *testing.T) {
 			}
 			tick(time.Second)
 		}
-		l.kill()
 	})
 }
 
@@ -145,37 +140,28 @@ func TestSameDeadlineAfterARestart(t *testing.T) {
 // clock.
 func TestClockJumps(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"forward": 5 * time.Hour, "back": -5 * time.Hour, "a little": 300 * time.Millisecond} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				l := w.live()
-				must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(30 * time.Minute)}))
-				l.kill()
-				// As if another clock had written everything.
-				var d document
-				must.OK(t, json.Unmarshal(w.file, &d))
-				d.Start = d.Start.Add(-jump)
-				data, err := json.Marshal(d)
-				must.OK(t, err)
-				w.set(func(w *world) { w.file = data })
-				tick(time.Minute)
-				l = w.live()
-				defer l.kill()
-				if got := time.Until(l.View().Deadline); (got - 29*time.Minute).Abs() >= time.Second {
-					t.Errorf("%s left, want 29m", got)
-				}
-				l.until("the stop", 29*time.Minute+5*time.Second, isDone)
-			})
-		})
+		t.Run(name, alive(1, func(t *testing.T, w *world, l *life) {
+			must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(30 * time.Minute)}))
+			l.kill()
+			// As if another clock had written everything.
+			var d document
+			must.OK(t, json.Unmarshal(w.file, &d))
+			d.Start = d.Start.Add(-jump)
+			data, err := json.Marshal(d)
+			must.OK(t, err)
+			w.set(func(w *world) { w.file = data })
+			tick(time.Minute)
+			l = w.live()
+			if got := time.Until(l.View().Deadline); (got - 29*time.Minute).Abs() >= time.Second {
+				t.Errorf("%s left, want 29m", got)
+			}
+			l.until("the stop", 29*time.Minute+5*time.Second, isDone)
+		}))
 	}
 }
 
 func TestDamagedRecordIsNoDrain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers = p(1)
-		l := w.live()
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		tick(time.Second)
 		good := w.file
@@ -212,11 +198,9 @@ func TestDamagedRecordIsNoDrain(t *testing.T) {
 }
 
 func TestDiskFull(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.viewers, w.diskErr = p(1), errors.New("no space left on device")
+	bubble(t, 1, func(t *testing.T, w *world) {
+		w.diskErr = errors.New("no space left on device")
 		l := w.live()
-		defer l.kill()
 		l.Notice(terminate())
 		tick(10 * time.Second)
 		if v := l.View(); v.Step != StepDraining || v.Trouble["record"] == "" {
@@ -307,28 +291,22 @@ func TestAnotherBoot(t *testing.T) {
 		{"the cloud's, done", terminate(), isDone, StateActive},
 		{"parked", Notice{Kind: Park}, isDone, StateActive},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				l := w.live()
-				l.Notice(c.n)
-				tick(3 * time.Second)
-				if !c.until(l.View()) {
-					w.set(func(w *world) { w.viewers = p(0) })
-				}
-				l.until("there", time.Minute, c.until)
-				l.kill()
-				w.boot, w.record = "boot-2", cluster.StateActive
-				l = w.live()
-				defer l.kill()
-				tick(time.Second)
-				if v := l.View(); v.State != c.state || v.Ready != (c.state == StateActive) {
-					t.Errorf("%s, ready %v, notes %v", v.State, v.Ready, v.Notes)
-				}
-				must.Equal(t, "record", w.record, cluster.State(c.state))
-			})
-		})
+		t.Run(c.name, alive(1, func(t *testing.T, w *world, l *life) {
+			l.Notice(c.n)
+			tick(3 * time.Second)
+			if !c.until(l.View()) {
+				w.set(func(w *world) { w.viewers = p(0) })
+			}
+			l.until("there", time.Minute, c.until)
+			l.kill()
+			w.boot, w.record = "boot-2", cluster.StateActive
+			l = w.live()
+			tick(time.Second)
+			if v := l.View(); v.State != c.state || v.Ready != (c.state == StateActive) {
+				t.Errorf("%s, ready %v, notes %v", v.State, v.Ready, v.Notes)
+			}
+			must.Equal(t, "record", w.record, cluster.State(c.state))
+		}))
 	}
 }
 
@@ -369,52 +347,46 @@ func TestTerminationOverABoot(t *testing.T) {
 		{name: "an unknown end", n: endless(), step: StepDraining, down: time.Hour, state: StateDraining},
 		{name: "an unknown end long ago", n: endless(), step: StepDraining, down: 7 * time.Hour, state: StateActive},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				l := w.live()
-				l.Notice(tt.n)
-				tick(5 * time.Second)
-				if tt.step != StepDraining {
-					w.set(func(w *world) {
-						w.viewers = p(0)
-						if tt.holds != nil {
-							tt.holds(w)
-						}
-					})
-				}
-				l.until(string(tt.step), time.Minute, func(v View) bool { return v.Step == tt.step })
-				l.kill()
-				var d document
-				must.OK(t, json.Unmarshal(w.file, &d))
-				d.Start = d.Start.Add(tt.clock)
-				data, err := json.Marshal(d)
-				must.OK(t, err)
-				tick(tt.down)
-				said := &counting{}
+		t.Run(tt.name, alive(1, func(t *testing.T, w *world, l *life) {
+			l.Notice(tt.n)
+			tick(5 * time.Second)
+			if tt.step != StepDraining {
 				w.set(func(w *world) {
-					w.file, w.boot, w.record, w.running, w.viewers = data, "boot-2", cluster.StateActive, true, p(1)
-					w.stopTime, w.mongoErr, w.cloudErr = 0, nil, nil
-					if tt.back != nil {
-						tt.back(w)
+					w.viewers = p(0)
+					if tt.holds != nil {
+						tt.holds(w)
 					}
 				})
-				l = w.live(func(o *Options) { o.Log = slog.New(said) })
-				defer l.kill()
-				tick(tt.after + 5*time.Second)
-				v := l.View()
-				if v.State != tt.state || v.Ready != (tt.state == StateActive) || w.record != cluster.State(tt.state) {
-					t.Errorf("%s, ready %v, record %s, notes %v", v.State, v.Ready, w.record, v.Notes)
-				}
-				if warnings, _, _ := said.counts(); (warnings > 0) != (tt.state == StateActive) {
-					t.Errorf("%d warnings, notes %v, trouble %v", warnings, v.Notes, v.Trouble)
-				}
-				if tt.after > 10*time.Minute && tt.state == StateDraining && (len(v.Hooks) != 1 || v.Hooks[0].Beats < 3) {
-					t.Errorf("hooks %+v", v.Hooks)
+			}
+			l.until(string(tt.step), time.Minute, func(v View) bool { return v.Step == tt.step })
+			l.kill()
+			var d document
+			must.OK(t, json.Unmarshal(w.file, &d))
+			d.Start = d.Start.Add(tt.clock)
+			data, err := json.Marshal(d)
+			must.OK(t, err)
+			tick(tt.down)
+			said := &counting{}
+			w.set(func(w *world) {
+				w.file, w.boot, w.record, w.running, w.viewers = data, "boot-2", cluster.StateActive, true, p(1)
+				w.stopTime, w.mongoErr, w.cloudErr = 0, nil, nil
+				if tt.back != nil {
+					tt.back(w)
 				}
 			})
-		})
+			l = w.live(func(o *Options) { o.Log = slog.New(said) })
+			tick(tt.after + 5*time.Second)
+			v := l.View()
+			if v.State != tt.state || v.Ready != (tt.state == StateActive) || w.record != cluster.State(tt.state) {
+				t.Errorf("%s, ready %v, record %s, notes %v", v.State, v.Ready, w.record, v.Notes)
+			}
+			if warnings, _, _ := said.counts(); (warnings > 0) != (tt.state == StateActive) {
+				t.Errorf("%d warnings, notes %v, trouble %v", warnings, v.Notes, v.Trouble)
+			}
+			if tt.after > 10*time.Minute && tt.state == StateDraining && (len(v.Hooks) != 1 || v.Hooks[0].Beats < 3) {
+				t.Errorf("hooks %+v", v.Hooks)
+			}
+		}))
 	}
 }
 
@@ -437,53 +409,46 @@ func TestUnreadableRecord(t *testing.T) {
 		{"a new drain", func(t *testing.T, l *life) { must.OK(t, l.Drain(DrainRequest{Who: "root"})) }, []Kind{Terminate, Ask}},
 		{"an undrain", func(t *testing.T, l *life) { must.OK(t, l.Undrain("root", cluster.StateDraining)) }, nil},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				w := newWorld(t)
-				w.viewers = p(1)
-				l := w.live()
-				l.Notice(terminate())
-				tick(time.Minute)
-				l.kill()
-				before, file := l.View(), slices.Clone(w.file)
-				w.set(func(w *world) { w.readErr = errors.New("input/output error") })
-				l = w.live()
-				defer l.kill()
-				tick(time.Second)
-				tt.meanwhile(t, l)
-				tick(time.Minute)
-				if v := l.View(); v.Trouble["record"] == "" || !bytes.Equal(w.file, file) {
-					t.Errorf("trouble %v, file %s", v.Trouble, w.file)
-				}
-				w.set(func(w *world) { w.readErr = nil })
-				tick(slowPollEvery + time.Second)
-				v := l.View()
-				var kinds []Kind
-				for _, n := range v.Notices {
-					kinds = append(kinds, n.Kind)
-				}
-				if !slices.Equal(kinds, tt.kinds) || v.Ready != (kinds == nil) || len(v.Trouble) > 0 {
-					t.Errorf("%s, ready %v, notices %v, trouble %v", v.State, v.Ready, v.Notices, v.Trouble)
-				}
-				if tt.name == "nothing" && (!v.Begun.Equal(before.Begun) || !v.Deadline.Equal(before.Deadline)) {
-					t.Errorf("begun %s, deadline %s; before %s, %s", v.Begun, v.Deadline, before.Begun, before.Deadline)
-				}
-				if tick(time.Minute); w.record != cluster.State(l.View().State) {
-					t.Errorf("record %s, state %s", w.record, l.View().State)
-				}
-			})
-		})
+		t.Run(tt.name, alive(1, func(t *testing.T, w *world, l *life) {
+			l.Notice(terminate())
+			tick(time.Minute)
+			l.kill()
+			before, file := l.View(), slices.Clone(w.file)
+			w.set(func(w *world) { w.readErr = errors.New("input/output error") })
+			l = w.live()
+			tick(time.Second)
+			tt.meanwhile(t, l)
+			tick(time.Minute)
+			if v := l.View(); v.Trouble["record"] == "" || !bytes.Equal(w.file, file) {
+				t.Errorf("trouble %v, file %s", v.Trouble, w.file)
+			}
+			w.set(func(w *world) { w.readErr = nil })
+			tick(slowPollEvery + time.Second)
+			v := l.View()
+			var kinds []Kind
+			for _, n := range v.Notices {
+				kinds = append(kinds, n.Kind)
+			}
+			if !slices.Equal(kinds, tt.kinds) || v.Ready != (kinds == nil) || len(v.Trouble) > 0 {
+				t.Errorf("%s, ready %v, notices %v, trouble %v", v.State, v.Ready, v.Notices, v.Trouble)
+			}
+			if tt.name == "nothing" && (!v.Begun.Equal(before.Begun) || !v.Deadline.Equal(before.Deadline)) {
+				t.Errorf("begun %s, deadline %s; before %s, %s", v.Begun, v.Deadline, before.Begun, before.Deadline)
+			}
+			if tick(time.Minute); w.record != cluster.State(l.View().State) {
+				t.Errorf("record %s, state %s", w.record, l.View().State)
+			}
+		}))
 	}
 }
 
 // A damaged record is set aside, in one copy, before anything replaces it. One of another release is kept
 // until a reboot.
 func TestDamagedRecordIsSetAside(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		w, said := newWorld(t), &counting{}
+	bubble(t, 0, func(t *testing.T, w *world) {
+		said := &counting{}
 		w.file, w.diskErr = []byte("damaged"), errors.New("no space left on device")
 		l := w.live(func(o *Options) { o.Log = slog.New(said) })
-		defer func() { l.kill() }()
 		tick(time.Minute)
 		if v := l.View(); v.Trouble["record"] == "" || string(w.file) != "damaged" {
 			t.Errorf("trouble %v, file %q", v.Trouble, w.file)
@@ -542,16 +507,13 @@ func FuzzRecord(f *testing.F) {
 // A machine with a copy of the disk of a terminated machine serves.
 func TestDrainOfAnotherMachine(t *testing.T) {
 	for hardware, ready := range map[string]bool{"copy": true, "old": false, "": false} {
-		bubble(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.viewers = p(1)
+		bubble(t, 1, func(t *testing.T, w *world) {
 			l := w.live(func(o *Options) { o.Hardware = "old" })
 			l.Notice(terminate())
 			l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
 			l.kill()
 			w.set(func(w *world) { w.boot, w.viewers = "boot-2", p(0) })
 			l = w.live(func(o *Options) { o.Hardware = hardware })
-			defer l.kill()
 			tick(time.Minute)
 			if v := l.View(); v.Ready != ready || (w.stops == 0) != ready {
 				t.Errorf("%q: %d stops, %+v", hardware, w.stops, v)

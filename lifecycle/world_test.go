@@ -140,15 +140,10 @@ func (w *world) order() string {
 func hold(ctx context.Context, d time.Duration, forever bool) error {
 	if forever {
 		<-ctx.Done()
-		return ctx.Err()
+	} else if d > 0 {
+		sleep.For(ctx, d)
 	}
-	if d <= 0 {
-		return ctx.Err()
-	}
-	if !sleep.For(ctx, d) {
-		return ctx.Err()
-	}
-	return nil
+	return ctx.Err()
 }
 
 func (w *world) SetState(ctx context.Context, s cluster.State, reason string, stopFailed bool) error {
@@ -491,6 +486,7 @@ func (e ear) Watch(ctx context.Context, report cloud.Report) {
 	<-ctx.Done()
 }
 
+// live starts a daemon, which ends with the test or before.
 func (w *world) live(change ...func(*Options)) *life {
 	w.t.Helper()
 	o := w.options()
@@ -506,6 +502,7 @@ func (w *world) live(change ...func(*Options)) *life {
 		defer close(l.ended)
 		m.Run(ctx)
 	}()
+	w.t.Cleanup(l.kill)
 	return l
 }
 
@@ -600,21 +597,29 @@ func fixed(d time.Duration) func() (time.Duration, bool) {
 	return func() (time.Duration, bool) { return d, true }
 }
 
-func bubble(t *testing.T, f func(*testing.T)) {
+// bubble runs a test of a machine with viewers in a bubble of fake time.
+func bubble(t *testing.T, viewers int, f func(t *testing.T, w *world)) {
 	t.Helper()
-	synctest.Test(t, f)
-}
-
-// living runs a bubble with a machine that serves viewers, and its daemon.
-func living(t *testing.T, viewers int, f func(t *testing.T, w *world, l *life)) {
-	t.Helper()
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.viewers = &viewers
-		l := w.live()
-		defer l.kill()
-		f(t, w, l)
+		f(t, w)
 	})
+}
+
+// living is bubble with a daemon on the machine.
+func living(t *testing.T, viewers int, f func(t *testing.T, w *world, l *life)) {
+	t.Helper()
+	bubble(t, viewers, func(t *testing.T, w *world) { f(t, w, w.live()) })
+}
+
+// inBubble is bubble for a subtest, alive is living for one.
+func inBubble(viewers int, f func(t *testing.T, w *world)) func(*testing.T) {
+	return func(t *testing.T) { bubble(t, viewers, f) }
+}
+
+func alive(viewers int, f func(t *testing.T, w *world, l *life)) func(*testing.T) {
+	return func(t *testing.T) { living(t, viewers, f) }
 }
 
 func terminate() Notice {
