@@ -112,9 +112,9 @@ func chaos(t *testing.T, w *world, seed uint64, sum map[string]int) {
 		case 10, 11:
 			w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
 		case 12:
-			w.set(func(w *world) { w.cloudErr = func(op) error { return errThrottled } })
+			w.set(func(w *world) { w.cloudErr = failing(errThrottled) })
 		case 13:
-			w.set(func(w *world) { w.cloudErr = func(op) error { return &cloud.DeniedError{Permission: "p"} } })
+			w.set(func(w *world) { w.cloudErr = failing(&cloud.DeniedError{Permission: "p"}) })
 		case 14:
 			w.set(func(w *world) { w.cloudHang = true })
 		case 15, 16:

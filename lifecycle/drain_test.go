@@ -857,7 +857,7 @@ func TestAnnouncedForLater(t *testing.T) {
 func TestCloudAwayAndNeverJoined(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joined = false
-		w.cloudErr = func(op) error { return errThrottled }
+		w.cloudErr = failing(errThrottled)
 		l := w.live()
 		l.Notice(unhooked(terminate()))
 		l.until("only the cloud is left", time.Minute, func(v View) bool { return v.OnlyCloud() && v.NeverJoined })
@@ -873,12 +873,7 @@ func TestCloudAwayAndNeverJoined(t *testing.T) {
 // A client that follows the drain does not wait for a hook that never waits.
 func TestHookThatNeverWaits(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
-		w.cloudErr = func(o op) error {
-			if o == opContinue {
-				return cloud.ErrNotWaiting
-			}
-			return nil
-		}
+		w.cloudErr = failing(cloud.ErrNotWaiting, opContinue)
 		l := w.live()
 		l.Notice(terminate())
 		l.until("only the cloud is left", 10*time.Minute, View.OnlyCloud)

@@ -22,23 +22,20 @@ import (
 
 var errThrottled = errors.New("rate exceeded")
 
+// errNoneOurs is the answer of a cloud where all waiting hooks belong to other programs.
+var errNoneOurs = &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
+
 func TestHookIsDiscovered(t *testing.T) {
 	bubble(t, 1, func(t *testing.T, w *world) {
 		w.hook = terminate().Hook
-		failing := true
-		w.cloudErr = func(o op) error {
-			if o == opDiscover && failing {
-				return errThrottled
-			}
-			return nil
-		}
+		w.cloudErr = failing(errThrottled, opDiscover)
 		l := w.live()
 		l.Notice(unhooked(terminate()))
 		tick(20 * time.Second)
 		if v := l.View(); len(v.Hooks) != 0 || v.Trouble["discover"] == "" {
 			t.Errorf("%+v", v)
 		}
-		w.set(func(*world) { failing = false })
+		w.set(func(w *world) { w.cloudErr = nil })
 		tick(15 * time.Second)
 		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats != 1 || len(v.Trouble) != 0 {
 			t.Errorf("%+v", v)
@@ -52,16 +49,15 @@ func TestHookIsDiscovered(t *testing.T) {
 // The agent neither extends nor completes the hooks of other programs, even if an event names them; the drain continues without
 // them, and reports that.
 func TestHooksOfOthers(t *testing.T) {
-	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
 	for name, named := range map[string]*Hook{"found": nil, "named by an event": terminate().Hook} {
 		t.Run(name, inBubble(1, func(t *testing.T, w *world) {
-			w.cloudErr = func(op) error { return others }
+			w.cloudErr = failing(errNoneOurs)
 			l := w.live()
 			n := terminate()
 			n.Hook = named
 			l.Notice(n)
 			tick(10 * time.Minute)
-			if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] != others.Error() || v.Step != StepDraining {
+			if v := l.View(); len(v.Hooks) != 0 || v.Trouble["hooks"] != errNoneOurs.Error() || v.Step != StepDraining {
 				t.Errorf("%+v", v)
 			}
 			w.set(func(w *world) { w.viewers = p(0) })
@@ -69,11 +65,6 @@ func TestHooksOfOthers(t *testing.T) {
 			must.Equal(t, fmt.Sprintf("calls, completed %v, beats %v", w.completed, w.beats), len(w.completed)+len(w.beats)+len(w.times("complete?")), 0)
 		}))
 	}
-}
-
-// noneOurs is the answer of a cloud where all waiting hooks belong to other programs.
-func noneOurs(op) error {
-	return &cloud.OthersHooksError{Group: "edge", Hooks: []string{"drain", "ship-logs"}}
 }
 
 // A hook that was the only one stays this agent's, also after a restart or a reload, if a hook of another program is added; until
@@ -239,7 +230,7 @@ func TestLogHasNoEmptyAttributes(t *testing.T) {
 func TestLaunchHookOfOthers(t *testing.T) {
 	others := &cloud.OthersHooksError{Group: "edge", Hooks: []string{"install-codedeploy"}}
 	bubble(t, 0, func(t *testing.T, w *world) {
-		w.cloudErr = func(op) error { return others }
+		w.cloudErr = failing(others)
 		l := w.live()
 		l.Notice(Notice{ID: "aws-lifecycle/resume", Source: "aws-lifecycle", Kind: Resume})
 		tick(10 * time.Minute)
@@ -273,7 +264,7 @@ func TestLaunchHookOfOthers(t *testing.T) {
 func TestHooksNamedBeforeARestart(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook = terminate().Hook
-		w.cloudErr = noneOurs
+		w.cloudErr = failing(errNoneOurs)
 		l := w.live()
 		l.Notice(unhooked(terminate()))
 		l.until("done", time.Minute, isDone)
@@ -289,7 +280,7 @@ func TestHooksNamedBeforeARestart(t *testing.T) {
 func TestHooksNamedDuringTheQuestion(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook, w.cloudTime = terminate().Hook, 5*time.Second
-		w.cloudErr = noneOurs
+		w.cloudErr = failing(errNoneOurs)
 		l := w.live()
 		l.Notice(unhooked(terminate()))
 		tick(4 * time.Second)
@@ -305,7 +296,7 @@ func TestHooksNamedDuringTheQuestion(t *testing.T) {
 func TestHookNamedWhileParked(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook = terminate().Hook
-		w.cloudErr = noneOurs
+		w.cloudErr = failing(errNoneOurs)
 		l := w.live()
 		l.Notice(unhooked(park()))
 		l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
@@ -385,12 +376,7 @@ func TestLaunchEventOfOthers(t *testing.T) {
 // TestEventOfOthersDenied: an event names CodeDeploy's hook, and the cloud cannot be asked whose it is: it is not completed.
 func TestEventOfOthersDenied(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
-		w.cloudErr = func(o op) error {
-			if o == opDiscover {
-				return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
-			}
-			return nil
-		}
+		w.cloudErr = failing(&cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}, opDiscover)
 		l := w.live()
 		n := terminate()
 		n.Hook.Name = "CodeDeploy-managed-automatic-launch-deployment-hook-amsagent"
@@ -403,7 +389,7 @@ func TestEventOfOthersDenied(t *testing.T) {
 // Hooks of others are no trouble of a node that serves again.
 func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 	bubble(t, 1, func(t *testing.T, w *world) {
-		w.cloudErr = func(op) error { return &cloud.OthersHooksError{Group: "edge", Hooks: []string{"ship-logs"}} }
+		w.cloudErr = failing(errNoneOurs)
 		l := w.live()
 		l.Notice(unhooked(terminate()))
 		l.until("others' hooks", time.Minute, func(v View) bool { return v.Trouble["hooks"] != "" })
@@ -419,7 +405,7 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 func TestHooksNamedLater(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook = terminate().Hook
-		w.cloudErr = noneOurs
+		w.cloudErr = failing(errNoneOurs)
 		l := w.live()
 		l.Notice(unhooked(terminate()))
 		l.until("done", time.Minute, isDone)
@@ -500,13 +486,9 @@ func TestHookThatTimedOutMeanwhile(t *testing.T) {
 
 func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 	bubble(t, 1, func(t *testing.T, w *world) {
-		denied := true
-		w.cloudErr = func(o op) error {
-			if denied && o != opDiscover {
-				return &cloud.DeniedError{Permission: "autoscaling:CompleteLifecycleAction", Policy: `{"Version":"2012-10-17"}`, Reason: "AccessDenied"}
-			}
-			return nil
-		}
+		w.cloudErr = failing(&cloud.DeniedError{
+			Permission: "autoscaling:CompleteLifecycleAction", Policy: `{"Version":"2012-10-17"}`, Reason: "AccessDenied",
+		}, opBeat, opContinue)
 		l := w.live(func(o *Options) { o.Deadline = fixed(3 * time.Minute) })
 		n := terminate()
 		l.Notice(n)
@@ -528,7 +510,7 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 		}
 		must.Equal(t, fmt.Sprintf("warnings in %v", v.Notes), warnings, 2) // once for heartbeats, once for the completion
 		// The operator grants it.
-		w.set(func(*world) { denied = false })
+		w.set(func(w *world) { w.cloudErr = nil })
 		tick(61 * time.Second)
 		if len(w.completed) != 1 || l.View().Hooks[0].End != endCompleted {
 			t.Errorf("completed %v", w.completed)
@@ -538,7 +520,7 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 
 func TestDiscoveryDenied(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
-		w.cloudErr = func(op) error { return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"} }
+		w.cloudErr = failing(&cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"})
 		l := w.live()
 		l.Notice(unhooked(terminate()))
 		l.until("done", 5*time.Second, isDone)
@@ -574,7 +556,7 @@ func TestHeartbeatsThatFail(t *testing.T) {
 		l.Notice(terminate())
 		tick(time.Second)
 		began := time.Now()
-		w.set(func(w *world) { w.cloudErr = func(op) error { return errThrottled } })
+		w.set(func(w *world) { w.cloudErr = failing(errThrottled) })
 		tick(6 * time.Minute)
 		must.Contain(t, "deadline by", l.View().DeadlineBy, "unless a heartbeat gets through")
 		w.set(func(w *world) { w.cloudErr = nil })
@@ -625,7 +607,7 @@ func TestCapIsAnnounced(t *testing.T) {
 
 func TestCloudThatFailsAtTheEnd(t *testing.T) {
 	for name, change := range map[string]func(*world){
-		"throttled": func(w *world) { w.cloudErr = func(op) error { return errThrottled } },
+		"throttled": func(w *world) { w.cloudErr = failing(errThrottled) },
 		"hanging":   func(w *world) { w.cloudHang = true },
 	} {
 		t.Run(name, alive(0, func(t *testing.T, w *world, l *life) {
@@ -701,7 +683,7 @@ func TestSeveralHooksOfOurs(t *testing.T) {
 func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 	for trouble, restart := range map[string]bool{troubleDiscover: false, troubleHeartbeat: true} {
 		t.Run(trouble, inBubble(1, func(t *testing.T, w *world) {
-			away := func(w *world) { w.cloudErr = func(op) error { return errThrottled } }
+			away := func(w *world) { w.cloudErr = failing(errThrottled) }
 			if !restart {
 				away(w)
 			}
@@ -729,12 +711,7 @@ func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 	}
 	// A hook that does not wait yet has its whole timeout.
 	bubble(t, 1, func(t *testing.T, w *world) {
-		w.cloudErr = func(o op) error {
-			if o == opDiscover {
-				return cloud.ErrNotWaiting
-			}
-			return nil
-		}
+		w.cloudErr = failing(cloud.ErrNotWaiting, opDiscover)
 		l := w.live()
 		l.Notice(terminate())
 		tick(20 * time.Minute)
@@ -759,12 +736,7 @@ func TestNamedHookThatCannotBeVerified(t *testing.T) {
 		{"another pattern", cloud.Filter{"amsagent*"}, false},
 	} {
 		t.Run(tt.name, inBubble(1, func(t *testing.T, w *world) {
-			w.cloudErr = func(o op) error {
-				if o == opDiscover {
-					return &cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}
-				}
-				return nil
-			}
+			w.cloudErr = failing(&cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}, opDiscover)
 			l := w.live(func(o *Options) { o.Filter = func() cloud.Filter { return tt.filter } })
 			l.Notice(terminate())
 			tick(time.Minute)
@@ -854,11 +826,8 @@ func TestFinishStopCompletesOursAlone(t *testing.T) {
 		{name: "the list does not answer", err: errThrottled, fails: true},
 	} {
 		t.Run(tt.name, inBubble(1, func(t *testing.T, w *world) {
-			w.cloudErr = func(op) error {
-				if tt.beaten {
-					return nil
-				}
-				return errThrottled
+			if !tt.beaten {
+				w.cloudErr = failing(errThrottled)
 			}
 			l := w.live()
 			l.Notice(terminate())
@@ -868,12 +837,7 @@ func TestFinishStopCompletesOursAlone(t *testing.T) {
 			for _, name := range tt.hooks {
 				w.named = append(w.named, Hook{Provider: "aws", Group: "edge", Name: name})
 			}
-			w.cloudErr = func(o op) error {
-				if o == opDiscover {
-					return tt.err
-				}
-				return nil
-			}
+			w.cloudErr = failing(tt.err, opDiscover)
 			err := CompletePending(t.Context(), w, w, tt.filter, nil, w.options().Log)
 			if !slices.Equal(w.completed, tt.completed) || (err != nil) != tt.fails {
 				t.Errorf("completed %v, want %v; %v", w.completed, tt.completed, err)

@@ -503,12 +503,7 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 func TestJoinedWhileTheCloudIsTold(t *testing.T) {
 	for _, kill := range []bool{false, true} {
 		t.Run(map[bool]string{false: "alive", true: "killed"}[kill], inBubble(0, func(t *testing.T, w *world) {
-			w.cloudErr = func(o op) error {
-				if o == opContinue {
-					return errors.New("503")
-				}
-				return nil
-			}
+			w.cloudErr = failing(errors.New("503"), opContinue)
 			l := w.live()
 			l.Notice(terminate())
 			l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
@@ -586,12 +581,7 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 	} {
 		t.Run(tt.name, inBubble(0, func(t *testing.T, w *world) {
 			w.joinedAt = time.Now().Add(-time.Hour)
-			w.cloudErr = func(o op) error {
-				if o == opContinue {
-					return errors.New("503")
-				}
-				return nil
-			}
+			w.cloudErr = failing(errors.New("503"), opContinue)
 			l := w.live()
 			l.Notice(terminate())
 			l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
@@ -821,9 +811,7 @@ func TestHookNamedAgain(t *testing.T) {
 		n.Hook.Token = "first"
 		l.Notice(n)
 		tick(time.Second)
-		w.set(func(w *world) {
-			w.cloudErr = func(o op) error { return map[op]error{opBeat: errThrottled}[o] }
-		})
+		w.set(func(w *world) { w.cloudErr = failing(errThrottled, opBeat) })
 		tick(3 * time.Minute)
 		want := l.View()
 		again := *n.Hook

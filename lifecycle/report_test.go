@@ -494,7 +494,7 @@ func TestAWSHookMadeAfterStart(t *testing.T) {
 		tick(5 * time.Minute)
 		w.set(func(w *world) {
 			w.hook = &Hook{Provider: "aws", Group: "g", Name: "amsagent-terminate", Timeout: seconds.Duration(5 * time.Minute), Limit: time.Now().Add(8 * time.Hour)}
-			w.cloudErr = func(op) error { return errThrottled }
+			w.cloudErr = failing(errThrottled)
 		})
 		s.say(topicGroup, ofGroup(Terminate))
 		tick(30 * time.Second)

@@ -182,7 +182,7 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 	}
 	// The operator's drain has no hook, and the cloud is not asked for one.
 	bubble(t, 0, func(t *testing.T, w *world) {
-		w.cloudErr = func(op) error { return errors.New("the cloud was asked") }
+		w.cloudErr = failing(errors.New("the cloud was asked"))
 		l := w.live()
 		must.OK(t, l.Drain(DrainRequest{}))
 		tick(500 * time.Millisecond)
@@ -195,7 +195,7 @@ func TestFinishStopWithoutShutdown(t *testing.T) {
 func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 	for name, before := range map[string]bool{"long before": true, "in the drain": false} {
 		t.Run(name, inBubble(0, func(t *testing.T, w *world) {
-			w.cloudErr = func(op) error { return errors.New("connection refused") }
+			w.cloudErr = failing(errors.New("connection refused"))
 			l := w.live()
 			l.Notice(terminate())
 			if before {

@@ -125,12 +125,7 @@ func TestPoolThatWaitsLate(t *testing.T) {
 			w.hook, w.waitsFrom = park().Hook, time.Now().Add(40*time.Minute)
 			if away {
 				w.waitsFrom = time.Time{}
-				w.cloudErr = func(o op) error {
-					if o == opContinue {
-						return errors.New("no route to host")
-					}
-					return nil
-				}
+				w.cloudErr = failing(errors.New("no route to host"), opContinue)
 			}
 			l := w.live()
 			l.Notice(park())
@@ -168,12 +163,7 @@ func TestAnnouncedOverAParking(t *testing.T) {
 func TestProvedBeforeAReboot(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.hook = launchHook()
-		w.cloudErr = func(o op) error {
-			if o == opContinue {
-				return errors.New("no route to host")
-			}
-			return nil
-		}
+		w.cloudErr = failing(errors.New("no route to host"), opContinue)
 		l := w.live()
 		l.Notice(Notice{ID: "launch", Source: "aws-lifecycle", Kind: Launch})
 		tick(time.Minute)
@@ -315,12 +305,7 @@ func TestLaunchHook(t *testing.T) {
 	for _, denied := range []op{opDiscover, opContinue} {
 		t.Run("denied at first: "+string(denied), inBubble(0, func(t *testing.T, w *world) {
 			w.hook = launchHook()
-			w.cloudErr = func(o op) error {
-				if o == denied {
-					return &cloud.DeniedError{Permission: "autoscaling:" + string(o)}
-				}
-				return nil
-			}
+			w.cloudErr = failing(&cloud.DeniedError{Permission: "autoscaling:" + string(denied)}, denied)
 			l := w.live()
 			l.Notice(launch)
 			tick(9 * time.Minute)

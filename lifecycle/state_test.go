@@ -314,14 +314,9 @@ func TestAnotherBoot(t *testing.T) {
 // log has a warning. Heartbeats that the cloud accepts prove that the hook still waits.
 func TestTerminationOverABoot(t *testing.T) {
 	completes := func(w *world) {
-		w.cloudErr = func(o op) error {
-			if o == opContinue {
-				return errThrottled
-			}
-			return nil
-		}
+		w.cloudErr = failing(errThrottled, opContinue)
 	}
-	notWaiting := func(w *world) { w.cloudErr = func(op) error { return cloud.ErrNotWaiting } }
+	notWaiting := func(w *world) { w.cloudErr = failing(cloud.ErrNotWaiting) }
 	for _, tt := range []struct {
 		name  string
 		n     Notice

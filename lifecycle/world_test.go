@@ -293,6 +293,16 @@ func (w *world) cloud(ctx context.Context, o op) error {
 	return nil
 }
 
+// failing is a cloud whose calls fail: all, or only some.
+func failing(err error, ops ...op) func(op) error {
+	return func(o op) error {
+		if len(ops) == 0 || slices.Contains(ops, o) {
+			return err
+		}
+		return nil
+	}
+}
+
 // Pending lists all hooks of the group, whether or not they wait, as AWS does.
 func (w *world) Pending(ctx context.Context, launching bool) ([]Hook, error) {
 	touch()
