@@ -38,14 +38,8 @@ func TestTerminateDrainsAndCompletesLast(t *testing.T) {
 		must.Equal(t, "AMS was stopped with viewers on it", w.stops, 0)
 		must.Equal(t, "heartbeats in 20 minutes", len(w.beats), 5) // at once, and each 5 minutes
 		w.set(func(w *world) { w.viewers = p(0) })
-		took := l.until("done", time.Minute, isDone)
-		if most := 2*time.Second + w.stopTime + 100*time.Millisecond; took > most {
-			t.Errorf("from the last session to the completed hook: %s, at most %s", took, most)
-		}
-		t.Logf("last session gone to hook completed: %s with a stop of %s", took, w.stopTime)
-		if got, want := w.order(), "record:draining beat record:draining beat stop deregister? record:left complete? complete"; !sameOrder(got, want) {
-			t.Errorf("order: %s", got)
-		}
+		l.until("the hook is completed", 2*time.Second+w.stopTime+100*time.Millisecond, isDone)
+		must.Equal(t, "order", w.sinceStop(), "stop deregister? record:left complete? complete")
 		if v := l.View(); v.State != StateLeft || v.Ready || !v.Finished() || v.Cut == nil || *v.Cut != 0 {
 			t.Errorf("after: %+v", v)
 		}
@@ -134,9 +128,7 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 				}
 			}
 			took := l.until("counted", time.Minute, func(v View) bool { return v.Step != StepAnnouncing })
-			if took < tt.least || took > tt.most {
-				t.Errorf("counted after %s, want %s to %s", took, tt.least, tt.most)
-			}
+			between(t, "counted after", took, tt.least, tt.most)
 			l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft })
 			must.Equal(t, fmt.Sprintf("noted in %v", l.View().Notes), strings.Contains(fmt.Sprint(l.View().Notes), "load balancers still send sessions to this node: lb-1, lb-2"), tt.late)
 		}))
@@ -158,22 +150,14 @@ func TestConnectionsHaveToStayAway(t *testing.T) {
 		}
 		must.Equal(t, "AMS was stopped while players were between two segments", w.stops, 0)
 		w.set(func(w *world) { w.viewers = p(0) })
-		if took := l.until("done", time.Minute, isDone); took < 8*time.Second || took > 12*time.Second {
-			t.Errorf("it took %s", took)
-		}
+		between(t, "done after", l.until("done", time.Minute, isDone), 8*time.Second, 12*time.Second)
 	})
 }
 
 // Connections of other nodes may be those of viewers behind a proxy. The drain waits for them for five minutes after the last
 // other session (review night-shift A1).
 func TestConnectionsOfOtherNodes(t *testing.T) {
-	between := func(t *testing.T, took, from, to time.Duration) {
-		t.Helper()
-		if took < from || took > to {
-			t.Errorf("it took %s, want %s to %s", took, from, to)
-		}
-	}
-	draining := func(t *testing.T, w *world) *life {
+	draining := func(w *world) *life {
 		w.viewers, w.peers, w.countedBy = p(1), p(3), cluster.CountedByConnections
 		l := w.live()
 		l.Notice(terminate())
@@ -182,7 +166,7 @@ func TestConnectionsOfOtherNodes(t *testing.T) {
 		return l
 	}
 	bubble(t, 0, func(t *testing.T, w *world) {
-		l := draining(t, w)
+		l := draining(w)
 		tick(2 * time.Second)
 		if v := l.View(); v.Step != StepDraining || v.Sessions.Left() != "0 publishers, about 0 viewers left, 3 connections of other nodes" {
 			t.Errorf("step %s, %s", v.Step, v.Sessions.Left())
@@ -190,17 +174,17 @@ func TestConnectionsOfOtherNodes(t *testing.T) {
 		w.set(func(w *world) { w.peers = p(0) }) // between two segments
 		tick(5 * time.Second)
 		w.set(func(w *world) { w.peers = p(3) })
-		between(t, l.until("done", time.Hour, isDone), 5*time.Minute, 5*time.Minute+10*time.Second)
+		between(t, "done after", l.until("done", time.Hour, isDone), 5*time.Minute, 5*time.Minute+10*time.Second)
 		must.Contain(t, "notes", fmt.Sprint(l.View().Notes), "3 connections of other nodes")
 		if len(w.tombs) != 1 || w.tombs[0].Cut != nil {
 			t.Errorf("it is not known what was cut: %+v", w.tombs)
 		}
 	})
 	bubble(t, 0, func(t *testing.T, w *world) {
-		l := draining(t, w)
+		l := draining(w)
 		tick(time.Minute)
 		w.set(func(w *world) { w.peers = p(0) })
-		between(t, l.until("done", time.Minute, isDone), 8*time.Second, 12*time.Second)
+		between(t, "done after", l.until("done", time.Minute, isDone), 8*time.Second, 12*time.Second)
 		if len(w.tombs) != 1 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 0 {
 			t.Errorf("nothing was cut: %+v", w.tombs)
 		}
@@ -216,23 +200,8 @@ func TestConnectionsOfOtherNodes(t *testing.T) {
 		})
 		l.Notice(goesDown(15 * time.Minute))
 		<-l.ended
-		between(t, time.Since(at), 5*time.Minute, 5*time.Minute+15*time.Second)
+		between(t, "ended after", time.Since(at), 5*time.Minute, 5*time.Minute+15*time.Second)
 	})
-}
-
-// sameOrder compares the last part, from the stop of the server on.
-func sameOrder(got, want string) bool {
-	i, j := indexOf(got, "stop"), indexOf(want, "stop")
-	return i >= 0 && j >= 0 && got[i:] == want[j:]
-}
-
-func indexOf(s, part string) int {
-	for i := range s {
-		if len(s[i:]) >= len(part) && s[i:i+len(part)] == part {
-			return i
-		}
-	}
-	return -1
 }
 
 func TestDeadlineCutsAndCounts(t *testing.T) {
@@ -281,9 +250,7 @@ func TestRoles(t *testing.T) {
 			tick(9 * time.Minute)
 			must.Equal(t, fmt.Sprintf("%s with %s: ended", c.role, cluster.Sessions{Publishers: c.publishers, Viewers: c.viewers}.Left()), isDone(l.View()), c.ends)
 			tick(time.Hour)
-			if !isDone(l.View()) {
-				t.Errorf("%s: not ended after the deadline", c.role)
-			}
+			must.Equal(t, c.role+": step after the deadline", l.View().Step, StepDone)
 		})
 	}
 }
@@ -318,9 +285,7 @@ func TestDeadlineOfALateTag(t *testing.T) {
 		set(3*time.Hour, true)
 		deadline("changed later", 20*time.Minute)
 		tick(20 * time.Minute)
-		if !isDone(l.View()) {
-			t.Error("not ended after the deadline")
-		}
+		must.Equal(t, "step after the deadline", l.View().Step, StepDone)
 	})
 }
 
@@ -339,13 +304,8 @@ func TestUnknownIsNotZero(t *testing.T) {
 			if v.Step != StepDraining || v.Trouble["sessions"] == "" {
 				t.Errorf("step %s, trouble %v", v.Step, v.Trouble)
 			}
-			took := l.until("done", time.Minute, isDone)
-			if took > 11*time.Second {
-				t.Errorf("late by %s", took)
-			}
-			if w.tombs[0].Cut != nil {
-				t.Errorf("cut %d of sessions that were not counted", *w.tombs[0].Cut)
-			}
+			l.until("done", 11*time.Second, isDone)
+			must.Equal(t, "cut of sessions that were not counted", w.tombs[0].Cut, nil)
 		}))
 	}
 }
@@ -412,28 +372,19 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 			change(w)
 			l := w.live()
 			l.Notice(terminate())
-			if l.View().Ready {
-				t.Error("ready")
-			}
+			must.Equal(t, "ready", l.View().Ready, false)
 			tick(30 * time.Second)
 			if v := l.View(); v.Step != StepDraining || v.Trouble["registry"] == "" || v.RegistryTold {
 				t.Errorf("%s %v", v.Step, v.Trouble)
 			}
 			w.set(func(w *world) { w.viewers = p(0) })
-			took := l.until("done", time.Minute, isDone)
-			if took > 2*time.Second+deregisterTime+100*time.Millisecond {
-				t.Errorf("done after %s", took)
-			}
-			if got := w.order(); !sameOrder(got, "stop deregister? complete? complete") {
-				t.Errorf("order %s", got)
-			}
+			l.until("done", 2*time.Second+deregisterTime+100*time.Millisecond, isDone)
+			must.Equal(t, "order", w.sinceStop(), "stop deregister? complete? complete")
 			l.kill()
 			// After a restart of the agent, the pending writes follow when MongoDB is back.
 			l = w.live()
 			tick(time.Minute)
-			if w.record == cluster.StateLeft {
-				t.Fatal("the record is up to date without MongoDB")
-			}
+			must.Equal(t, "the record without MongoDB", w.record, cluster.StateActive)
 			w.set(func(w *world) { w.mongoErr, w.mongoHang = nil, false })
 			l.until("record written", 30*time.Second, func(v View) bool { return v.RegistryTold })
 			if w.record != cluster.StateLeft || w.stops != 1 || len(w.completed) != 1 {
@@ -441,19 +392,6 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 			}
 		}))
 	}
-}
-
-// hungDisk is a disk on which nothing can be written until end is closed.
-type hungDisk struct {
-	Files
-	once       sync.Once
-	begun, end chan struct{}
-}
-
-func (d *hungDisk) WriteFile(path string, data []byte, mode, dirMode fs.FileMode) error {
-	d.once.Do(func() { close(d.begun) })
-	<-d.end
-	return d.Files.WriteFile(path, data, mode, dirMode)
 }
 
 // slowDisk writes the file of the drain for hours, once it is slow.
@@ -490,47 +428,24 @@ func TestDiskHangsDuringAWrite(t *testing.T) {
 // TestDiskHangs: the runner's lock waits for the disk. The view, its subscribers and the node record do not.
 func TestDiskHangs(t *testing.T) {
 	w := newWorld(t)
-	disk := &hungDisk{Files: w, begun: make(chan struct{}), end: make(chan struct{})}
-	o := w.options()
-	o.Files = disk
-	m := NewRunner(o)
-	ctx, cancel := context.WithCancel(t.Context())
-	ran, asked := make(chan struct{}), make(chan error, 1)
-	go func() {
-		defer close(ran)
-		m.Run(ctx)
-	}()
-	go func() { asked <- m.Drain(DrainRequest{Who: "a test"}) }()
+	disk := slowDisk{w, make(chan struct{}), make(chan struct{})}
+	close(disk.slow)
+	l := w.live(func(o *Options) { o.Files = disk })
+	views, asked := l.Subscribe(t.Context()), make(chan error, 1)
+	go func() { asked <- l.Drain(DrainRequest{Who: "a test"}) }()
 	defer func() {
-		cancel()
 		close(disk.end)
 		must.OK(t, <-asked)
-		<-ran
 	}()
-	<-disk.begun
-	limit := time.After(time.Minute)
-
-	select {
-	case v := <-m.Subscribe(ctx):
-		if v.State != StateDraining || v.Ready {
-			t.Errorf("the view says %s, ready %t", v.State, v.Ready)
-		}
-	case <-limit:
-		t.Fatal("a subscriber waits for the disk")
-	}
-	for {
-		w.mu.Lock()
-		record := w.record
-		w.mu.Unlock()
-		if record == cluster.StateDraining {
-			break
-		}
+	must.Until(t, "a subscriber is told of the drain", func() bool {
 		select {
-		case <-limit:
-			t.Fatalf("the record is %s", record)
-		case <-time.After(time.Millisecond):
+		case v := <-views:
+			return v.State == StateDraining && !v.Ready
+		default:
+			return false
 		}
-	}
+	})
+	must.Until(t, "the record drains", func() bool { return len(w.times("record:draining")) > 0 })
 }
 
 // The view says until when a step with a limit of its own lasts, and neither a second notice nor a restart of the daemon moves
@@ -585,9 +500,7 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		if v := l.View(); v.State != StateDraining || v.Ready || !v.StopFailed || w.record != cluster.StateDraining {
 			t.Errorf("%+v, record %s", v, w.record)
 		}
-		if !w.stopFailed {
-			t.Error("the record does not have the failed stop")
-		}
+		must.Equal(t, "the record has the failed stop", w.stopFailed, true)
 		if n := len(w.times("stop")) - tries; n < 5 || n > 60 {
 			t.Errorf("%d tries in 10 minutes", n)
 		}
@@ -607,7 +520,7 @@ func TestShutdownOfAServerThatDoesNotStop(t *testing.T) {
 		l.Notice(terminate())
 		l.until("stop failed", 3*time.Minute, func(v View) bool { return v.StopFailed })
 		began := time.Now()
-		l.Notice(Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown, Deadline: began.Add(15 * time.Minute)})
+		l.Notice(goesDown(15 * time.Minute))
 		l.until("the daemon may end", time.Minute, View.Finished)
 		if took := time.Since(began); took > 40*time.Second || w.record != cluster.StateDraining {
 			t.Errorf("after %s, record %s", took, w.record)
@@ -622,12 +535,9 @@ func TestServerThatIsNotManaged(t *testing.T) {
 		l := w.live()
 		l.Notice(terminate())
 		l.until("done", time.Minute, isDone)
-		said := false
-		for _, n := range l.View().Notes {
-			said = said || strings.Contains(n.Text, "stop it by hand")
-		}
-		if !said || len(w.completed) != 1 || w.record != cluster.StateLeft {
-			t.Errorf("completed %v, record %s, %+v", w.completed, w.record, l.View().Notes)
+		must.Contain(t, "notes", fmt.Sprint(l.View().Notes), "stop it by hand")
+		if len(w.completed) != 1 || w.record != cluster.StateLeft {
+			t.Errorf("completed %v, record %s", w.completed, w.record)
 		}
 	})
 }
@@ -661,12 +571,8 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 			case <-time.After(2 * time.Hour):
 				l.kill()
 			}
-			if !l.View().Finished() {
-				t.Error("the view does not report the end")
-			}
-			if took := time.Since(began); took < c.least || took > c.most {
-				t.Errorf("returned after %s", took)
-			}
+			must.Equal(t, "the view reports the end", l.View().Finished(), true)
+			between(t, "returned after", time.Since(began), c.least, c.most)
 			if w.stops != 0 || len(w.tombs) != 0 || w.record != cluster.StateDraining {
 				t.Errorf("%d stops, %d tombstones, record %s", w.stops, len(w.tombs), w.record)
 			}
@@ -684,17 +590,14 @@ func TestShutdownInTheMiddleOfADrain(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())
 		tick(time.Minute)
-		if l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)}); l.View().Step != StepDraining {
-			t.Errorf("step %s", l.View().Step)
-		}
+		l.Notice(goesDown(30 * time.Second))
+		must.Equal(t, "step", l.View().Step, StepDraining)
 		if err := l.Undrain("root", ""); err == nil {
 			t.Error("an undrain of a machine that shuts down")
 		}
 		began := time.Now()
 		<-l.ended
-		if took := time.Since(began); took < 28*time.Second || took > 30*time.Second {
-			t.Errorf("returned after %s", took)
-		}
+		between(t, "returned after", time.Since(began), 28*time.Second, 30*time.Second)
 		if w.stops != 0 || len(w.completed) != 0 {
 			t.Errorf("%d stops, completed %v", w.stops, w.completed)
 		}
@@ -715,17 +618,15 @@ func TestShutdownOfOneThatNeverJoinedOrHasLeft(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.joined = false
 		l := w.live()
-		l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)})
+		l.Notice(goesDown(30 * time.Second))
 		began := time.Now()
 		<-l.ended
-		if time.Since(began) > 0 {
-			t.Error("it waited")
-		}
+		must.Equal(t, "it waited for", time.Since(began), 0)
 		w = newWorld(t)
 		l = w.live()
 		l.Drain(DrainRequest{})
 		l.until("done", time.Minute, isDone)
-		l.Notice(Notice{Kind: Shutdown, Source: "systemd", Deadline: time.Now().Add(30 * time.Second)})
+		l.Notice(goesDown(30 * time.Second))
 		began = time.Now()
 		<-l.ended
 		if time.Since(began) > 0 || w.record != cluster.StateLeft {
@@ -816,9 +717,7 @@ func TestAnnouncedForLater(t *testing.T) {
 	t.Run("a drain that was under way at another boot", func(t *testing.T) {
 		announced(t, func(t *testing.T, w *world, l *life) {
 			tick(13*24*time.Hour + 23*time.Hour)
-			if l.View().Ready {
-				t.Fatal("it does not drain in time")
-			}
+			must.Equal(t, "ready, a day before", l.View().Ready, false)
 			l.kill()
 			w.boot, w.record = "boot-2", cluster.StateActive
 			serves(t, w, w.live()) // on another host: the cloud has stopped and started it

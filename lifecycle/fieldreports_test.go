@@ -149,9 +149,7 @@ func TestFieldReport01_NoActiveActionRightAfterTheWaitBegan(t *testing.T) {
 		signal(l, g, "Terminated")
 		l.until("left", 5*time.Second, func(v View) bool { return v.State == StateLeft })
 		l.until("done", time.Minute, isDone)
-		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg drain " {
-			t.Errorf("completed %q", got)
-		}
+		must.NoDiff(t, "completed", g.completed(), []string{"edge-asg drain "})
 		tries := g.completes()
 		if len(tries) < 4 {
 			t.Errorf("tried %d times in 23 s", len(tries))
@@ -179,9 +177,7 @@ func TestFieldReport02_TerminatedComesBeforeTheWait(t *testing.T) {
 		l := w.live(g.through)
 		began := time.Now()
 		signal(l, g, "Terminated")
-		if l.View().Ready {
-			t.Error("ready after the word")
-		}
+		must.Equal(t, "ready after the word", l.View().Ready, false)
 		tick(time.Second)
 		if v := l.View(); v.Step != StepDraining || w.record != cluster.StateDraining {
 			t.Errorf("step %s, record %s: draining does not wait for the group", v.Step, w.record)
@@ -223,15 +219,9 @@ func TestFieldReport04_MetadataAloneCompletesToo(t *testing.T) {
 			t.Errorf("%d heartbeats in two of the hook's timeouts", beats)
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
-		if took := l.until("done", time.Minute, isDone); took > 10*time.Second {
-			t.Errorf("done %s after the last viewer left", took)
-		}
-		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg drain " {
-			t.Errorf("completed %q, want the hook that was found, without a token", got)
-		}
-		if order := w.order(); !strings.HasSuffix(order, "stop deregister? record:left") {
-			t.Errorf("order: %s", order)
-		}
+		l.until("done", 10*time.Second, isDone)
+		must.NoDiff(t, "completed", g.completed(), []string{"edge-asg drain "})
+		must.Equal(t, "order", w.sinceStop(), "stop deregister? record:left")
 	})
 }
 
@@ -252,9 +242,7 @@ func TestFieldReport05_LaunchCompletedBeforeItsHookWaits(t *testing.T) {
 		}
 		g.set(func(g *asg) { g.state = "Pending:Wait" })
 		l.until("completed", 5*time.Minute, func(v View) bool { return v.Start == "" })
-		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg up " {
-			t.Errorf("completed %q", got)
-		}
+		must.NoDiff(t, "completed", g.completed(), []string{"edge-asg up "})
 	})
 }
 
@@ -284,9 +272,7 @@ func TestFieldReport06_SecondWaitOutOfTheWarmPool(t *testing.T) {
 		l = w.live(g.through)
 		signal(l, g, "InService")
 		l.until("second", 5*time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
-		if got := g.completed(); len(got) != 2 || got[0] != "edge-asg up " || got[1] != "edge-asg up " {
-			t.Errorf("completed %q, want the launch hook twice", got)
-		}
+		must.NoDiff(t, "completed", g.completed(), []string{"edge-asg up ", "edge-asg up "})
 		must.Equal(t, "the server was started again under those who are on it", len(w.times("start")), 0)
 	})
 }
@@ -305,8 +291,6 @@ func TestHibernatedInThePool(t *testing.T) {
 		g.set(func(g *asg) { g.state, g.accepts = "Pending:Wait", time.Now().Add(time.Minute) })
 		signal(l, g, "InService")
 		l.until("active", 10*time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
-		if got := g.completed(); len(got) != 1 || got[0] != "edge-asg up " {
-			t.Errorf("completed %q, want the launch hook", got)
-		}
+		must.NoDiff(t, "completed", g.completed(), []string{"edge-asg up "})
 	})
 }

@@ -4,7 +4,6 @@
 package lifecycle
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -31,9 +30,7 @@ func TestNothingLiesBetweenNoticeAndRegistry(t *testing.T) {
 		if at := w.times("record:draining"); len(at) != 1 || at[0] != began {
 			t.Errorf("written at %v, notice at %v", at, began)
 		}
-		if !bytes.Contains(w.snapshots[0], []byte(`"announcing"`)) {
-			t.Errorf("%s", w.snapshots[0])
-		}
+		must.Contain(t, "the first record", string(w.snapshots[0]), `"announcing"`)
 	})
 }
 
@@ -123,9 +120,7 @@ func TestEventsWaitForMongo(t *testing.T) {
 		must.Equal(t, fmt.Sprintf("number of events %+v", w.events), len(w.events), 2)
 		began := time.Now()
 		l.kill()
-		if time.Since(began) > 0 {
-			t.Error("the end waited for nothing")
-		}
+		must.Equal(t, "the end waited for", time.Since(began), 0)
 	})
 }
 

@@ -421,9 +421,7 @@ func TestRunWaitsForTheWatcher(t *testing.T) {
 		l := w.live(s.under)
 		tick(time.Minute)
 		l.kill()
-		if !s.ended {
-			t.Error("it is still watched")
-		}
+		must.Equal(t, "the watcher has ended", s.ended, true)
 	})
 }
 
@@ -787,13 +785,9 @@ func TestAzurePutOffFar(t *testing.T) {
 			l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
 			s.say(topicAzure, azureMoved(e, e.At.Add(6*time.Hour)))
 			tick(time.Minute)
-			if v := l.View(); v.Ready != serves {
-				t.Errorf("%s: ready %v, step %s", kind, v.Ready, v.Step)
-			}
+			must.Equal(t, fmt.Sprint(kind, ": ready"), l.View().Ready, serves)
 			tick(6 * time.Hour)
-			if v := l.View(); v.Ready {
-				t.Errorf("%s: it serves when its time has come", kind)
-			}
+			must.Equal(t, fmt.Sprint(kind, ": ready when its time has come"), l.View().Ready, false)
 		})
 	}
 }
@@ -827,9 +821,7 @@ func TestGCPPreemption(t *testing.T) {
 		}
 		s.say(topic)
 		tick(time.Second)
-		if v := l.View(); v.Step != StepNone {
-			t.Fatalf("of a quiet machine: %+v", v)
-		}
+		must.Equal(t, "step of a quiet machine", l.View().Step, StepNone)
 		// Withdrawn in time.
 		s.say(topic, preempted())
 		tick(3 * time.Second)
@@ -851,9 +843,7 @@ func TestGCPPreemption(t *testing.T) {
 			t.Errorf("%+v", v.Timeline)
 		}
 		<-l.ended
-		if took := time.Since(begun); took < 10*time.Second || took > 12*time.Second {
-			t.Errorf("it waited for %s", took)
-		}
+		between(t, "it waited for", time.Since(begun), 10*time.Second, 12*time.Second)
 		tomb, err := LoadDeparture(w, "boot-1")
 		if err != nil || tomb == nil || tomb.Cut == nil || *tomb.Cut != 1 || tomb.Reason != "preemption of a Spot VM" {
 			t.Errorf("%+v, %v", tomb, err)

@@ -43,10 +43,7 @@ func TestShutdownBelievesTheCountBefore(t *testing.T) {
 			n := goesDown(time.Hour)
 			n.Kind = c.kind
 			l.Notice(n)
-			took := l.until("drained", time.Minute, View.Finished)
-			if took < c.least || took > c.most {
-				t.Errorf("it took %s", took)
-			}
+			between(t, "drained after", l.until("drained", time.Minute, View.Finished), c.least, c.most)
 		}))
 	}
 }
@@ -62,18 +59,12 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		<-l.ended
 		return time.Since(began)
 	}
-	between := func(t *testing.T, got, least, most time.Duration) {
-		t.Helper()
-		if got < least || got > most {
-			t.Errorf("it waited for %s, want %s to %s", got, least, most)
-		}
-	}
 	bubble(t, 0, func(t *testing.T, w *world) {
 		l := uncountable(w)
 		l.Notice(goesDown(15 * time.Minute))
 		tick(3 * time.Second)
 		must.Contain(t, "trouble", l.View().Trouble["sessions"], "2m0s at most: connection refused")
-		between(t, took(l), 115*time.Second, 2*time.Minute)
+		between(t, "it waited for", took(l), 115*time.Second, 2*time.Minute)
 		if v := l.View(); !v.Finished() || v.Cut != nil || !strings.Contains(v.Notes[len(v.Notes)-1].Text, "sessions could not be counted for 2m0s") {
 			t.Errorf("%+v", v)
 		}
@@ -83,7 +74,7 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		w.countHang = true
 		l := w.live()
 		l.Notice(goesDown(15 * time.Minute))
-		between(t, took(l), 2*time.Minute, 2*time.Minute+10*time.Second)
+		between(t, "it waited for", took(l), 2*time.Minute, 2*time.Minute+10*time.Second)
 	})
 	// MongoDB is away, so the publishers are unknown; there are viewers until they all leave.
 	bubble(t, 3, func(t *testing.T, w *world) {
@@ -91,13 +82,13 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		time.AfterFunc(5*time.Minute, func() { w.set(func(w *world) { w.viewers = p(0) }) })
 		l := w.live()
 		l.Notice(goesDown(15 * time.Minute))
-		between(t, took(l), 7*time.Minute, 7*time.Minute+5*time.Second)
+		between(t, "it waited for", took(l), 7*time.Minute, 7*time.Minute+5*time.Second)
 	})
 	// The deadline is earlier.
 	bubble(t, 0, func(t *testing.T, w *world) {
 		l := uncountable(w)
 		l.Notice(goesDown(30 * time.Second))
-		between(t, took(l), 28*time.Second, 30*time.Second)
+		between(t, "it waited for", took(l), 28*time.Second, 30*time.Second)
 	})
 	// This does not apply to a drain: it waits for its deadline.
 	bubble(t, 0, func(t *testing.T, w *world) {
@@ -107,7 +98,7 @@ func TestShutdownThatCannotCount(t *testing.T) {
 		must.Equal(t, "step", l.View().Step, StepDraining)
 		// The time during which sessions were unknown before the shutdown does not count.
 		l.Notice(goesDown(15 * time.Minute))
-		between(t, took(l), 2*time.Minute-time.Second, 2*time.Minute+2*time.Second)
+		between(t, "it waited for", took(l), 2*time.Minute-time.Second, 2*time.Minute+2*time.Second)
 	})
 	// The count works again in time.
 	bubble(t, 0, func(t *testing.T, w *world) {
@@ -120,7 +111,7 @@ func TestShutdownThatCannotCount(t *testing.T) {
 			t.Fatalf("step %s with two viewers", v.Step)
 		}
 		w.set(func(w *world) { w.viewers = p(0) })
-		between(t, took(l), 0, 3*time.Second)
+		between(t, "it waited for", took(l), 0, 3*time.Second)
 	})
 }
 
@@ -140,12 +131,8 @@ func TestShutdownWithoutMongo(t *testing.T) {
 		})
 		l.Notice(goesDown(15 * time.Minute))
 		<-l.ended
-		if took := time.Since(at); took > announceNobodyTime {
-			t.Errorf("the machine waited for %s", took)
-		}
-		if v := l.View(); !v.Finished() {
-			t.Errorf("%+v", v)
-		}
+		between(t, "the machine waited for", time.Since(at), 0, announceNobodyTime)
+		must.Equal(t, "the view reports the end", l.View().Finished(), true)
 	})
 	bubble(t, 0, func(t *testing.T, w *world) {
 		without(w)
@@ -207,12 +194,8 @@ func TestShutdownWhileTheCloudIsAway(t *testing.T) {
 			began := time.Now()
 			l.Notice(goesDown(15 * time.Minute))
 			<-l.ended
-			if took := time.Since(began); took > 31*time.Second {
-				t.Errorf("the machine waited for %s", took)
-			}
-			if !l.View().Finished() {
-				t.Error("the view does not report the end")
-			}
+			between(t, "the machine waited for", time.Since(began), 0, 31*time.Second)
+			must.Equal(t, "the view reports the end", l.View().Finished(), true)
 			w.cloudErr = nil
 			if err := CompletePending(t.Context(), w, w, nil, nil, w.options().Log); err != nil || len(w.completed) != 1 {
 				t.Errorf("completed %v, %v", w.completed, err)

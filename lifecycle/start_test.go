@@ -56,9 +56,8 @@ func TestParkAndResume(t *testing.T) {
 			l.until("active", 20*time.Second, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 			must.Equal(t, fmt.Sprintf("round %d: the last of %v", round, w.completed), w.completed[len(w.completed)-1], "up CONTINUE")
 			l.Settled()
-			if tick(time.Second); !w.isIdle() {
-				t.Errorf("round %d: %s", round, w.file)
-			}
+			tick(time.Second)
+			must.Equal(t, fmt.Sprintf("round %d: idle with %s", round, w.file), w.isIdle(), true)
 			w.set(func(w *world) { w.gone, w.hook = false, nil })
 			tick(time.Minute)
 			must.Equal(t, fmt.Sprintf("round %d: record", round), w.record, cluster.StateActive)
@@ -208,14 +207,8 @@ func TestResumeBeforeItIsParked(t *testing.T) {
 			l.until("there", time.Minute, func(v View) bool { return v.Step == step })
 			l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
 			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive })
-			w.set(func(w *world) {
-				if !w.running {
-					t.Error("AMS does not run")
-				}
-			})
-			if starts := len(w.times("start")); (starts > 0) != (step != StepDraining) {
-				t.Errorf("%d starts", starts)
-			}
+			must.Equal(t, "AMS runs", w.running, true)
+			must.Equal(t, "AMS was started", len(w.times("start")) > 0, step != StepDraining)
 		}))
 	}
 }
@@ -231,9 +224,7 @@ func TestTerminateWhileParkedAndWhileResuming(t *testing.T) {
 				l.until("resuming", time.Second, func(v View) bool { return v.State == StateResuming })
 			}
 			l.Notice(terminate())
-			if l.View().Ready {
-				t.Error("ready")
-			}
+			must.Equal(t, "ready", l.View().Ready, false)
 			l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft && isDone(v) })
 			must.Equal(t, fmt.Sprintf("resuming %v: completed %v", resuming, w.completed), len(w.completed), 2)
 		})
@@ -274,9 +265,7 @@ func TestLaunchHook(t *testing.T) {
 		// It comes late, but it comes.
 		w.set(func(w *world) { w.proveHang = false })
 		l.until("done", 20*time.Minute, func(v View) bool { return v.Start == "" })
-		if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
-			t.Errorf("completed %v", w.completed)
-		}
+		must.NoDiff(t, "completed", w.completed, []string{"up CONTINUE"})
 	}))
 	t.Run("killed", inBubble(0, func(t *testing.T, w *world) {
 		w.hook, w.proveHang = launchHook(), true
@@ -297,9 +286,7 @@ func TestLaunchHook(t *testing.T) {
 		l.Notice(terminate())
 		l.Notice(launch)
 		l.until("left", time.Minute, func(v View) bool { return v.State == StateLeft && isDone(v) })
-		if len(w.completed) != 1 || w.completed[0] != "drain CONTINUE" {
-			t.Errorf("completed %v", w.completed)
-		}
+		must.NoDiff(t, "completed", w.completed, []string{"drain CONTINUE"})
 	}))
 	// The permission is granted minutes after the start, as with a new role: the node serves by then.
 	for _, denied := range []op{opDiscover, opContinue} {
@@ -314,9 +301,7 @@ func TestLaunchHook(t *testing.T) {
 			}
 			w.set(func(w *world) { w.cloudErr = nil })
 			l.until("done", 61*time.Second, func(v View) bool { return v.Start == "" })
-			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
-				t.Errorf("completed %v", w.completed)
-			}
+			must.NoDiff(t, "completed", w.completed, []string{"up CONTINUE"})
 		}))
 	}
 	// The agent asks an API that never answers less often, and not for ever.
@@ -356,9 +341,7 @@ func TestForgottenOverARestart(t *testing.T) {
 		l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
 		l.until("it serves", time.Minute, func(v View) bool { return v.State == StateActive })
 		for range 2 {
-			if !l.Forgotten() {
-				t.Error("it is not forgotten")
-			}
+			must.Equal(t, "it is forgotten", l.Forgotten(), true)
 			l.kill()
 			l = w.live()
 		}
@@ -380,9 +363,7 @@ func TestIntoThePool(t *testing.T) {
 			l := w.live()
 			l.Notice(unhooked(park()))
 			l.until("parked", 5*time.Second, func(v View) bool { return v.State == StateParked && isDone(v) })
-			if len(w.completed) != 1 || w.completed[0] != "up CONTINUE" {
-				t.Errorf("joined %v: completed %v", joined, w.completed)
-			}
+			must.NoDiff(t, "completed", w.completed, []string{"up CONTINUE"})
 		})
 	}
 }

@@ -77,9 +77,7 @@ func TestKilledAtEveryWrite(t *testing.T) {
 							begin(w, l)
 						}
 					}
-					if v := l.View(); v.Ready {
-						t.Errorf("killed at write %d (before %v): ready", killAt, before)
-					}
+					must.Equal(t, fmt.Sprintf("killed at write %d (before %v): ready", killAt, before), l.View().Ready, false)
 					l.until("done", 20*time.Minute, isDone)
 					tick(30 * time.Second)
 					v := l.View()
@@ -128,9 +126,7 @@ func TestSameDeadlineAfterARestart(t *testing.T) {
 			if !v.Deadline.Equal(want.Deadline) || v.DeadlineBy != want.DeadlineBy || !v.Begun.Equal(want.Begun) {
 				t.Errorf("deadline %s by %s, want %s by %s", v.Deadline, v.DeadlineBy, want.Deadline, want.DeadlineBy)
 			}
-			if v.Ready {
-				t.Error("ready")
-			}
+			must.Equal(t, "ready", v.Ready, false)
 			tick(time.Second)
 		}
 	})
@@ -453,9 +449,8 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 		if v := l.View(); len(v.Trouble) > 0 || w.file != nil || string(w.aside) != "damaged" {
 			t.Errorf("trouble %v, file %q, aside %q", v.Trouble, w.file, w.aside)
 		}
-		if warnings, _, _ := said.counts(); warnings != 2 {
-			t.Errorf("%d warnings", warnings)
-		}
+		warnings, _, _ := said.counts()
+		must.Equal(t, "warnings", warnings, 2)
 		l.kill()
 		w.set(func(w *world) { w.file = []byte(`{"version": 3, "boot": "boot-1", "step": "draining"}`) })
 		l = w.live()

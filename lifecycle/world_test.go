@@ -130,11 +130,15 @@ func (w *world) order() string {
 	defer w.mu.Unlock()
 	var list []string
 	for _, e := range w.log {
-		if len(list) == 0 || list[len(list)-1] != e.what {
-			list = append(list, e.what)
-		}
+		list = append(list, e.what)
 	}
-	return strings.Join(list, " ")
+	return strings.Join(slices.Compact(list), " ")
+}
+
+// sinceStop returns the calls from the stop of the server on.
+func (w *world) sinceStop() string {
+	_, after, _ := strings.Cut(w.order(), "stop")
+	return "stop" + after
 }
 
 func hold(ctx context.Context, d time.Duration, forever bool) error {
@@ -584,6 +588,14 @@ func (l *life) until(what string, most time.Duration, cond func(View) bool) time
 	}
 	defer synctest.Wait()
 	return time.Since(began)
+}
+
+// between reports a time outside its bounds.
+func between(t *testing.T, what string, took, least, most time.Duration) {
+	t.Helper()
+	if took < least || took > most {
+		t.Errorf("%s: %s, want %s to %s", what, took, least, most)
+	}
 }
 
 // edge shows the race detector that tests read a world only while no goroutine writes it. The clock of the bubble ensures that.
