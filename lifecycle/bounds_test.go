@@ -5,7 +5,6 @@ package lifecycle
 
 import (
 	"fmt"
-	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -17,9 +16,7 @@ import (
 // A metadata service that reports a new event with a text of any length at each poll produces a record that the next start can
 // read, and hides no deadline.
 func TestHostileNotices(t *testing.T) {
-	bubble(t, 3, func(t *testing.T, w *world) {
-		said := &counting{}
-		l := w.live(func(o *Options) { o.Log = slog.New(said) })
+	living(t, 3, func(t *testing.T, w *world, l *life) {
 		begin := time.Now()
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(6 * time.Hour), Reason: "kernel update", Who: "root"}))
 		earliest := begin.Add(2 * time.Hour)
@@ -58,8 +55,8 @@ func TestHostileNotices(t *testing.T) {
 		if at := earliest.Add(-reserveTime); !v.Deadline.Equal(at.Round(0)) {
 			t.Errorf("the deadline is %s, want %s", v.Deadline, at)
 		}
-		if _, _, notes := said.counts(); v.Trouble["notices"] == "" || notes > 40 {
-			t.Errorf("trouble %v, %d lines in 500 s", v.Trouble, notes)
+		if lines := w.logged("\n"); v.Trouble["notices"] == "" || lines > 40 {
+			t.Errorf("trouble %v, %d lines in 500 s", v.Trouble, lines)
 		}
 		if n := len(w.file); n == 0 || n > (256<<10) {
 			t.Fatalf("the record has %d bytes", n)

@@ -72,23 +72,6 @@ func TestReimage(t *testing.T) {
 	})
 }
 
-// A signal that this version does not know is one event, and is counted.
-func TestUnknownSignal(t *testing.T) {
-	living(t, 0, func(t *testing.T, w *world, l *life) {
-		for range 3 {
-			l.report("aws-lifecycle", []cloud.Notice{{ID: "aws-lifecycle/unknown/Frozen", Kind: cloud.Unknown, Reason: "target state Frozen"}})
-			tick(time.Second)
-		}
-		synctest.Wait()
-		if len(w.events) != 1 || w.events[0].Kind != "unknown-signal" || w.events[0].Who != "aws-lifecycle" || w.events[0].Why != "target state Frozen" {
-			t.Errorf("%+v", w.events)
-		}
-		if v := l.View(); v.UnknownSignals != 1 || v.State != StateActive || len(v.Notes) != 1 {
-			t.Errorf("%+v", v)
-		}
-	})
-}
-
 // The count begins when the load balancers that confirm their state send no new sessions to this node, or after a bounded time.
 func TestDrainWaitsForBalancers(t *testing.T) {
 	away := errors.New("no primary")
@@ -310,31 +293,6 @@ func TestUnknownIsNotZero(t *testing.T) {
 	}
 }
 
-func TestOneZeroIsNoVerdict(t *testing.T) {
-	living(t, 1, func(t *testing.T, w *world, l *life) {
-		l.Drain(DrainRequest{})
-		tick(3 * time.Second)
-		for range 50 {
-			// Zero for one count out of two.
-			w.set(func(w *world) { w.viewers = p(0) })
-			l.until("a zero", 3*time.Second, func(v View) bool { return v.Sessions != nil && *v.Sessions.Viewers == 0 })
-			w.set(func(w *world) { w.viewers = p(1) })
-			tick(1100 * time.Millisecond)
-		}
-		must.Equal(t, "stopped by one zero", w.stops, 0)
-	})
-}
-
-func TestNowWaitsForNobody(t *testing.T) {
-	living(t, 9, func(t *testing.T, w *world, l *life) {
-		l.Drain(DrainRequest{Now: true})
-		l.until("done", 3*time.Second, isDone)
-		if w.cut != 9 || w.tombs[0].Cut == nil || *w.tombs[0].Cut != 9 {
-			t.Errorf("cut %d, tombstones %+v", w.cut, w.tombs)
-		}
-	})
-}
-
 // TestNowDuringASlowCount: a count that takes too long for a deadline that has moved up is started again.
 func TestNowDuringASlowCount(t *testing.T) {
 	living(t, 3, func(t *testing.T, w *world, l *life) {
@@ -346,19 +304,6 @@ func TestNowDuringASlowCount(t *testing.T) {
 		l.until("done", 4*time.Second, isDone)
 		if v := l.View(); v.Cut == nil || *v.Cut != 3 {
 			t.Errorf("cut %v", v.Cut)
-		}
-	})
-}
-
-func TestSpotHasTwoMinutes(t *testing.T) {
-	living(t, 1, func(t *testing.T, w *world, l *life) {
-		l.Drain(DrainRequest{Deadline: seconds.Duration(3 * time.Hour)})
-		tick(time.Hour + time.Minute)
-		began := time.Now()
-		l.Notice(spot(2 * time.Minute))
-		l.until("done", 2*time.Minute, isDone)
-		if at := w.cutAt.Sub(began); at < 89*time.Second || at > 91*time.Second {
-			t.Errorf("cut after %s", at)
 		}
 	})
 }

@@ -7,14 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/metadata/cloud"
@@ -132,18 +130,16 @@ func TestDeadlineOfOthersHooks(t *testing.T) {
 		{"ours alone", []Hook{hook("amsagent", 10*time.Minute, false), hook("amsagent-too", time.Minute, true)}, Terminate, time.Hour, false},
 	} {
 		t.Run(tt.name, inBubble(3, func(t *testing.T, w *world) {
-			said := &counting{}
 			w.named = tt.hooks
-			l := w.live(func(o *Options) { o.Log = slog.New(said) })
+			l := w.live()
 			n := unhooked(terminate())
 			n.Kind = tt.kind
 			l.Notice(n)
 			tick(5 * time.Second)
 			v := l.View()
 			must.Equal(t, "time to the deadline by "+v.DeadlineBy, time.Until(v.Deadline)+5*time.Second, tt.left)
-			if warnings, _, _ := said.counts(); (warnings > 0) != tt.warns || (v.Trouble["hooks"] != "") != tt.warns {
-				t.Errorf("%d warnings, trouble %v", warnings, v.Trouble)
-			}
+			must.Equal(t, "it is a trouble: "+v.Trouble["hooks"], v.Trouble["hooks"] != "", tt.warns)
+			must.Equal(t, "it is warned of", w.logged("level=WARN") > 0, tt.warns)
 			if tt.name == "beside ours" {
 				at := time.Now().Add(55 * time.Second).Format("15:04")
 				must.Contain(t, "trouble", v.Trouble["hooks"], "may end at "+at)
@@ -210,9 +206,7 @@ func TestHookUsedBefore(t *testing.T) {
 
 // No log line of a drain has an empty attribute.
 func TestLogHasNoEmptyAttributes(t *testing.T) {
-	var lines locked.Buffer
-	bubble(t, 1, func(t *testing.T, w *world) {
-		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&lines, nil)) })
+	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(spot(time.Hour))
 		tick(time.Minute)
 		l.Notice(Notice{ID: "aws-spot/interrupt", Kind: withdrawn})
@@ -220,10 +214,10 @@ func TestLogHasNoEmptyAttributes(t *testing.T) {
 		l.Notice(terminate())
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
+		if w.logged("<nil>") > 0 || w.logged(`=""`) > 0 || w.logged("notice withdrawn") == 0 {
+			t.Error(w.lines.String())
+		}
 	})
-	if text := lines.String(); strings.Contains(text, "<nil>") || strings.Contains(text, `=""`) || !strings.Contains(text, "notice withdrawn") {
-		t.Error(text)
-	}
 }
 
 // A launch hook of another program is not reported as trouble while the node serves.
@@ -258,20 +252,30 @@ func TestLaunchHookOfOthers(t *testing.T) {
 	})
 }
 
-// If the operator names the hook and restarts the agent instead of a reload, the hook is completed, too.
-func TestHooksNamedBeforeARestart(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.hook = terminate().Hook
-		w.cloudErr = failing(errNoneOurs)
-		l := w.live()
-		l.Notice(unhooked(terminate()))
-		l.until("done", time.Minute, isDone)
-		l.kill()
-		w.set(func(w *world) { w.cloudErr = nil })
-		l = w.live()
-		tick(10 * time.Second)
-		must.Equal(t, fmt.Sprintf("completed %v: %+v", w.completed, l.View()), len(w.completed), 1)
-	})
+// A hook that the operator names while it keeps the machine waiting is completed after a reload, or a restart of the agent.
+func TestHooksNamedLater(t *testing.T) {
+	for name, restart := range map[string]bool{"a reload": false, "a restart": true} {
+		t.Run(name, inBubble(0, func(t *testing.T, w *world) {
+			w.hook = terminate().Hook
+			w.cloudErr = failing(errNoneOurs)
+			l := w.live()
+			l.Notice(unhooked(terminate()))
+			l.until("done", time.Minute, isDone)
+			tick(10 * time.Minute)
+			w.set(func(w *world) { w.cloudErr = nil })
+			must.Equal(t, fmt.Sprintf("number of completed %v", w.completed), len(w.completed), 0)
+			if restart {
+				l.kill()
+				l = w.live()
+			} else {
+				l.Reconsider()
+			}
+			tick(10 * time.Second)
+			if v := l.View(); len(w.completed) != 1 || len(v.Trouble) != 0 {
+				t.Errorf("completed %v, %+v", w.completed, v)
+			}
+		}))
+	}
 }
 
 // An answer to a query with the former settings does not count for the new ones.
@@ -369,19 +373,6 @@ func TestLaunchEventOfOthers(t *testing.T) {
 	})
 }
 
-// TestEventOfOthersDenied: an event names CodeDeploy's hook, and the cloud cannot be asked whose it is: it is not completed.
-func TestEventOfOthersDenied(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.cloudErr = failing(&cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}, opDiscover)
-		l := w.live()
-		n := terminate()
-		n.Hook.Name = "CodeDeploy-managed-automatic-launch-deployment-hook-amsagent"
-		l.Notice(n)
-		l.until("done", time.Minute, isDone)
-		must.Equal(t, fmt.Sprintf("completed %v", w.completed), len(w.completed), 0)
-	})
-}
-
 // Hooks of others are no trouble of a node that serves again.
 func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 	bubble(t, 1, func(t *testing.T, w *world) {
@@ -393,25 +384,6 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 		tick(time.Hour)
 		if v := l.View(); !v.Ready || len(v.Trouble) != 0 {
 			t.Errorf("%+v", v)
-		}
-	})
-}
-
-// A hook that the operator names while it keeps the machine waiting is completed.
-func TestHooksNamedLater(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.hook = terminate().Hook
-		w.cloudErr = failing(errNoneOurs)
-		l := w.live()
-		l.Notice(unhooked(terminate()))
-		l.until("done", time.Minute, isDone)
-		tick(10 * time.Minute)
-		w.set(func(w *world) { w.cloudErr = nil })
-		must.Equal(t, fmt.Sprintf("number of completed %v", w.completed), len(w.completed), 0)
-		l.Reconsider()
-		tick(10 * time.Second)
-		if v := l.View(); len(w.completed) != 1 || len(v.Trouble) != 0 {
-			t.Errorf("completed %v, %+v", w.completed, v)
 		}
 	})
 }
@@ -706,19 +678,23 @@ func TestNamedHookOfACloudThatIsAway(t *testing.T) {
 func TestNamedHookThatCannotBeVerified(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
+		hook   string
 		filter cloud.Filter
 		ours   bool
 	}{
-		{"no names", nil, true},
-		{"its name", cloud.Filter{"drain"}, true},
-		{"a pattern", cloud.Filter{"dr*"}, true},
-		{"another name", cloud.Filter{"amsagent"}, false},
-		{"another pattern", cloud.Filter{"amsagent*"}, false},
+		{"no names", "drain", nil, true},
+		{"its name", "drain", cloud.Filter{"drain"}, true},
+		{"a pattern", "drain", cloud.Filter{"dr*"}, true},
+		{"another name", "drain", cloud.Filter{"amsagent"}, false},
+		{"another pattern", "drain", cloud.Filter{"amsagent*"}, false},
+		{"CodeDeploy's", "CodeDeploy-managed-automatic-launch-deployment-hook-amsagent", nil, false},
 	} {
 		t.Run(tt.name, inBubble(1, func(t *testing.T, w *world) {
 			w.cloudErr = failing(&cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"}, opDiscover)
 			l := w.live(func(o *Options) { o.Filter = func() cloud.Filter { return tt.filter } })
-			l.Notice(terminate())
+			n := terminate()
+			n.Hook.Name = tt.hook
+			l.Notice(n)
 			tick(time.Minute)
 			v := l.View()
 			if (len(v.Hooks) == 1 && v.Hooks[0].Beats > 0) != tt.ours || (v.Trouble["discover"] == "") != tt.ours {

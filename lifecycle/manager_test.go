@@ -4,18 +4,14 @@
 package lifecycle
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 )
@@ -59,37 +55,21 @@ func TestRegistryThatRefuses(t *testing.T) {
 func TestProgressForPeopleAndInTheRegistry(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.publishers, w.viewers = p(2), p(31)
-		var lines locked.Buffer
-		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewJSONHandler(&lines, nil)) })
+		l := w.live()
 		l.Notice(terminate())
-		var last time.Time
-		for i := range 10 {
+		for half := range 10 {
 			tick(30 * time.Second)
-			if i == 5 {
+			if n := w.logged("msg=draining"); n <= half || n > half+2 {
+				t.Errorf("%d lines in %d half minutes", n, half+1)
+			}
+			if half == 5 {
 				w.set(func(w *world) { w.viewers = p(30) })
 			}
 		}
-		n := 0
-		for line := range strings.Lines(lines.String()) {
-			var e struct {
-				Time     time.Time
-				Msg      string
-				Progress string
+		for line := range strings.Lines(w.lines.String()) {
+			if strings.Contains(line, "msg=draining") {
+				must.Contain(t, "progress", line, "2 publishers, 3", "to the deadline (the configured deadline)")
 			}
-			if err := json.Unmarshal([]byte(line), &e); err != nil || e.Msg != "draining" {
-				continue
-			}
-			n++
-			if !last.IsZero() && e.Time.Sub(last) > 31*time.Second {
-				t.Errorf("%s between two lines", e.Time.Sub(last))
-			}
-			last = e.Time
-			if !strings.Contains(e.Progress, "2 publishers, 3") || !strings.Contains(e.Progress, "to the deadline (the configured deadline)") {
-				t.Errorf("%s", e.Progress)
-			}
-		}
-		if n < 10 || n > 12 {
-			t.Errorf("%d lines", n)
 		}
 		must.Equal(t, "the reason in the record", w.reason, "scale-in: 2 publishers, 30 viewers left")
 		if n := len(w.times("record:draining")); n > 5 {
@@ -141,7 +121,7 @@ func TestViewIsOneDocument(t *testing.T) {
 // A MongoDB that is away fails with a different text each time: the log gets it at most once a minute, the view always.
 func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 	bubble(t, 1, func(t *testing.T, w *world) {
-		tries, said := 0, &counting{}
+		tries := 0
 		w.registerErr = func(cluster.State) error {
 			tries++
 			if tries%7 == 0 {
@@ -149,14 +129,14 @@ func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 			}
 			return fmt.Errorf("server selection timed out, try %d", tries)
 		}
-		l := w.live(func(o *Options) { o.Log = slog.New(said) })
+		l := w.live()
 		must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(20 * time.Minute)}))
 		changing := func(w *world) { n := *w.viewers%2 + 1; w.viewers = &n }
 		for range 100 { // the reason of the record changes, so that it is written
 			tick(6 * time.Second)
 			w.set(changing)
 		}
-		warnings, ends, _ := said.counts()
+		warnings, ends := w.logged("level=WARN"), w.logged("works again")
 		if tries < 50 || warnings < 5 || warnings > 11 || ends > warnings {
 			t.Errorf("%d tries, %d warnings, %d ends of what was warned of, in ten minutes", tries, warnings, ends)
 		}
@@ -164,34 +144,4 @@ func TestTroubleIsLoggedOnceAMinute(t *testing.T) {
 			t.Errorf("after %d tries the view says %s", tries, text)
 		}
 	})
-}
-
-// counting counts the log lines about trouble, and all others. Several goroutines log at one time.
-type counting struct {
-	slog.Handler
-
-	mu                    sync.Mutex
-	warnings, ends, notes int
-}
-
-func (c *counting) Enabled(context.Context, slog.Level) bool { return true }
-
-func (c *counting) Handle(_ context.Context, r slog.Record) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case r.Level == slog.LevelWarn:
-		c.warnings++
-	case strings.Contains(r.Message, "works again"):
-		c.ends++
-	default:
-		c.notes++
-	}
-	return nil
-}
-
-func (c *counting) counts() (warnings, ends, notes int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.warnings, c.ends, c.notes
 }

@@ -55,20 +55,6 @@ func TestEachNoticeAloneAndTwice(t *testing.T) {
 	}
 }
 
-func TestWithdrawnThenLate(t *testing.T) {
-	living(t, 1, func(t *testing.T, w *world, l *life) {
-		n := Notice{ID: "r", Source: "aws-spot", Kind: Interrupt}
-		l.Notice(n)
-		tick(time.Minute)
-		must.Equal(t, "state after the notice", l.View().State, StateDraining)
-		l.Notice(Notice{ID: "r", Source: "aws-spot", Kind: withdrawn})
-		tick(time.Second)
-		if v := l.View(); v.State != StateActive || w.record != cluster.StateActive {
-			t.Errorf("%s, record %s", v.State, w.record)
-		}
-	})
-}
-
 func TestWithdrawn(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())

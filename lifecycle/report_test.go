@@ -7,15 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/amsagent/amsagent/cluster"
-	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -238,11 +238,9 @@ func TestReportedKindChanges(t *testing.T) {
 	}))
 }
 
-// The log gets an unknown signal once, however often it is reported.
+// A signal that this version does not know is one event and one line of the log, however often it is reported.
 func TestUnknownIsLoggedOnce(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		var log locked.Buffer
-		l := w.live(func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		odd := func(id, reason string) cloud.Notice {
 			return cloud.Notice{ID: topicAzure + "/" + id, Kind: cloud.Unknown, Reason: reason}
 		}
@@ -254,10 +252,12 @@ func TestUnknownIsLoggedOnce(t *testing.T) {
 			l.report(topicAzure, current)
 			tick(time.Second)
 		}
-		if text := log.String(); strings.Count(text, "a Party") != 1 || strings.Count(text, "a Parade") != 1 {
-			t.Errorf("log:\n%s", text)
-		}
-		if v := l.View(); !v.Ready || len(v.Notices) != 0 || w.file != nil {
+		must.Equal(t, "lines of the first", w.logged("a Party"), 1)
+		must.Equal(t, "lines of the second", w.logged("a Parade"), 1)
+		must.NoDiff(t, "events", w.events, []cluster.Event{
+			{Kind: "unknown-signal", Who: topicAzure, Why: "a Party"}, {Kind: "unknown-signal", Who: topicAzure, Why: "a Parade"},
+		}, cmpopts.IgnoreFields(cluster.Event{}, "ID"))
+		if v := l.View(); v.UnknownSignals != 2 || len(v.Notes) != 2 || !v.Ready || len(v.Notices) != 0 || w.file != nil {
 			t.Errorf("%+v", v)
 		}
 	})
@@ -267,19 +267,15 @@ func TestUnknownIsLoggedOnce(t *testing.T) {
 func TestReportOfANodeThatLeaves(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.stopTime = time.Hour
-		var log locked.Buffer
-		l := w.live(func(o *Options) {
-			o.Log = slog.New(slog.NewTextHandler(&log, nil))
-			o.StopTime = func() time.Duration { return 2 * time.Hour }
-		})
+		l := w.live(func(o *Options) { o.StopTime = func() time.Duration { return 2 * time.Hour } })
 		l.report(topicGroup, []cloud.Notice{ofGroup(Terminate)})
 		l.until("stopping", time.Minute, func(v View) bool { return v.Step == StepStopping })
 		for range 100 {
 			l.report(topicGroup, nil)
 			tick(time.Second)
 		}
-		if v := l.View(); v.Step != StepStopping || strings.Count(log.String(), "notice ignored") > 2 {
-			t.Errorf("step %s, log:\n%s", v.Step, log.String())
+		if v := l.View(); v.Step != StepStopping || w.logged("notice ignored") > 2 {
+			t.Errorf("step %s, log:\n%s", v.Step, w.lines.String())
 		}
 	})
 }
@@ -364,21 +360,6 @@ func TestJoinedWhileTheCloudStillSaysIt(t *testing.T) {
 			s.say(topicSpot, interruption(time.Minute))
 			l.until("done again", time.Minute, isDone)
 		}))
-	}
-}
-
-// A queue delivers an event of a parking when the group has had the machine in service since.
-func TestParkEventBeforeTheLastLook(t *testing.T) {
-	for age, want := range map[time.Duration]State{2 * time.Minute: StateActive, 0: StateDraining} {
-		living(t, 1, func(t *testing.T, w *world, l *life) {
-			tick(time.Hour)
-			l.report(topicGroup, nil)
-			tick(time.Minute)
-			e := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-age)}
-			l.Notice(EventNotice(e, time.Now()))
-			tick(time.Minute)
-			must.Equal(t, fmt.Sprintf("an event of %s ago: state", age), l.View().State, want)
-		})
 	}
 }
 
@@ -716,27 +697,6 @@ func TestAzureRestart(t *testing.T) {
 			t.Errorf("after the boot: step %s, notes %v", v.Step, v.Notes)
 		}
 	}))
-}
-
-// TestAzurePutOff: the later time counts, and no session is cut at the earlier one.
-func TestAzurePutOff(t *testing.T) {
-	bubble(t, 1, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
-		at := time.Now().Add(5 * time.Minute)
-		e := azureEvent(Terminate, at)
-		s.say(topicAzure, e)
-		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
-		later := azureMoved(e, at.Add(5*time.Minute))
-		s.say(topicAzure, later)
-		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining && v.Deadline.After(at) })
-		tick(time.Until(at))
-		must.Equal(t, "stopped by the time that does not count any more", w.stops, 0)
-		l.until("done", 6*time.Minute, isDone)
-		if w.cutAt.After(later.At) || w.cutAt.Before(later.At.Add(-time.Minute)) || len(w.completed) != 1 {
-			t.Errorf("cut at %s, completed %v", w.cutAt, w.completed)
-		}
-	})
 }
 
 // TestAzureMoves: an event whose time is changed, to either side, keeps the node draining.

@@ -65,30 +65,6 @@ func TestParkAndResume(t *testing.T) {
 	})
 }
 
-// A machine that was parked and that the operator joined again stays, whatever notices the next daemon reads, until the cloud
-// has returned it to service.
-func TestRejoined(t *testing.T) {
-	living(t, 0, func(t *testing.T, w *world, l *life) {
-		l.Notice(park())
-		l.until("parked", time.Minute, isDone)
-		w.set(func(w *world) { w.record, w.running = cluster.StateActive, true })
-		must.OK(t, l.Forget(false))
-		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {
-			l.kill()
-			w.boot = boot
-			l = w.live()
-			l.Notice(park())
-			tick(time.Minute)
-			if v := l.View(); !v.Ready || w.stops != 1 {
-				t.Fatalf("%s: step %s, %d stops, %v", boot, v.Step, w.stops, v.Notes)
-			}
-		}
-		l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
-		l.Notice(park())
-		l.until("parked", time.Minute, isDone)
-	})
-}
-
 // A termination after a parking may have a hook even if the parking had none.
 func TestHookOfTheEndAfterAParking(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {

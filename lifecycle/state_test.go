@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,26 +111,6 @@ func TestKilledAtEveryWrite(t *testing.T) {
 	}
 }
 
-func TestSameDeadlineAfterARestart(t *testing.T) {
-	living(t, 1, func(t *testing.T, w *world, l *life) {
-		l.Notice(terminate())
-		l.Drain(DrainRequest{Deadline: seconds.Duration(47 * time.Minute), Who: "root"})
-		tick(time.Minute)
-		want := l.View()
-		for range 10 {
-			l.kill()
-			tick(time.Minute)
-			l = w.live()
-			v := l.View()
-			if !v.Deadline.Equal(want.Deadline) || v.DeadlineBy != want.DeadlineBy || !v.Begun.Equal(want.Begun) {
-				t.Errorf("deadline %s by %s, want %s by %s", v.Deadline, v.DeadlineBy, want.Deadline, want.DeadlineBy)
-			}
-			must.Equal(t, "ready", v.Ready, false)
-			tick(time.Second)
-		}
-	})
-}
-
 // TestClockJumps sets the wall clock while the agent is down: no deadline moves, and the view shows the same one by the new
 // clock.
 func TestClockJumps(t *testing.T) {
@@ -139,13 +118,7 @@ func TestClockJumps(t *testing.T) {
 		t.Run(name, alive(1, func(t *testing.T, w *world, l *life) {
 			must.OK(t, l.Drain(DrainRequest{Deadline: seconds.Duration(30 * time.Minute)}))
 			l.kill()
-			// As if another clock had written everything.
-			var d document
-			must.OK(t, json.Unmarshal(w.file, &d))
-			d.Start = d.Start.Add(-jump)
-			data, err := json.Marshal(d)
-			must.OK(t, err)
-			w.set(func(w *world) { w.file = data })
+			w.setClock(-jump)
 			tick(time.Minute)
 			l = w.live()
 			if got := time.Until(l.View().Deadline); (got - 29*time.Minute).Abs() >= time.Second {
@@ -154,6 +127,16 @@ func TestClockJumps(t *testing.T) {
 			l.until("the stop", 29*time.Minute+5*time.Second, isDone)
 		}))
 	}
+}
+
+// setClock makes the file one that was written by a clock that was so much ahead.
+func (w *world) setClock(ahead time.Duration) {
+	var d document
+	must.OK(w.t, json.Unmarshal(w.file, &d))
+	d.Start = d.Start.Add(ahead)
+	data, err := json.Marshal(d)
+	must.OK(w.t, err)
+	w.file = data
 }
 
 func TestDamagedRecordIsNoDrain(t *testing.T) {
@@ -351,29 +334,23 @@ func TestTerminationOverABoot(t *testing.T) {
 			}
 			l.until(string(tt.step), time.Minute, func(v View) bool { return v.Step == tt.step })
 			l.kill()
-			var d document
-			must.OK(t, json.Unmarshal(w.file, &d))
-			d.Start = d.Start.Add(tt.clock)
-			data, err := json.Marshal(d)
-			must.OK(t, err)
+			w.setClock(tt.clock)
 			tick(tt.down)
-			said := &counting{}
+			w.lines.Reset()
 			w.set(func(w *world) {
-				w.file, w.boot, w.record, w.running, w.viewers = data, "boot-2", cluster.StateActive, true, p(1)
+				w.boot, w.record, w.running, w.viewers = "boot-2", cluster.StateActive, true, p(1)
 				w.stopTime, w.mongoErr, w.cloudErr = 0, nil, nil
 				if tt.back != nil {
 					tt.back(w)
 				}
 			})
-			l = w.live(func(o *Options) { o.Log = slog.New(said) })
+			l = w.live()
 			tick(tt.after + 5*time.Second)
 			v := l.View()
 			if v.State != tt.state || v.Ready != (tt.state == StateActive) || w.record != cluster.State(tt.state) {
 				t.Errorf("%s, ready %v, record %s, notes %v", v.State, v.Ready, w.record, v.Notes)
 			}
-			if warnings, _, _ := said.counts(); (warnings > 0) != (tt.state == StateActive) {
-				t.Errorf("%d warnings, notes %v, trouble %v", warnings, v.Notes, v.Trouble)
-			}
+			must.Equal(t, "it is warned of\n"+w.lines.String(), w.logged("level=WARN") > 0, tt.state == StateActive)
 			if tt.after > 10*time.Minute && tt.state == StateDraining && (len(v.Hooks) != 1 || v.Hooks[0].Beats < 3) {
 				t.Errorf("hooks %+v", v.Hooks)
 			}
@@ -437,9 +414,8 @@ func TestUnreadableRecord(t *testing.T) {
 // until a reboot.
 func TestDamagedRecordIsSetAside(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
-		said := &counting{}
 		w.file, w.diskErr = []byte("damaged"), errors.New("no space left on device")
-		l := w.live(func(o *Options) { o.Log = slog.New(said) })
+		l := w.live()
 		tick(time.Minute)
 		if v := l.View(); v.Trouble["record"] == "" || string(w.file) != "damaged" {
 			t.Errorf("trouble %v, file %q", v.Trouble, w.file)
@@ -449,8 +425,7 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 		if v := l.View(); len(v.Trouble) > 0 || w.file != nil || string(w.aside) != "damaged" {
 			t.Errorf("trouble %v, file %q, aside %q", v.Trouble, w.file, w.aside)
 		}
-		warnings, _, _ := said.counts()
-		must.Equal(t, "warnings", warnings, 2)
+		must.Equal(t, "warnings", w.logged("level=WARN"), 2)
 		l.kill()
 		w.set(func(w *world) { w.file = []byte(`{"version": 3, "boot": "boot-1", "step": "draining"}`) })
 		l = w.live()

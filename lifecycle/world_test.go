@@ -19,6 +19,7 @@ import (
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/conf"
+	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
 	"github.com/amsagent/amsagent/internal/sleep"
@@ -36,9 +37,10 @@ const (
 
 // world is a machine, its cluster and its cloud: fakes that fail as the test sets them.
 type world struct {
-	t   *testing.T
-	mu  sync.Mutex
-	log []entry
+	t     *testing.T
+	mu    sync.Mutex
+	log   []entry       // the calls
+	lines locked.Buffer // of the agent's log
 
 	// The machine.
 	publishers, viewers *int
@@ -123,6 +125,9 @@ func (w *world) times(what string) []time.Time {
 	}
 	return times
 }
+
+// logged counts a text in the agent's log.
+func (w *world) logged(text string) int { return strings.Count(w.lines.String(), text) }
 
 // order returns the calls, without consecutive repetitions.
 func (w *world) order() string {
@@ -438,7 +443,7 @@ func (w *world) RemoveFile(string) error {
 
 func (w *world) options() Options {
 	return Options{
-		Node: w, Files: w, Hooks: w, Peers: noPeers{}, Log: slog.New(slog.DiscardHandler),
+		Node: w, Files: w, Hooks: w, Peers: noPeers{}, Log: slog.New(slog.NewTextHandler(&w.lines, nil)),
 		Role:      func() string { return "" },
 		Before:    noCount,
 		Deadline:  fixed(DefaultDeadline),
