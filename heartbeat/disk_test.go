@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -38,11 +39,13 @@ func TestDisk(t *testing.T) {
 	}
 }
 
-func volume(t *testing.T, dir string) Sample {
+// volume returns a sample of the disk of a folder.
+func volume(t *testing.T, dir string) (got Sample) {
 	t.Helper()
-	s := newSampler(SamplerOptions{AMSDir: dir}, nil)
-	s.ask()
-	return s.Sample(t.Context())
+	synctest.Test(t, func(t *testing.T) {
+		got = running(t, SamplerOptions{AMSDir: dir}).Sample(t.Context())
+	})
+	return got
 }
 
 // The result is that of df.

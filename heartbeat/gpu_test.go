@@ -22,7 +22,6 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/internal/locked"
@@ -49,9 +48,8 @@ func newGPUWorld(t *testing.T) *gpuWorld {
 	must.OK(t, unix.Mkfifo(fifo, 0o600))
 	var err error
 	// For reading too, so that opening does not wait for a reader.
-	if g.pipe, err = os.OpenFile(fifo, os.O_RDWR, 0); err != nil {
-		t.Fatal(err)
-	}
+	g.pipe, err = os.OpenFile(fifo, os.O_RDWR, 0)
+	must.OK(t, err)
 	t.Cleanup(func() { g.pipe.Close() })
 	return g
 }
@@ -178,9 +176,7 @@ func TestGPUStreams(t *testing.T) {
 		r := g.w.Latest()
 		return r.State == GPUReady && r.Reason != "" && len(r.Devices) == 3 && r.Devices[1].Enc == nil && r.Devices[1].Name == "NVIDIA L4"
 	}, gpuTestLine(0, 24), gpuTestLine(2, 44))
-	if len(g.pids()) != 1 {
-		t.Errorf("%d starts", len(g.pids()))
-	}
+	must.Equal(t, "starts", len(g.pids()), 1)
 
 	read := func(name string) string {
 		b, err := os.ReadFile(filepath.Join(g.root, name))
@@ -195,10 +191,6 @@ func TestGPUStreams(t *testing.T) {
 	if want := "--query-gpu=" + gpuFields + " --format=csv,noheader,nounits --loop=1"; read("args") != want || read("stdin") != "/dev/null" {
 		t.Errorf("arguments %q, standard input %s", read("args"), read("stdin"))
 	}
-	g.stop()
-	if pid := g.pids()[0]; alive(pid) {
-		t.Errorf("process %d is left", pid)
-	}
 }
 
 // A silent tool is reported, killed and restarted; so is one that prints an endless line.
@@ -209,9 +201,7 @@ func TestGPUSilent(t *testing.T) {
 	must.Until(t, "a reading", func() bool { g.say("%s", gpuTestLine(0, 20)); return g.encoder(0, 20)() })
 	g.becomes(GPUFailing, "nvidia-smi")
 	must.Until(t, "second start", func() bool { return len(g.pids()) >= 2 })
-	if pid := g.pids()[0]; alive(pid) {
-		t.Errorf("process %d is left", pid)
-	}
+	must.Equal(t, "the first process is left", alive(g.pids()[0]), false)
 	must.Until(t, "a reading of the second one", func() bool { g.say("%s", gpuTestLine(0, 21)); return g.encoder(0, 21)() })
 	starts := len(g.pids())
 	g.say("%s\n", strings.Repeat("9, ", 100_000))
@@ -252,9 +242,7 @@ func TestGPUCannotSpeakToDriver(t *testing.T) {
 				g.write("said", c.output)
 				g.tool("cat $root/said" + to + "; exit 9")
 				g.watch()
-				if r := g.becomes(GPUFailing, c.reason); r.Devices != nil {
-					t.Errorf("%+v", r)
-				}
+				must.Equal(t, "devices", len(g.becomes(GPUFailing, c.reason).Devices), 0)
 				// Retry.
 				must.Until(t, "three starts", func() bool { return len(g.pids()) >= 3 })
 				g.stop()
@@ -391,9 +379,7 @@ func TestGPUOutputs(t *testing.T) {
 			}
 			want, err := os.ReadFile(file)
 			must.OK(t, err)
-			if diff := cmp.Diff(string(want), string(got)); diff != "" {
-				t.Error(diff)
-			}
+			must.NoDiff(t, file, string(got), string(want))
 		})
 	}
 }

@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +19,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"github.com/shirou/gopsutil/v4/common"
 
@@ -46,9 +43,8 @@ func openMachine(t testing.TB, file string) *machine {
 	m := &machine{dir: t.TempDir()}
 	for line := range strings.Lines(string(ar.Comment)) {
 		if v, ok := strings.CutPrefix(line, "ams: "); ok {
-			if m.pid, err = strconv.Atoi(strings.TrimSpace(v)); err != nil {
-				t.Fatal(err)
-			}
+			m.pid, err = strconv.Atoi(strings.TrimSpace(v))
+			must.OK(t, err)
 		}
 	}
 	for _, f := range ar.Files {
@@ -77,14 +73,31 @@ func (m *machine) look(t testing.TB, n int) {
 	must.OK(t, os.Symlink(strconv.Itoa(n), root))
 }
 
-func (m *machine) sampler() *Sampler {
+func (m *machine) options() SamplerOptions {
 	o := SamplerOptions{Root: filepath.Join(m.dir, "root")}
 	if m.pid != 0 {
 		o.State = m.state
 	}
-	s := newSampler(o, nil)
-	s.ask()
+	return o
+}
+
+// running returns a sampler that has asked its slow sources once. It runs until the end of the bubble.
+func running(t *testing.T, o SamplerOptions) *Sampler {
+	t.Helper()
+	o.Log = slog.New(slog.DiscardHandler)
+	if o.Open == nil {
+		o.Open = func() (*ams.Installation, error) { return nil, errors.New("no server") }
+	}
+	s := NewSampler(o)
+	go s.Run(t.Context())
+	synctest.Wait()
 	return s
+}
+
+// inBubble runs a test of a sampler in fake time.
+func inBubble(t *testing.T, f func(t *testing.T)) {
+	t.Parallel()
+	synctest.Test(t, f)
 }
 
 type counts func(context.Context) (cluster.Sessions, map[string]error)
@@ -163,10 +176,9 @@ func TestMachines(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
+			inBubble(t, func(t *testing.T) {
 				m := openMachine(t, file)
-				s := m.sampler()
+				s := running(t, m.options())
 				first := s.Sample(t.Context())
 				if first.Load.CPU != nil || first.Load.NetRx != nil {
 					t.Errorf("the first sample knows a change: %v", first)
@@ -174,9 +186,7 @@ func TestMachines(t *testing.T) {
 				time.Sleep(5 * time.Second) // the clock of synctest: no time passes
 				m.look(t, 2)
 				second := s.Sample(t.Context())
-				if diff := cmp.Diff(m.want, describe(second, m.want)); diff != "" {
-					t.Errorf("-want +got:\n%s\nmissing: %v", diff, second.Missing)
-				}
+				must.NoDiff(t, fmt.Sprint("the second sample, missing ", second.Missing), describe(second, m.want), m.want)
 				checkConsistent(t, second)
 			})
 		})
@@ -195,10 +205,7 @@ func checkConsistent(t *testing.T, s Sample) {
 		{"memory", s.Load.Mem != nil},
 		{"network", s.Load.NetRx != nil && s.Load.NetTx != nil},
 	} {
-		missing := s.Missing[r.what] != nil
-		if missing == r.known {
-			t.Errorf("%s: known is %v and missing is %v", r.what, r.known, missing)
-		}
+		must.Equal(t, r.what+" is missing", s.Missing[r.what] != nil, !r.known)
 	}
 	for _, p := range []*int{s.Load.CPU, s.Load.Mem, s.Load.Disk, s.Load.Score} {
 		if p != nil && (*p < 0 || *p > 100) {
@@ -209,57 +216,78 @@ func checkConsistent(t *testing.T, s Sample) {
 
 // The limits of the server's group stay without a process, as during a restart, until there is another one.
 func TestLimitsOfARestartedServer(t *testing.T) {
-	t.Parallel()
-	m := openMachine(t, "testdata/machines/cgroup2-memorymax.txtar")
-	gone := false
-	s := newSampler(SamplerOptions{
-		Root: filepath.Join(m.dir, "root"),
-		State: func(ctx context.Context) (ams.State, error) {
-			if gone {
+	inBubble(t, func(t *testing.T) {
+		m := openMachine(t, "testdata/machines/cgroup2-memorymax.txtar")
+		var pid atomic.Int64
+		pid.Store(int64(m.pid))
+		o := m.options()
+		o.State = func(context.Context) (ams.State, error) {
+			if pid.Load() == 0 {
 				return ams.State{}, errors.New("the bus is gone")
 			}
-			return m.state(ctx)
-		},
-	}, nil)
-	s.ask()
-	if got := s.Sample(t.Context()); got.Load.Mem != nil || got.Load.Score != nil || !missing(got, "memory", "memory limit") {
-		t.Errorf("memory %v, missing %v", got.Load.Mem, got.Missing)
-	}
-	process := filepath.Join(m.dir, "1/proc/812")
-	gone = true
-	must.OK(t, os.Rename(process, process+"x"))
-	s.ask()
-	if got := s.Sample(t.Context()); got.Load.Mem != nil {
-		t.Errorf("memory %v", got.Load.Mem)
-	}
-	must.OK(t, errors.Join(os.Rename(process+"x", filepath.Join(m.dir, "1/proc/813")), os.Remove(filepath.Join(m.dir, "1/sys/fs/cgroup/system.slice/antmedia.service/memory.max"))))
-	gone, m.pid = false, 813
-	s.ask()
-	if got := s.Sample(t.Context()); got.Load.Mem == nil || *got.Load.Mem != 20 {
-		t.Errorf("memory %v, missing %v", got.Load.Mem, got.Missing)
-	}
+			return ams.State{MainPID: int(pid.Load())}, nil
+		}
+		s := running(t, o)
+		if got := s.Sample(t.Context()); got.Load.Mem != nil || got.Load.Score != nil || !missing(got, "memory", "memory limit") {
+			t.Errorf("memory %v, missing %v", got.Load.Mem, got.Missing)
+		}
+		process := filepath.Join(m.dir, "1/proc/812")
+		pid.Store(0)
+		must.OK(t, os.Rename(process, process+"x"))
+		elapse(time.Minute)
+		synctest.Wait()
+		must.Equal(t, "memory", s.Sample(t.Context()).Load.Mem, nil)
+		must.OK(t, os.Rename(process+"x", filepath.Join(m.dir, "1/proc/813")))
+		must.OK(t, os.Remove(filepath.Join(m.dir, "1/sys/fs/cgroup/system.slice/antmedia.service/memory.max")))
+		pid.Store(813)
+		elapse(time.Minute)
+		synctest.Wait()
+		if got := s.Sample(t.Context()); got.Load.Mem == nil || *got.Load.Mem != 20 {
+			t.Errorf("memory %v, missing %v", got.Load.Mem, got.Missing)
+		}
+	})
 }
 
 // Unreadable files are missing readings.
 func TestUnreadable(t *testing.T) {
-	t.Parallel()
-	m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
-	s := m.sampler()
-	s.Sample(t.Context())
-	m.look(t, 2)
-	for _, name := range []string{"stat", "meminfo", "net/dev", "812/cgroup"} {
-		// A folder opens and cannot be read, for root too.
-		name = filepath.Join(m.dir, "2/proc", name)
-		must.OK(t, errors.Join(os.Remove(name), os.Mkdir(name, 0o755)))
-	}
-	got := s.Sample(t.Context())
-	checkConsistent(t, got)
-	if diff := cmp.Diff([]string{"cpu", "memory", "network"}, slices.Sorted(maps.Keys(got.Missing))); diff != "" {
-		t.Errorf("missing -want +got:\n%s", diff)
-	}
-	if got.Load.Score != nil {
-		t.Errorf("score %v of nothing", got.Load.Score)
-	}
+	inBubble(t, func(t *testing.T) {
+		m := openMachine(t, "testdata/machines/linux-6.8-vm.txtar")
+		s := running(t, m.options())
+		s.Sample(t.Context())
+		m.look(t, 2)
+		for _, name := range []string{"stat", "meminfo", "net/dev", "812/cgroup"} {
+			// A folder opens and cannot be read, for root too.
+			name = filepath.Join(m.dir, "2/proc", name)
+			must.OK(t, errors.Join(os.Remove(name), os.Mkdir(name, 0o755)))
+		}
+		got := s.Sample(t.Context())
+		checkConsistent(t, got)
+		for _, what := range []string{"cpu", "memory", "network"} {
+			must.Equal(t, what+" is missing", got.Missing[what] != nil, true)
+		}
+		must.Equal(t, "score of nothing", got.Load.Score, nil)
+	})
+}
+
+// After the counters started again there is one sample without a rate.
+func TestNetworkAfterReset(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		m := openMachine(t, "testdata/machines/network-counter-reset.txtar")
+		s := running(t, m.options())
+		for i, want := range []string{"nothing to compare with yet", "started again", ""} {
+			if i > 0 {
+				m.look(t, 2)
+				elapse(5 * time.Second)
+			}
+			got := s.Sample(t.Context())
+			if want == "" && (got.Load.NetRx == nil || *got.Load.NetRx != 0) {
+				t.Errorf("sample %d: %v", i, got.Missing)
+			}
+			if want != "" && (got.Load.NetRx != nil || !missing(got, "network", want)) {
+				t.Errorf("sample %d: %v", i, got.Missing)
+			}
+		}
+	})
 }
 
 func thisProcess(context.Context) (ams.State, error) { return ams.State{MainPID: os.Getpid()}, nil }
@@ -338,9 +366,7 @@ func TestSlowAnswers(t *testing.T) {
 			}
 			time.Sleep(5 * time.Second) // the clock of synctest: no time passes
 		}
-		if n := asked.Load(); n != 1 {
-			t.Errorf("asked %d times while the first call hung", n)
-		}
+		must.Equal(t, "asked while the first call hung (times)", asked.Load(), 1)
 		silent = true
 		close(hang)
 		synctest.Wait()
@@ -411,12 +437,8 @@ func TestGPULoads(t *testing.T) {
 			s := newSampler(SamplerOptions{Root: t.TempDir()}, nil)
 			s.gpus = func() GPUReading { return tt.reading }
 			got := s.Sample(t.Context())
-			if diff := cmp.Diff(tt.want, got.Load.GPUs); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-			if diff := cmp.Diff(tt.reading, got.GPUs); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
+			must.NoDiff(t, "load", got.Load.GPUs, tt.want)
+			must.NoDiff(t, "reading", got.GPUs, tt.reading)
 			if err := got.Missing["gpu"]; (err != nil) != tt.missing || err != nil && err.Error() != tt.reading.Reason {
 				t.Errorf("missing %v", got.Missing)
 			}
@@ -474,7 +496,7 @@ func FuzzReadings(f *testing.F) {
 	f.Add([]byte("cpu  1\ncpu0 18446744073709551615 18446744073709551615 1 1 1 1 1 1\n"))
 	f.Add([]byte("MemTotal: 18446744073709551615 kB\nMemAvailable: 1 kB\n"))
 	m := openMachine(f, "testdata/machines/cgroup2-memorymax.txtar")
-	whole := m.sampler()
+	whole := NewSampler(m.options())
 	f.Fuzz(func(t *testing.T, data []byte) {
 		root := t.TempDir()
 		proc, sys := filepath.Join(root, "proc"), filepath.Join(root, "sys")
@@ -527,7 +549,7 @@ func FuzzReadings(f *testing.F) {
 func TestEnvironmentDecidesNothing(t *testing.T) {
 	t.Setenv("HOST_PROC", t.TempDir())
 	t.Setenv("HOST_SYS", t.TempDir())
-	got := newSampler(SamplerOptions{}, nil).Sample(t.Context())
+	got := NewSampler(SamplerOptions{}).Sample(t.Context())
 	if got.Load.Mem == nil || !missing(got, "cpu", "nothing to compare with yet") {
 		t.Errorf("missing %v", got.Missing)
 	}

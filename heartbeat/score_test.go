@@ -46,12 +46,10 @@ func TestScore(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			got := score(tt.load, tt.limits)
-			if got == nil && tt.want != unknown || got != nil && *got != tt.want {
-				t.Errorf("got %v, want %d", got, tt.want)
-				if got != nil {
-					t.Errorf("got %d", *got)
-				}
+			if got == nil {
+				got = p(unknown)
 			}
+			must.Equal(t, "score", *got, tt.want)
 		})
 	}
 }
@@ -79,7 +77,5 @@ func TestLimitsAreReadAgain(t *testing.T) {
 	}
 	must.OK(t, os.RemoveAll(filepath.Join(tree, ams.DefaultDir)))
 	s.ask()
-	if got := s.Sample(t.Context()); *got.Load.Score != 50 {
-		t.Errorf("without an installation: %d", *got.Load.Score)
-	}
+	must.Equal(t, "without an installation", *s.Sample(t.Context()).Load.Score, 50)
 }
