@@ -407,14 +407,6 @@ func TestOwnHookBesideOthers(t *testing.T) {
 	})
 }
 
-func TestNoHookNoWaiting(t *testing.T) {
-	living(t, 0, func(t *testing.T, w *world, l *life) {
-		l.Notice(unhooked(terminate()))
-		l.until("done", 3*time.Second, isDone)
-		must.Equal(t, "calls", len(w.times("complete?")), 0)
-	})
-}
-
 func TestCompleteWaitsForTheWaitState(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
 		w.waitsFrom = time.Now().Add(62 * time.Second) // the load balancer comes first
@@ -479,15 +471,6 @@ func TestDeniedIsToldOnceAndHoldsNothing(t *testing.T) {
 		if len(w.completed) != 1 || l.View().Hooks[0].End != endCompleted {
 			t.Errorf("completed %v", w.completed)
 		}
-	})
-}
-
-func TestDiscoveryDenied(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.cloudErr = failing(&cloud.DeniedError{Permission: "autoscaling:DescribeLifecycleHooks"})
-		l := w.live()
-		l.Notice(unhooked(terminate()))
-		l.until("done", 5*time.Second, isDone)
 	})
 }
 

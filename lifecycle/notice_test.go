@@ -391,19 +391,6 @@ func TestNoticeDuringTheJoin(t *testing.T) {
 	})
 }
 
-func TestRebootDuringTheJoinWaitsForIt(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.joined = false
-		l := w.live()
-		l.Notice(Notice{Kind: Reboot, ID: "r", Deadline: time.Now().Add(time.Hour)})
-		tick(10 * time.Second)
-		must.Equal(t, "ready, as there is nothing to drain", l.View().Ready, true)
-		w.set(func(w *world) { w.joined = true })
-		tick(2 * time.Second)
-		must.Equal(t, "ready after the join", l.View().Ready, false)
-	})
-}
-
 // The group terminates the machine while it joins: its hook is completed at once, because it has no sessions; the join
 // succeeds, and the node drains.
 func TestTakenWhileItJoins(t *testing.T) {
@@ -574,19 +561,6 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 			}
 		}))
 	}
-}
-
-// A machine that joined while its clock was ahead, and drains before the clock reaches that time.
-func TestJoinedByAClockThatIsAhead(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.joinedAt = time.Now().Add(5 * time.Hour)
-		l := w.live()
-		l.Notice(terminate())
-		tick(time.Minute)
-		if v := l.View(); !isDone(v) || v.Ready || w.record != cluster.StateLeft {
-			t.Errorf("record %s, %+v", w.record, v)
-		}
-	})
 }
 
 // A notice that is announced for later stays in force after a drain by the operator and a join, even if it becomes due in
