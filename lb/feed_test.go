@@ -19,6 +19,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
@@ -130,10 +132,12 @@ func newFeed(t *testing.T, w *world, s *stored, change ...func(*lb.Options)) *lb
 	return lb.NewFeed(o)
 }
 
-func servers(f *lb.Feed) []string {
+func listed(f *lb.Feed) lb.List {
 	list, _ := f.List()
-	return ids(list.Servers)
+	return list
 }
+
+func servers(f *lb.Feed) []string { return ids(listed(f).Servers) }
 
 // A balance that starts while MongoDB is away adds no node that ended before that, and keeps the others of its list.
 func TestFeedStartsWithoutMongoDB(t *testing.T) {
@@ -165,9 +169,7 @@ func TestFeedGone(t *testing.T) {
 			clock = clock.Add(11 * time.Second)
 		}
 		must.OK(t, f.Look(t.Context()))
-		if list, _ := f.List(); !slices.Equal(list.Gone, want) {
-			t.Errorf("look %d: %v, want %v", after, list.Gone, want)
-		}
+		must.NoDiff(t, fmt.Sprintf("look %d: gone", after), listed(f).Gone, want, cmpopts.EquateComparable(netip.Addr{}))
 	}
 	// A server that answers once in between is not dead.
 	w.closed[address("e2")] = nil
@@ -176,9 +178,7 @@ func TestFeedGone(t *testing.T) {
 		w.closed[address("e2")] = answer
 		must.OK(t, f.Look(t.Context()))
 	}
-	if list, _ := f.List(); len(list.Gone) > 0 {
-		t.Errorf("%v", list.Gone)
-	}
+	must.Equal(t, "number of those that are gone", len(listed(f).Gone), 0)
 }
 
 // A server is tried by its port as soon as one of its signals is late: a server that is gone is then known to be dead at once.
@@ -192,7 +192,7 @@ func TestFeedProbesLateServers(t *testing.T) {
 			sleep.For(t.Context(), time.Second)
 		}
 		w.dialed = slices.Compact(w.dialed)
-		if list, _ := f.List(); !slices.Equal(w.dialed, []netip.Addr{address("e1")}) || len(list.Gone) > 0 || len(list.Servers) != 2 {
+		if list := listed(f); !slices.Equal(w.dialed, []netip.Addr{address("e1")}) || len(list.Gone) > 0 || len(list.Servers) != 2 {
 			t.Errorf("tried %v; %+v", w.dialed, list)
 		}
 	})
@@ -204,7 +204,7 @@ func TestFeedGoneWithoutAgent(t *testing.T) {
 	w.set(member("e1", "edge", 0))
 	f := newFeed(t, w, nil)
 	must.OK(t, f.Look(t.Context()))
-	if list, _ := f.List(); len(list.Gone) > 0 || len(list.Servers) != 1 {
+	if list := listed(f); len(list.Gone) > 0 || len(list.Servers) != 1 {
 		t.Errorf("%+v", list)
 	}
 }
@@ -249,7 +249,7 @@ func TestFeedRoleDrained(t *testing.T) {
 		edges[0].Node.State, edges[1].Node.State = state, state
 		w.set(append(edges, origin)...)
 		must.OK(t, f.Look(t.Context()))
-		if list, _ := f.List(); len(list.Held) != 1 || len(list.Servers) != 3 {
+		if list := listed(f); len(list.Held) != 1 || len(list.Servers) != 3 {
 			t.Errorf("%s, the servers run: %+v", state, list)
 		}
 	}
@@ -257,7 +257,7 @@ func TestFeedRoleDrained(t *testing.T) {
 	for range 3 {
 		must.OK(t, f.Look(t.Context()))
 	}
-	if list, _ := f.List(); len(list.Held) > 0 || !slices.Equal(servers(f), []string{"o3"}) {
+	if list := listed(f); len(list.Held) > 0 || !slices.Equal(servers(f), []string{"o3"}) {
 		t.Errorf("they have left: %+v", list)
 	}
 }
@@ -267,9 +267,7 @@ func TestFeedIsStatic(t *testing.T) {
 	w, s := &world{}, &stored{}
 	w.set(member("e1", "edge", 0), member("e2", "edge", 0), member("e3", "edge", 0))
 	f := newFeed(t, w, s)
-	if list, _ := f.List(); list.Servers != nil {
-		t.Errorf("before the first look: %+v", list)
-	}
+	must.Equal(t, "servers before the first look", len(servers(f)), 0)
 	must.OK(t, f.Look(t.Context()))
 	_, changed := f.List()
 	w.fail(errors.New("away"))
@@ -282,7 +280,7 @@ func TestFeedIsStatic(t *testing.T) {
 	}
 	w.set()
 	must.OK(t, f.Look(t.Context()))
-	if list, _ := f.List(); len(list.Servers) != 3 || len(list.Held) != 1 {
+	if list := listed(f); len(list.Servers) != 3 || len(list.Held) != 1 {
 		t.Errorf("an empty registry: %+v", list)
 	}
 	select {

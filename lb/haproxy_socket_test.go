@@ -140,12 +140,6 @@ func (r *runtimeAPI) answer(command string) string {
 	return ""
 }
 
-// isRead reports whether a feed has looked at the registry.
-func isRead(f *lb.Feed) bool {
-	list, _ := f.List()
-	return !list.Read.IsZero()
-}
-
 // A change of the list changes only the slots that it concerns. Sessions end only on machines that are gone: a drain waits for
 // those on its machine, and its slot is not given to another one meanwhile.
 func TestHAProxySlots(t *testing.T) {
@@ -161,92 +155,62 @@ func TestHAProxySlots(t *testing.T) {
 		want  []string
 		full  bool
 	}{
-		"the same list": {[]runtimeSlot{at("127.0.0.1", 3), free}, []lb.Server{edge(1, 50)}, "", nil, false},
+		"the same list": {slots: []runtimeSlot{at("127.0.0.1", 3), free}, list: []lb.Server{edge(1, 50)}},
 		"another weight": {
-			[]runtimeSlot{at("127.0.0.1", 3), free},
-			[]lb.Server{edge(1, 60)},
-			"",
-			[]string{"set server b/edge1 weight 60"},
-			false,
+			slots: []runtimeSlot{at("127.0.0.1", 3), free}, list: []lb.Server{edge(1, 60)},
+			want: []string{"set server b/edge1 weight 60"},
 		},
 		"one drains": {
-			[]runtimeSlot{at("127.0.0.1", 3), at("127.0.0.2", 2)},
-			[]lb.Server{edge(2, 50)},
-			"",
-			[]string{"set server b/edge1 state maint"},
-			false,
+			slots: []runtimeSlot{at("127.0.0.1", 3), at("127.0.0.2", 2)}, list: []lb.Server{edge(2, 50)},
+			want: []string{"set server b/edge1 state maint"},
 		},
-		"it still drains": {[]runtimeSlot{maint(at("127.0.0.1", 3)), at("127.0.0.2", 2)}, []lb.Server{edge(2, 50)}, "", nil, false},
+		"it still drains": {slots: []runtimeSlot{maint(at("127.0.0.1", 3)), at("127.0.0.2", 2)}, list: []lb.Server{edge(2, 50)}},
 		"it serves again": {
-			[]runtimeSlot{maint(at("127.0.0.1", 3)), at("127.0.0.2", 2)},
-			[]lb.Server{edge(1, 50), edge(2, 50)},
-			"",
-			[]string{"set server b/edge1 state ready"},
-			false,
+			slots: []runtimeSlot{maint(at("127.0.0.1", 3)), at("127.0.0.2", 2)}, list: []lb.Server{edge(1, 50), edge(2, 50)},
+			want: []string{"set server b/edge1 state ready"},
 		},
 		"one is gone, and others drain": {
-			[]runtimeSlot{at("127.0.0.1", 3), at("127.0.0.2", 2), maint(at("127.0.0.3", 1)), at("127.0.0.4", 0)},
-			[]lb.Server{edge(4, 50)},
-			"127.0.0.2",
-			[]string{"set server b/edge1 state maint", "set server b/edge2 state maint", "shutdown sessions server b/edge2"},
-			false,
+			slots: []runtimeSlot{at("127.0.0.1", 3), at("127.0.0.2", 2), maint(at("127.0.0.3", 1)), at("127.0.0.4", 0)},
+			list:  []lb.Server{edge(4, 50)}, gone: "127.0.0.2",
+			want: []string{"set server b/edge1 state maint", "set server b/edge2 state maint", "shutdown sessions server b/edge2"},
 		},
 		"one is gone that drained": {
-			[]runtimeSlot{maint(at("127.0.0.1", 3)), at("127.0.0.2", 2)},
-			[]lb.Server{edge(2, 50)},
-			"127.0.0.1",
-			[]string{"shutdown sessions server b/edge1"},
-			false,
+			slots: []runtimeSlot{maint(at("127.0.0.1", 3)), at("127.0.0.2", 2)}, list: []lb.Server{edge(2, 50)}, gone: "127.0.0.1",
+			want: []string{"shutdown sessions server b/edge1"},
 		},
-		"one is gone without sessions":    {[]runtimeSlot{maint(at("127.0.0.1", 0)), at("127.0.0.2", 2)}, []lb.Server{edge(2, 50)}, "127.0.0.1", nil, false},
-		"the address has another machine": {[]runtimeSlot{at("127.0.0.1", 3), free}, []lb.Server{edge(1, 50)}, "127.0.0.1", nil, false},
+		"one is gone without sessions": {
+			slots: []runtimeSlot{maint(at("127.0.0.1", 0)), at("127.0.0.2", 2)}, list: []lb.Server{edge(2, 50)}, gone: "127.0.0.1",
+		},
+		"the address has another machine": {slots: []runtimeSlot{at("127.0.0.1", 3), free}, list: []lb.Server{edge(1, 50)}, gone: "127.0.0.1"},
 		"one is new beside one that drains": {
-			[]runtimeSlot{at("127.0.0.1", 3), free},
-			[]lb.Server{edge(3, 60)},
-			"",
-			[]string{
+			slots: []runtimeSlot{at("127.0.0.1", 3), free}, list: []lb.Server{edge(3, 60)},
+			want: []string{
 				"set server b/edge1 state maint", "set server b/edge2 addr 127.0.0.3", "set server b/edge2 weight 60",
 				"set server b/edge2 state ready",
 			},
-			false,
 		},
 		"a slot is free, another one only empty": {
-			[]runtimeSlot{maint(at("127.0.0.1", 0)), free},
-			[]lb.Server{edge(3, 50)},
-			"",
-			[]string{"set server b/edge2 addr 127.0.0.3", "set server b/edge2 state ready"},
-			false,
+			slots: []runtimeSlot{maint(at("127.0.0.1", 0)), free}, list: []lb.Server{edge(3, 50)},
+			want: []string{"set server b/edge2 addr 127.0.0.3", "set server b/edge2 state ready"},
 		},
 		"the slot of one that left is closed first": {
-			[]runtimeSlot{at("127.0.0.1", 0)},
-			[]lb.Server{edge(3, 50)},
-			"",
-			[]string{"set server b/edge1 state maint", "set server b/edge1 addr 127.0.0.3", "set server b/edge1 state ready"},
-			false,
+			slots: []runtimeSlot{at("127.0.0.1", 0)}, list: []lb.Server{edge(3, 50)},
+			want: []string{"set server b/edge1 state maint", "set server b/edge1 addr 127.0.0.3", "set server b/edge1 state ready"},
 		},
 		"no slot is left but for one with sessions": {
-			[]runtimeSlot{maint(at("127.0.0.1", 1)), at("127.0.0.2", 0)},
-			[]lb.Server{edge(2, 60), edge(3, 50)},
-			"",
-			[]string{"set server b/edge2 weight 60"},
-			true,
+			slots: []runtimeSlot{maint(at("127.0.0.1", 1)), at("127.0.0.2", 0)}, list: []lb.Server{edge(2, 60), edge(3, 50)},
+			want: []string{"set server b/edge2 weight 60"}, full: true,
 		},
 		"two roles in one backend": {
-			[]runtimeSlot{free, {"origin", "0.0.0.0", true, 50, 0}},
-			[]lb.Server{edge(1, 50), origin},
-			"",
-			[]string{
+			slots: []runtimeSlot{free, {"origin", "0.0.0.0", true, 50, 0}}, list: []lb.Server{edge(1, 50), origin},
+			want: []string{
 				"set server b/edge1 addr 127.0.0.1", "set server b/edge1 state ready",
 				"set server b/origin1 addr 127.0.0.4", "set server b/origin1 state ready",
 			},
-			false,
 		},
 		"two at one address": {
-			[]runtimeSlot{at("127.0.0.1", 1), at("127.0.0.1", 1)},
-			[]lb.Server{edge(1, 50)},
-			"",
-			[]string{"set server b/edge2 state maint"},
-			false,
+			slots: []runtimeSlot{at("127.0.0.1", 1), at("127.0.0.1", 1)}, list: []lb.Server{edge(1, 50)},
+			want: []string{"set server b/edge2 state maint"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -323,7 +287,7 @@ func TestHAProxyConfirms(t *testing.T) {
 			sleep.For(ctx, d)
 			synctest.Wait()
 			r.set(func(r *runtimeAPI) {
-				if follows := r.reads >= reads+3; follows != isRead(f) || !slices.Equal(r.confirmed, want) {
+				if follows := r.reads >= reads+3; follows == listed(f).Read.IsZero() || !slices.Equal(r.confirmed, want) {
 					t.Errorf("%s: confirmed %q, %d looks at HAProxy", what, r.confirmed, r.reads-reads)
 				}
 			})

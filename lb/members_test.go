@@ -121,18 +121,16 @@ func TestMembers(t *testing.T) {
 	}
 }
 
-// The weight of a server that is new, or came back, grows for a minute. Neither the first list nor another load starts that.
 // A node whose health is unknown stays in the list, and does not enter it.
 func TestUnknown(t *testing.T) {
 	unknown := func(m *cluster.Member) { m.Health = cluster.Unknown }
 	members := []cluster.Member{member("e1", "edge", 0, unknown), member("e2", "edge", 0, unknown)}
 	first := lb.Members(members, lb.Filter{}, nil, now)
-	if got := ids(first); len(got) != 2 {
-		t.Errorf("the first list: %v", got)
-	}
+	must.NoDiff(t, "the first list", ids(first), []string{"e1", "e2"})
 	must.NoDiff(t, "after a list with e1", ids(lb.Members(members, lb.Filter{}, first[:1], now)), []string{"e1"})
 }
 
+// The weight of a server that is new, or came back, grows for a minute. Neither the first list nor another load starts that.
 func TestRamp(t *testing.T) {
 	members := []cluster.Member{member("e1", "edge", 0), member("e2", "edge", 50)}
 	list := lb.Members(members, lb.Filter{}, nil, now)
@@ -144,14 +142,11 @@ func TestRamp(t *testing.T) {
 	}
 	// A clock that is set back gives a server that entered meanwhile no less than the others.
 	is := lb.Members(members, lb.Filter{}, list, now)
-	if is = lb.Members(members, lb.Filter{}, is, now.Add(-time.Hour)); is[2].Weight != 80 {
-		t.Errorf("after the clock went back: %+v", is[2])
-	}
+	is = lb.Members(members, lb.Filter{}, is, now.Add(-time.Hour))
+	must.Equal(t, "weight after the clock went back", is[2].Weight, 80)
 	// The same id at another address is another machine.
 	members[0].Node.IP = "10.0.0.200"
-	if is := lb.Members(members, lb.Filter{}, list, now); is[2].Weight != 10 {
-		t.Errorf("%+v", is)
-	}
+	must.Equal(t, "weight of another machine", lb.Members(members, lb.Filter{}, list, now)[2].Weight, 10)
 }
 
 func ids(list []lb.Server) (ids []string) {

@@ -360,19 +360,6 @@ func TestHookNamedDuringTheParking(t *testing.T) {
 	}
 }
 
-// The launch hook of another program that an event names is not reported as trouble while the node serves.
-func TestLaunchEventOfOthers(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.foreign = launchHook()
-		w.foreign.Name = "CodeDeploy-managed-automatic-launch-deployment-hook"
-		w.proveErr = errMongo // so that a hook of this agent is extended
-		l := w.live()
-		l.Notice(Notice{ID: "launch", Source: "event", Kind: Launch, Hook: w.foreign})
-		tick(time.Minute)
-		must.Equal(t, "trouble with hooks", l.View().Trouble["hooks"], "")
-	})
-}
-
 // Hooks of others are no trouble of a node that serves again.
 func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 	bubble(t, 1, func(t *testing.T, w *world) {
@@ -385,25 +372,6 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 		if v := l.View(); !v.Ready || len(v.Trouble) != 0 {
 			t.Errorf("%+v", v)
 		}
-	})
-}
-
-// After an event of another program's hook, the hook of this agent is still found.
-func TestOwnHookBesideOthers(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		own := *terminate().Hook
-		own.Name = "amsagent-drain"
-		w.viewers, w.hook = p(1), &own
-		w.foreign = terminate().Hook
-		l := w.live()
-		l.Notice(terminate())
-		tick(20 * time.Second)
-		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != own.Name || v.Hooks[0].Beats == 0 {
-			t.Errorf("%+v", v)
-		}
-		w.set(func(w *world) { w.viewers = p(0) })
-		l.until("done", time.Minute, isDone)
-		must.NoDiff(t, "completed", w.completed, []string{own.Name + " CONTINUE"})
 	})
 }
 

@@ -386,26 +386,3 @@ func TestNoWordForTheLaunchHookFromThePool(t *testing.T) {
 		})
 	}
 }
-
-func TestParkedAgainUnderTheSameID(t *testing.T) {
-	living(t, 0, func(t *testing.T, w *world, l *life) {
-		for round := range 3 {
-			l.Notice(Notice{ID: "aws-lifecycle/park", Source: "aws-lifecycle", Kind: Park})
-			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
-			l.Notice(Notice{ID: "aws-lifecycle/resume", Source: "aws-lifecycle", Kind: Resume})
-			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive && v.Start == "" })
-			must.Equal(t, fmt.Sprintf("round %d: starts", round), len(w.times("start")), round+1)
-			w.set(func(w *world) { w.record = cluster.StateActive })
-		}
-		// Overruled by the operator, and in force again after it was in service.
-		l.Notice(Notice{ID: "aws-lifecycle/park", Source: "aws-lifecycle", Kind: Park})
-		l.Undrain("root", "")
-		tick(time.Second)
-		l.Notice(Notice{ID: "aws-lifecycle/resume", Source: "aws-lifecycle", Kind: Resume})
-		tick(time.Second)
-		l.Notice(Notice{ID: "aws-lifecycle/park", Source: "aws-lifecycle", Kind: Park})
-		if l.View().Ready {
-			t.Error("not parked")
-		}
-	})
-}
