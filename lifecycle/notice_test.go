@@ -622,16 +622,6 @@ func TestJoinedAfterADrain(t *testing.T) {
 	}
 }
 
-func TestHookToldAfterTheEnd(t *testing.T) {
-	living(t, 0, func(t *testing.T, w *world, l *life) {
-		l.Notice(unhooked(terminate()))
-		l.until("done", time.Minute, isDone)
-		l.Notice(terminate()) // the event comes late, with the hook
-		l.until("done", time.Minute, func(v View) bool { return isDone(v) && len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
-		must.Equal(t, "stops", w.stops, 1)
-	})
-}
-
 // TestUndrainRaces runs undrains at the moment at which the drain stops the server: an undrain that reports success has
 // succeeded.
 func TestUndrainRaces(t *testing.T) {

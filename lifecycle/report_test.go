@@ -58,9 +58,6 @@ func (s *sky) say(topic string, current ...cloud.Notice) {
 	s.current[topic] = current
 }
 
-// under makes the runner watch the cloud.
-func (s *sky) under(o *Options) { o.Watcher = s }
-
 // The topics of the tests are those of the clouds.
 const (
 	topicGroup = "aws-lifecycle"
@@ -283,11 +280,9 @@ func TestReportOfANodeThatLeaves(t *testing.T) {
 // A machine of a pool serves again when three consecutive reports show it in service, each time, even if it was parked before
 // this process began.
 func TestParkedMachineIsInServiceAgain(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		for round := range 4 {
-			s.say(topicGroup, ofGroup(Park))
+			w.sky.say(topicGroup, ofGroup(Park))
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
 			if w.running || w.record != cluster.StateLeft {
 				t.Fatalf("round %d: running %v, record %s", round, w.running, w.record)
@@ -295,20 +290,20 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 			if round%2 == 1 {
 				l.kill()
 				tick(time.Minute)
-				l = w.live(s.under)
+				l = w.live()
 				tick(5 * time.Second)
 				must.Equal(t, fmt.Sprintf("round %d: state after a restart of the agent", round), l.View().State, StateParked)
 			}
 			// One wrong report starts nothing.
-			s.say(topicGroup)
+			w.sky.say(topicGroup)
 			tick(1500 * time.Millisecond)
-			s.say(topicGroup, ofGroup(Park))
+			w.sky.say(topicGroup, ofGroup(Park))
 			tick(10 * time.Second)
 			if v := l.View(); v.State != StateParked || v.Start != "" {
 				t.Fatalf("round %d: %s, start %q", round, v.State, v.Start)
 			}
 			w.set(func(w *world) { w.record = cluster.StateActive })
-			s.say(topicGroup)
+			w.sky.say(topicGroup)
 			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive && v.Ready && v.Start == "" })
 			if n := len(w.times("start")); n != round+1 || !w.running {
 				t.Fatalf("round %d: %d starts", round, n)
@@ -320,25 +315,23 @@ func TestParkedMachineIsInServiceAgain(t *testing.T) {
 // A parking that the operator ended by a join stays overruled, over restarts and boots, until the group has the machine in
 // service.
 func TestRejoinedUntilItIsInService(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
-		s.say(topicGroup, ofGroup(Park))
+	living(t, 0, func(t *testing.T, w *world, l *life) {
+		w.sky.say(topicGroup, ofGroup(Park))
 		l.until("parked", time.Minute, isDone)
 		w.set(func(w *world) { w.record, w.running = cluster.StateActive, true })
 		must.OK(t, l.Forget(false))
 		for _, boot := range []string{"boot-1", "boot-2", "boot-3"} {
 			l.kill()
 			w.boot = boot
-			l = w.live(s.under)
+			l = w.live()
 			tick(time.Minute)
 			if v := l.View(); !v.Ready || w.stops != 1 {
 				t.Fatalf("%s: step %s, %d stops, %v", boot, v.Step, w.stops, v.Notes)
 			}
 		}
-		s.say(topicGroup)
+		w.sky.say(topicGroup)
 		tick(3 * time.Second)
-		s.say(topicGroup, ofGroup(Park))
+		w.sky.say(topicGroup, ofGroup(Park))
 		l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && isDone(v) })
 	})
 }
@@ -346,10 +339,8 @@ func TestRejoinedUntilItIsInService(t *testing.T) {
 // A join after a drain overrules the notices that caused it: the cloud still reports them. A new notice counts.
 func TestJoinedWhileTheCloudStillSaysIt(t *testing.T) {
 	for _, kind := range []Kind{Terminate, Interrupt, Reboot} {
-		t.Run(string(kind), inBubble(0, func(t *testing.T, w *world) {
-			s := &sky{}
-			l := w.live(s.under)
-			s.say(topicGroup, ofGroup(kind))
+		t.Run(string(kind), alive(0, func(t *testing.T, w *world, l *life) {
+			w.sky.say(topicGroup, ofGroup(kind))
 			l.until("done", time.Minute, isDone)
 			w.rejoin()
 			must.OK(t, l.Forget(false))
@@ -357,7 +348,7 @@ func TestJoinedWhileTheCloudStillSaysIt(t *testing.T) {
 			if v := l.View(); !v.Ready || len(v.Dismissed) != 1 {
 				t.Errorf("ready %v, step %s, dismissed %v, %v", v.Ready, v.Step, v.Dismissed, v.Notes)
 			}
-			s.say(topicSpot, interruption(time.Minute))
+			w.sky.say(topicSpot, interruption(time.Minute))
 			l.until("done again", time.Minute, isDone)
 		}))
 	}
@@ -366,13 +357,12 @@ func TestJoinedWhileTheCloudStillSaysIt(t *testing.T) {
 // A report that the machine is in service starts the search for a launch hook, once.
 func TestLaunchHookIsLookedForOnce(t *testing.T) {
 	bubble(t, 0, func(t *testing.T, w *world) {
-		s := &sky{}
 		w.hook, w.proveErr = launchHook(), errors.New("no document yet")
-		l := w.live(s.under)
-		s.say(topicSpot)
+		l := w.live()
+		w.sky.say(topicSpot)
 		tick(time.Minute)
 		must.Equal(t, "start without a word of the group", l.View().Start, "")
-		s.say(topicGroup)
+		w.sky.say(topicGroup)
 		tick(5 * time.Minute)
 		if v := l.View(); v.Start != "starting" || len(w.completed) != 0 || len(w.beats) < 5 {
 			t.Errorf("start %q, completed %v, %d heartbeats", v.Start, w.completed, len(w.beats))
@@ -397,12 +387,10 @@ func TestLaunchHookIsLookedForOnce(t *testing.T) {
 
 // Run waits for the end of the watcher.
 func TestRunWaitsForTheWatcher(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
+	living(t, 0, func(t *testing.T, w *world, l *life) {
 		tick(time.Minute)
 		l.kill()
-		must.Equal(t, "the watcher has ended", s.ended, true)
+		must.Equal(t, "the watcher has ended", w.sky.ended, true)
 	})
 }
 
@@ -460,28 +448,6 @@ func TestHookMadeLater(t *testing.T) {
 		w.set(func(w *world) { w.viewers = p(0) })
 		l.until("done", time.Minute, isDone)
 		must.NoDiff(t, "completed", w.completed, []string{"amsagent-end CONTINUE"})
-	})
-}
-
-// A hook that is created after the daemon looked for a launch hook at its start counts at the next scale-in. If the API fails
-// then, the query is repeated.
-func TestAWSHookMadeAfterStart(t *testing.T) {
-	bubble(t, 3, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
-		s.say(topicGroup)
-		tick(5 * time.Minute)
-		w.set(func(w *world) {
-			w.hook = &Hook{Provider: "aws", Group: "g", Name: "amsagent-terminate", Timeout: seconds.Duration(5 * time.Minute), Limit: time.Now().Add(8 * time.Hour)}
-			w.cloudErr = failing(errThrottled)
-		})
-		s.say(topicGroup, ofGroup(Terminate))
-		tick(30 * time.Second)
-		w.set(func(w *world) { w.cloudErr = nil })
-		tick(20 * time.Minute)
-		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats < 5 {
-			t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
-		}
 	})
 }
 
@@ -586,27 +552,26 @@ func TestMovedWhileItDrains(t *testing.T) {
 func TestAWSSpotHibernates(t *testing.T) {
 	for name, withHook := range map[string]bool{"alone": false, "in a group with a hook": true} {
 		t.Run(name, inBubble(0, func(t *testing.T, w *world) {
-			s := &sky{}
 			if withHook {
 				// It does not wait for a machine that is in service.
 				w.hook, w.waitsFrom = &Hook{Provider: "aws", Group: "edge", Name: "drain", Timeout: seconds.Duration(time.Hour)}, time.Now().Add(1000*time.Hour)
 			}
-			l := w.live(s.under)
+			l := w.live()
 			hibernate := func() cloud.Notice {
 				return cloud.Notice{ID: topicSpot + "/interrupt", Kind: Park, Who: "EC2 Spot", Reason: "spot interruption (hibernate)", At: time.Now()}
 			}
-			s.say(topicSpot, hibernate())
+			w.sky.say(topicSpot, hibernate())
 			tick(5 * time.Minute)
 			if v := l.View(); v.State != StateParked || w.record != cluster.StateLeft || w.running {
 				t.Errorf("asleep: state %s, record %s, server runs %t", v.State, w.record, w.running)
 			}
-			s.say(topicSpot)
+			w.sky.say(topicSpot)
 			tick(time.Minute)
 			if v := l.View(); v.State != StateActive || !w.running || len(v.Trouble) != 0 {
 				t.Errorf("back: state %s, step %s, record %s, server runs %t, trouble %v", v.State, v.Step, w.record, w.running, v.Trouble)
 			}
 			// The same again.
-			s.say(topicSpot, hibernate())
+			w.sky.say(topicSpot, hibernate())
 			tick(time.Hour)
 			if v := l.View(); v.State != StateParked || w.running {
 				t.Errorf("asleep again: state %s, server runs %t", v.State, w.running)
@@ -637,19 +602,17 @@ func azureBegun(n cloud.Notice) cloud.Notice {
 
 // TestAzureRestart: a restarted daemon reads the same document again.
 func TestAzureRestart(t *testing.T) {
-	t.Run("after it is done, whatever the time", inBubble(0, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
+	t.Run("after it is done, whatever the time", alive(0, func(t *testing.T, w *world, l *life) {
 		e := azureEvent(Terminate, time.Now().Add(5*time.Minute))
-		s.say(topicAzure, e)
+		w.sky.say(topicAzure, e)
 		l.until("done", time.Minute, isDone)
 		l.kill()
 		for _, after := range []time.Duration{time.Second, 10 * time.Minute} {
 			tick(after)
-			s.say(topicAzure, e)
-			l = w.live(s.under)
+			w.sky.say(topicAzure, e)
+			l = w.live()
 			tick(20 * time.Second)
-			s.say(topicAzure, azureBegun(e))
+			w.sky.say(topicAzure, azureBegun(e))
 			tick(20 * time.Second)
 			must.Equal(t, "step", l.View().Step, StepDone)
 			l.kill()
@@ -658,27 +621,23 @@ func TestAzureRestart(t *testing.T) {
 			t.Errorf("stopped %d times, completed %v, left %d times", w.stops, w.completed, len(w.tombs))
 		}
 	}))
-	t.Run("while it drains, and the event was cancelled meanwhile", inBubble(1, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
-		s.say(topicAzure, azureEvent(Terminate, time.Now().Add(15*time.Minute)))
+	t.Run("while it drains, and the event was cancelled meanwhile", alive(1, func(t *testing.T, w *world, l *life) {
+		w.sky.say(topicAzure, azureEvent(Terminate, time.Now().Add(15*time.Minute)))
 		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
 		l.kill()
-		s.current = nil // the metadata cannot be read yet
-		l = w.live(s.under)
+		w.sky.current = nil // the metadata cannot be read yet
+		l = w.live()
 		tick(10 * time.Second)
-		s.say(topicAzure)
+		w.sky.say(topicAzure)
 		l.until("it serves", 10*time.Second, func(v View) bool { return v.Step == StepNone })
 		tick(10 * time.Second)
 		if w.record != cluster.StateActive || w.stops != 0 {
 			t.Errorf("record %s, stopped %d times", w.record, w.stops)
 		}
 	}))
-	t.Run("into the boot that the event was", inBubble(0, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
+	t.Run("into the boot that the event was", alive(0, func(t *testing.T, w *world, l *life) {
 		e := azureEvent(Reboot, time.Now().Add(15*time.Minute))
-		s.say(topicAzure, e)
+		w.sky.say(topicAzure, e)
 		l.until("done", time.Minute, isDone)
 		tick(5 * time.Second)
 		l.kill()
@@ -690,8 +649,8 @@ func TestAzureRestart(t *testing.T) {
 		})
 		e = azureBegun(e)
 		e.Past = true
-		s.say(topicAzure, e)
-		l = w.live(s.under)
+		w.sky.say(topicAzure, e)
+		l = w.live()
 		tick(time.Minute)
 		if v := l.View(); v.Step != StepNone || !v.Ready {
 			t.Errorf("after the boot: step %s, notes %v", v.Step, v.Notes)
@@ -702,15 +661,13 @@ func TestAzureRestart(t *testing.T) {
 // TestAzureMoves: an event whose time is changed, to either side, keeps the node draining.
 func TestAzureMoves(t *testing.T) {
 	for _, by := range []time.Duration{10 * time.Minute, -2 * time.Minute} {
-		bubble(t, 1, func(t *testing.T, w *world) {
-			s := &sky{}
-			l := w.live(s.under)
+		living(t, 1, func(t *testing.T, w *world, l *life) {
 			at := time.Now().Add(15 * time.Minute)
 			e := azureEvent(Terminate, at)
-			s.say(topicAzure, e)
+			w.sky.say(topicAzure, e)
 			l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
 			moved := azureMoved(e, at.Add(by))
-			s.say(topicAzure, moved)
+			w.sky.say(topicAzure, moved)
 			for range 60 {
 				tick(100 * time.Millisecond)
 				if v := l.View(); v.Step != StepDraining || v.Ready {
@@ -723,8 +680,8 @@ func TestAzureMoves(t *testing.T) {
 			// The next daemon notices a change while no daemon runs.
 			l.kill()
 			moved = azureMoved(moved, moved.At.Add(by))
-			s.say(topicAzure, moved)
-			l = w.live(s.under)
+			w.sky.say(topicAzure, moved)
+			l = w.live()
 			tick(time.Second)
 			if v := l.View(); v.Step != StepDraining || v.Deadline.After(moved.At) || v.Deadline.Before(moved.At.Add(-time.Minute)) {
 				t.Errorf("after a restart: step %s, deadline %s", v.Step, v.Deadline)
@@ -737,13 +694,11 @@ func TestAzureMoves(t *testing.T) {
 // not.
 func TestAzurePutOffFar(t *testing.T) {
 	for kind, serves := range map[Kind]bool{Reboot: true, Terminate: false} {
-		bubble(t, 1, func(t *testing.T, w *world) {
-			s := &sky{}
-			l := w.live(s.under)
+		living(t, 1, func(t *testing.T, w *world, l *life) {
 			e := azureEvent(kind, time.Now().Add(10*time.Minute))
-			s.say(topicAzure, e)
+			w.sky.say(topicAzure, e)
 			l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
-			s.say(topicAzure, azureMoved(e, e.At.Add(6*time.Hour)))
+			w.sky.say(topicAzure, azureMoved(e, e.At.Add(6*time.Hour)))
 			tick(time.Minute)
 			must.Equal(t, fmt.Sprint(kind, ": ready"), l.View().Ready, serves)
 			tick(6 * time.Hour)
@@ -754,10 +709,8 @@ func TestAzurePutOffFar(t *testing.T) {
 
 // TestAzureStarted: the machine may leave at any moment. It gets no new viewers, and the agent cuts no session.
 func TestAzureStarted(t *testing.T) {
-	bubble(t, 1, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.under)
-		s.say(topicAzure, azureBegun(azureEvent(Interrupt, time.Time{})))
+	living(t, 1, func(t *testing.T, w *world, l *life) {
+		w.sky.say(topicAzure, azureBegun(azureEvent(Interrupt, time.Time{})))
 		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
 		tick(10 * time.Minute)
 		if w.record != cluster.StateDraining || w.stops != 0 || len(w.completed) != 0 {
@@ -766,33 +719,32 @@ func TestAzureStarted(t *testing.T) {
 	})
 }
 
-// withoutHooks makes the runner watch a cloud without hooks.
-func (s *sky) withoutHooks(o *Options) { o.Hooks, o.Watcher = nil, s }
+// withoutHooks is a cloud without hooks.
+func withoutHooks(o *Options) { o.Hooks = nil }
 
 // A machine on Google Cloud is preempted, and its power button reports that, too; both notices share the 30 s, and the viewers
 // are cut before the end.
 func TestGCPPreemption(t *testing.T) {
 	const topic = "gcp-preempted"
 	bubble(t, 1, func(t *testing.T, w *world) {
-		s := &sky{}
-		l := w.live(s.withoutHooks)
+		l := w.live(withoutHooks)
 		preempted := func() cloud.Notice {
 			return cloud.Notice{ID: topic + "/interrupt", Kind: Interrupt, Who: "Google Cloud", Reason: "preemption of a Spot VM", At: time.Now().Add(30 * time.Second)}
 		}
-		s.say(topic)
+		w.sky.say(topic)
 		tick(time.Second)
 		must.Equal(t, "step of a quiet machine", l.View().Step, StepNone)
 		// Withdrawn in time.
-		s.say(topic, preempted())
+		w.sky.say(topic, preempted())
 		tick(3 * time.Second)
 		must.Equal(t, "step", l.View().Step, StepDraining)
-		s.say(topic)
+		w.sky.say(topic)
 		tick(3 * time.Second)
 		if v := l.View(); v.Step != StepNone || w.record != cluster.StateActive {
 			t.Fatalf("withdrawn: step %s, record %s", v.Step, w.record)
 		}
 		begun := time.Now()
-		s.say(topic, preempted())
+		w.sky.say(topic, preempted())
 		tick(2 * time.Second)
 		n := goesDown(10 * time.Second)
 		n.By = "the 30 s that Google Cloud gives a Spot VM"
@@ -822,15 +774,14 @@ func TestGCPMaintenancePutOff(t *testing.T) {
 	for by, again := range map[time.Duration]bool{7 * 24 * time.Hour: true, 10 * time.Minute: false} {
 		for sessions, step := range map[int]Step{1: StepDraining, 0: StepDone} {
 			t.Run(by.String()+", "+string(step), inBubble(0, func(t *testing.T, w *world) {
-				s := &sky{}
 				w.publishers, w.viewers = &sessions, &sessions
-				l := w.live(s.withoutHooks)
+				l := w.live(withoutHooks)
 				at := time.Now().Add(2 * time.Minute)
-				s.say(topicGCP, maintenance(at))
+				w.sky.say(topicGCP, maintenance(at))
 				tick(5 * time.Second)
 				must.Equal(t, "step for a maintenance that is near", l.View().Step, step)
 				at = at.Add(by)
-				s.say(topicGCP, maintenance(at))
+				w.sky.say(topicGCP, maintenance(at))
 				tick(5 * time.Second)
 				v := l.View()
 				if again != (v.Step == StepNone && v.Ready) || again && v.NextDrain.Before(at.Add(-4*time.Hour)) {
@@ -846,10 +797,9 @@ func TestGCPMaintenanceMoves(t *testing.T) {
 	for name, restarted := range map[string]bool{"at once": false, "while the agent was away": true} {
 		for _, by := range []time.Duration{time.Hour, -time.Hour} {
 			t.Run(name+", by "+by.String(), inBubble(0, func(t *testing.T, w *world) {
-				s := &sky{}
-				l := w.live(s.withoutHooks)
+				l := w.live(withoutHooks)
 				at := time.Now().Add(5 * time.Hour)
-				s.say(topicGCP, maintenance(at))
+				w.sky.say(topicGCP, maintenance(at))
 				tick(time.Second)
 				before := l.View().NextDrain
 				if before.IsZero() || before.After(at) {
@@ -857,15 +807,15 @@ func TestGCPMaintenanceMoves(t *testing.T) {
 				}
 				if restarted {
 					l.kill()
-					s.say(topicGCP, maintenance(at.Add(by)))
-					l = w.live(s.withoutHooks)
+					w.sky.say(topicGCP, maintenance(at.Add(by)))
+					l = w.live(withoutHooks)
 				}
-				s.say(topicGCP, maintenance(at.Add(by)))
+				w.sky.say(topicGCP, maintenance(at.Add(by)))
 				tick(time.Second)
 				if after := l.View().NextDrain; after.Sub(before).Round(time.Second) != by {
 					t.Errorf("the drain was at %s and is at %s", before, after)
 				}
-				s.say(topicGCP)
+				w.sky.say(topicGCP)
 				tick(3 * time.Second)
 				if v := l.View(); !v.NextDrain.IsZero() || v.Step != StepNone {
 					t.Errorf("withdrawn: %+v", v)

@@ -87,6 +87,7 @@ type world struct {
 	proveHang bool
 
 	current map[string][]cloud.Notice // in the metadata, by topic
+	sky     sky                       // which is read each second
 
 	// The disk.
 	file      []byte
@@ -443,7 +444,7 @@ func (w *world) RemoveFile(string) error {
 
 func (w *world) options() Options {
 	return Options{
-		Node: w, Files: w, Hooks: w, Peers: noPeers{}, Log: slog.New(slog.NewTextHandler(&w.lines, nil)),
+		Node: w, Files: w, Hooks: w, Watcher: &w.sky, Peers: noPeers{}, Log: slog.New(slog.NewTextHandler(&w.lines, nil)),
 		Role:      func() string { return "" },
 		Before:    noCount,
 		Deadline:  fixed(DefaultDeadline),
