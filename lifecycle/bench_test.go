@@ -24,7 +24,7 @@ type fastNode struct {
 }
 
 func (n *fastNode) SetState(_ context.Context, s cluster.State, _ string, _ bool) error {
-	if n.ready != nil && n.ready() {
+	if n.ready() {
 		return errors.New("ready")
 	}
 	if s == cluster.StateDraining {
@@ -59,28 +59,39 @@ func (n *fastNode) Complete(context.Context, Hook) error {
 	return nil
 }
 
+func newFastNode() *fastNode {
+	return &fastNode{written: make(chan time.Time, 1), done: make(chan time.Time, 1)}
+}
+
+// run starts a runner on the node.
+func (n *fastNode) run(b *testing.B) (m *Runner, stop func()) {
+	m = NewRunner(Options{
+		Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
+		Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
+		Balancers: func(context.Context) []string { return nil }, Event: func(context.Context, cluster.Event) error { return nil },
+		Uptime: BootClock("/"), Deadline: fixed(DefaultDeadline), StopTime: usualStop, Filter: noNames,
+	})
+	n.ready = func() bool { return m.View().Ready }
+	ctx, cancel := context.WithCancel(b.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		m.Run(ctx)
+	}()
+	return m, func() {
+		cancel()
+		<-ended
+	}
+}
+
 // BenchmarkNotice measures from a notice to readiness off, to the state in the registry, and to the record on a real disk.
 func BenchmarkNotice(b *testing.B) {
 	var kept, written []time.Duration
 	for b.Loop() {
 		b.StopTimer()
-		n := &fastNode{
-			written: make(chan time.Time, 1), done: make(chan time.Time, 1),
-			sessions: func() cluster.Sessions { return cluster.Sessions{Publishers: p(1), Viewers: p(1)} },
-		}
-		m := NewRunner(Options{
-			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
-			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
-			Balancers: func(context.Context) []string { return nil }, Event: func(context.Context, cluster.Event) error { return nil },
-			Uptime: BootClock("/"), Deadline: fixed(DefaultDeadline), StopTime: usualStop, Filter: noNames,
-		})
-		n.ready = func() bool { return m.View().Ready }
-		ctx, cancel := context.WithCancel(b.Context())
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			m.Run(ctx)
-		}()
+		n := newFastNode()
+		n.sessions = func() cluster.Sessions { return cluster.Sessions{Publishers: p(1), Viewers: p(1)} }
+		m, stop := n.run(b)
 		b.StartTimer()
 		began := time.Now()
 		m.Notice(terminate())
@@ -90,20 +101,18 @@ func BenchmarkNotice(b *testing.B) {
 		kept = append(kept, time.Since(began))
 		written = append(written, (<-n.written).Sub(began))
 		b.StopTimer()
-		cancel()
-		<-ended
+		stop()
 		b.StartTimer()
 	}
 	report(b, "on-disk", kept)
 	report(b, "ready-off-and-registry", written)
 }
 
-// BenchmarkLastSession measures from the end of the last session to the completed
-// hook, with an AMS that stops at once.
+// BenchmarkLastSession measures from the end of the last session to the completed hook, with an AMS that stops at once.
 func BenchmarkLastSession(b *testing.B) {
 	var took []time.Duration
 	for b.Loop() {
-		n := &fastNode{written: make(chan time.Time, 1), done: make(chan time.Time, 1)}
+		n := newFastNode()
 		gone := time.Now().Add(4 * sampleEvery)
 		n.sessions = func() cluster.Sessions {
 			if time.Now().Before(gone) {
@@ -111,22 +120,10 @@ func BenchmarkLastSession(b *testing.B) {
 			}
 			return cluster.Sessions{Publishers: p(0), Viewers: p(0)}
 		}
-		m := NewRunner(Options{
-			Node: n, Hooks: n, Files: &conf.Store{Root: b.TempDir(), Dir: "/var/lib/amsagent"},
-			Log: slog.New(slog.DiscardHandler), Role: func() string { return "" }, Before: noCount,
-			Balancers: func(context.Context) []string { return nil }, Event: func(context.Context, cluster.Event) error { return nil },
-			Uptime: BootClock("/"), Deadline: fixed(DefaultDeadline), StopTime: usualStop, Filter: noNames,
-		})
-		ctx, cancel := context.WithCancel(b.Context())
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			m.Run(ctx)
-		}()
+		m, stop := n.run(b)
 		m.Notice(terminate())
 		took = append(took, (<-n.done).Sub(gone)-2*sampleEvery)
-		cancel()
-		<-ended
+		stop()
 	}
 	report(b, "beyond-2-samples", took)
 }

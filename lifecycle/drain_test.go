@@ -622,26 +622,15 @@ func TestAnnouncedForLater(t *testing.T) {
 	retirement := func() Notice {
 		return Notice{ID: "event-1", Source: "aws-scheduled", Kind: Interrupt, Reason: "instance-retirement", Deadline: time.Now().Add(14 * 24 * time.Hour)}
 	}
-	announced := func(t *testing.T, during func(t *testing.T, w *world, l *life)) {
-		t.Helper()
-		living(t, 1, func(t *testing.T, w *world, l *life) {
-			l.Notice(retirement())
-			if v := l.View(); !v.Ready || v.NextDrain.IsZero() {
-				t.Fatalf("drains weeks before: %+v", v)
-			}
-			during(t, w, l)
-		})
-	}
 	serves := func(t *testing.T, w *world, l *life) {
 		t.Helper()
 		tick(time.Minute)
 		if v := l.View(); !v.Ready || v.Step != StepNone || w.stops != 0 {
 			t.Errorf("step %s, %d stops, %v", v.Step, w.stops, v.Notes)
 		}
-		l.kill()
 	}
-	t.Run("a shutdown and another boot", func(t *testing.T) {
-		announced(t, func(t *testing.T, w *world, l *life) {
+	for name, during := range map[string]func(t *testing.T, w *world, l *life){
+		"a shutdown and another boot": func(t *testing.T, w *world, l *life) {
 			l.Notice(goesDown(time.Minute))
 			tick(5 * time.Second)
 			l.kill()
@@ -649,52 +638,50 @@ func TestAnnouncedForLater(t *testing.T) {
 			l = w.live()
 			l.Notice(retirement())
 			serves(t, w, l)
-		})
-	})
-	t.Run("a shutdown that the machine outlasts", func(t *testing.T) {
-		announced(t, func(t *testing.T, w *world, l *life) {
+		},
+		"a shutdown that the machine outlasts": func(t *testing.T, w *world, l *life) {
 			l.Notice(goesDown(time.Minute))
 			tick(5 * time.Second)
 			l.kill()
 			serves(t, w, w.live())
-		})
-	})
-	t.Run("a drain that was under way at another boot", func(t *testing.T) {
-		announced(t, func(t *testing.T, w *world, l *life) {
+		},
+		"a drain that was under way at another boot": func(t *testing.T, w *world, l *life) {
 			tick(13*24*time.Hour + 23*time.Hour)
 			must.Equal(t, "ready, a day before", l.View().Ready, false)
 			l.kill()
 			w.boot, w.record = "boot-2", cluster.StateActive
 			serves(t, w, w.live()) // on another host: the cloud has stopped and started it
-		})
-	})
-	t.Run("a restart of the agent, and the cloud has changed its mind", func(t *testing.T) {
-		announced(t, func(t *testing.T, w *world, l *life) {
+		},
+		"a restart of the agent, and the cloud has changed its mind": func(t *testing.T, w *world, l *life) {
 			l.kill()
 			l = w.live()
 			tick(14 * 24 * time.Hour)
 			serves(t, w, l)
-		})
-	})
-	t.Run("a reboot", func(t *testing.T) {
-		announced(t, func(t *testing.T, w *world, l *life) {
+		},
+		"a reboot": func(t *testing.T, w *world, l *life) {
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.Notice(Notice{ID: "reboot", Source: "aws-scheduled", Kind: Reboot, Deadline: time.Now().Add(time.Minute)})
 			l.until("done", time.Minute, isDone)
 			if w.stops != 0 || w.record != cluster.StateDraining {
 				t.Errorf("%d stops, record %s", w.stops, w.record)
 			}
-		})
-	})
-	t.Run("a standby", func(t *testing.T) {
-		announced(t, func(t *testing.T, w *world, l *life) {
+		},
+		"a standby": func(t *testing.T, w *world, l *life) {
 			w.set(func(w *world) { w.viewers = p(0) })
 			l.Notice(park())
 			l.until("parked", time.Minute, func(v View) bool { return v.State == StateParked && v.Step == StepDone })
 			l.Notice(Notice{ID: "back", Source: "aws-lifecycle", Kind: Resume})
 			l.until("active", time.Minute, func(v View) bool { return v.State == StateActive })
-		})
-	})
+		},
+	} {
+		t.Run(name, alive(1, func(t *testing.T, w *world, l *life) {
+			l.Notice(retirement())
+			if v := l.View(); !v.Ready || v.NextDrain.IsZero() {
+				t.Fatalf("drains weeks before: %+v", v)
+			}
+			during(t, w, l)
+		}))
+	}
 }
 
 // A client that follows the termination of a machine that never joined does not wait for a cloud that does not answer.

@@ -730,8 +730,7 @@ func TestParkEventComesLate(t *testing.T) {
 			}
 			tick(20 * time.Minute)
 			w.set(func(w *world) { w.viewers = p(0) })
-			e := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now().Add(-tt.age)}
-			l.Notice(EventNotice(e, time.Now()))
+			l.event(Park, time.Now().Add(-tt.age))
 			tick(24 * time.Hour)
 			if v := l.View(); v.State != tt.want || w.running != (tt.want == StateActive) {
 				t.Errorf("state %s, record %s, server runs %t", v.State, w.record, w.running)
@@ -767,16 +766,15 @@ func TestHookNamedAgain(t *testing.T) {
 
 // A queue delivers the event of a return from the pool again, after the machine was terminated or went into the pool again.
 func TestResumeEventComesLate(t *testing.T) {
-	late := cloud.Event{InstanceID: "i-1", Kind: Resume, Hook: Hook{Provider: "aws"}}
 	for name, goes := range map[string]Notice{
 		"it ends": {ID: cloud.GroupNotice("aws", Terminate), Source: "event", Kind: Terminate}, "it is parked": park(),
 	} {
 		t.Run(name, alive(1, func(t *testing.T, w *world, l *life) {
-			late.Time = time.Now()
+			sent := time.Now()
 			tick(time.Minute)
 			l.Notice(goes)
 			tick(time.Minute)
-			l.Notice(EventNotice(late, time.Now()))
+			l.event(Resume, sent)
 			tick(time.Minute)
 			if v := l.View(); v.State != StateDraining || v.Start != "" {
 				t.Errorf("%+v", v)
@@ -785,12 +783,12 @@ func TestResumeEventComesLate(t *testing.T) {
 	}
 	// It does not affect later notices.
 	living(t, 0, func(t *testing.T, w *world, l *life) {
-		late.Time = time.Now()
+		sent := time.Now()
 		tick(time.Minute)
-		parks := cloud.Event{InstanceID: "i-1", Kind: Park, Hook: Hook{Provider: "aws"}, Time: time.Now()}
+		parks := time.Now()
 		tick(time.Second)
-		l.Notice(EventNotice(late, time.Now()))
-		l.Notice(EventNotice(parks, time.Now()))
+		l.event(Resume, sent)
+		l.event(Park, parks)
 		l.until("parked", time.Hour, func(v View) bool { return v.State == StateParked })
 	})
 }

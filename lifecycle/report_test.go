@@ -102,14 +102,11 @@ func TestReport(t *testing.T) {
 	}
 	none := look(topicSpot)
 	undrain := func(l *life) { l.t.Helper(); must.OK(l.t, l.Undrain("root", "")) }
-	notify := func(l *life, kind Kind, at time.Time) {
-		l.Notice(EventNotice(cloud.Event{InstanceID: "i-1", Kind: kind, Hook: Hook{Provider: "aws"}, Time: at}, time.Now()))
-	}
 	event := func(kind Kind) func(*life) {
-		return func(l *life) { notify(l, kind, time.Time{}) }
+		return func(l *life) { l.event(kind, time.Time{}) }
 	}
 	reimaged := func(age time.Duration) func(*life) {
-		return func(l *life) { notify(l, Reimage, time.Now().Add(-age)) }
+		return func(l *life) { l.event(Reimage, time.Now().Add(-age)) }
 	}
 	ends, parks, inService := look(topicGroup, ofGroup(Terminate)), look(topicGroup, ofGroup(Park)), look(topicGroup)
 	odd := look(topicGroup, cloud.Notice{ID: topicGroup + "/unknown/Frozen", Kind: cloud.Unknown, Reason: "target state Frozen"})

@@ -491,7 +491,7 @@ type life struct {
 	ended  chan struct{}
 }
 
-// ear lets the test report what the cloud announces, beside another watcher or without one.
+// ear lets the test report what the cloud announces, beside another watcher.
 type ear struct {
 	cloud.Watcher
 
@@ -500,10 +500,7 @@ type ear struct {
 
 func (e ear) Watch(ctx context.Context, report cloud.Report) {
 	e.report <- report
-	if e.Watcher != nil {
-		e.Watcher.Watch(ctx, report)
-	}
-	<-ctx.Done()
+	e.Watcher.Watch(ctx, report)
 }
 
 // live starts a daemon, which ends with the test or before.
@@ -554,6 +551,12 @@ func (l *life) Notice(n Notice) {
 		c := cloud.Notice{ID: n.ID, Kind: n.Kind, Reason: n.Reason, Who: n.Who, At: n.Deadline, Hook: n.Hook}
 		l.report(topic, l.w.reports(topic, func(c cloud.Notice) bool { return c.ID != n.ID }, c))
 	}
+}
+
+// event is a notice that the group sent to the operator's queue at that time.
+func (l *life) event(kind Kind, at time.Time) {
+	e := cloud.Event{InstanceID: "i-1", Kind: kind, Hook: Hook{Provider: "aws"}, Time: at}
+	l.Notice(EventNotice(e, time.Now()))
 }
 
 // reports changes the notices in the metadata for a topic.
