@@ -173,9 +173,7 @@ func TestHAProxy(t *testing.T) {
 	must.OK(t, err)
 	defer resp.Body.Close()
 	must.OK(t, b.apply(nil, edge(3, 50)))
-	if n := b.shares(); n["e3"] != 100 {
-		t.Errorf("both are taken out: %v", n)
-	}
+	must.Equal(t, "both are taken out: share of e3", b.shares()["e3"], 100)
 	must.OK(t, b.apply(nil, edge(3, 50), edge(4, 50)))
 	if n := b.shares(); n["e3"]+n["e4"] != 100 || n["e4"] == 0 {
 		t.Errorf("the slot without sessions is taken: %v", n)
@@ -349,9 +347,7 @@ func TestHAProxyBlind(t *testing.T) {
 	for range 3 {
 		must.OK(t, blind.Apply(t.Context(), both))
 	}
-	if n := b.shares(); n["e1"] != 100 {
-		t.Errorf("the node that drains gets sessions: %v", n)
-	}
+	must.Equal(t, "the node that drains gets sessions: share of e1", b.shares()["e1"], 100)
 	must.OK(t, b.apply(nil, edge(1, 50), edge(3, 50)))
 	if c, err := blind.Commands(t.Context(), both); err != nil || len(c) > 0 {
 		t.Errorf("it sends %q, %v", c, err)

@@ -155,9 +155,7 @@ func TestFieldReport01_NoActiveActionRightAfterTheWaitBegan(t *testing.T) {
 			t.Errorf("tried %d times in 23 s", len(tries))
 		}
 		for i := 1; i < len(tries); i++ {
-			if d := tries[i].Sub(tries[i-1]); d > 5*time.Second {
-				t.Errorf("tried again after %s", d)
-			}
+			must.Equal(t, "tried again after", tries[i].Sub(tries[i-1]), 5*time.Second)
 		}
 		select {
 		case <-l.ended:

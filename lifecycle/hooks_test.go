@@ -375,21 +375,6 @@ func TestHooksOfOthersAfterAnUndrain(t *testing.T) {
 	})
 }
 
-func TestCompleteWaitsForTheWaitState(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.waitsFrom = time.Now().Add(62 * time.Second) // the load balancer comes first
-		l := w.live()
-		l.Notice(terminate())
-		l.until("left", 5*time.Second, func(v View) bool { return v.State == StateLeft })
-		l.until("done", 2*time.Minute, isDone)
-		between(t, "completed after it waited for", time.Since(w.waitsFrom), 0, notWaitingEvery)
-		calls := w.times("complete?")
-		for i := 1; i < len(calls); i++ {
-			must.Equal(t, "asked after", calls[i].Sub(calls[i-1]), notWaitingEvery)
-		}
-	})
-}
-
 func TestHookThatTimedOutMeanwhile(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		l.Notice(terminate())

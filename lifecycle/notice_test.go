@@ -459,52 +459,28 @@ func TestNoticesAfterTheEnd(t *testing.T) {
 	})
 }
 
-// The operator joins a drained node while the cloud does not answer: it serves again when the hook is completed, also after a
-// kill of the agent in between.
-func TestJoinedWhileTheCloudIsTold(t *testing.T) {
-	for _, kill := range []bool{false, true} {
-		t.Run(map[bool]string{false: "alive", true: "killed"}[kill], inBubble(0, func(t *testing.T, w *world) {
-			w.cloudErr = failing(errors.New("503"), opContinue)
-			l := w.live()
-			l.Notice(terminate())
-			l.until("completing", time.Minute, func(v View) bool { return v.Step == StepCompleting })
-			tick(3 * time.Second)
-			w.rejoin()
-			if err := l.Forget(false); !errors.Is(err, ErrBusy) || l.View().Ready {
-				t.Errorf("%v: %+v", err, l.View())
-			}
-			if kill {
-				l.kill()
-				l = w.live()
-			}
-			tick(10 * time.Second)
-			must.Equal(t, "step", l.View().Step, StepCompleting)
-			w.set(func(w *world) { w.cloudErr = nil })
-			l.until("serving", 2*time.Minute, func(v View) bool { return v.Ready })
-			l.Settled()
-			for range reportsUntilGone {
-				l.report(topicGroup, nil) // the overruled notice is withdrawn
-			}
-			if tick(time.Second); len(w.completed) != 1 || w.stops != 1 || !w.isIdle() {
-				t.Errorf("completed %v, %d stops, file %s", w.completed, w.stops, w.file)
-			}
-		}))
-	}
-}
-
-// Other joins while the hook is being completed: the drain is forgotten only if a join has succeeded, and notices of a
-// termination that came since stay in force.
+// Joins while the hook is being completed: the drain is forgotten only if a join has succeeded, and then when the hook is
+// completed, also after a restart of the agent. Notices of a termination that came since stay in force.
 func TestJoinWhileTheCloudIsTold(t *testing.T) {
 	shutdown := Notice{ID: "shutdown", Source: "systemd", Kind: Shutdown}
+	succeeds := func(w *world, l *life) {
+		w.rejoin()
+		if err := l.Forget(false); !errors.Is(err, ErrBusy) || l.View().Ready {
+			w.t.Errorf("%v: %+v", err, l.View())
+		}
+	}
 	for _, tt := range []struct {
-		name  string
-		join  func(*world, *life) // while the hook is being completed
-		end   func(*world, *life) // after that
-		ready bool
-		step  Step
-		stops int
+		name    string
+		join    func(*world, *life) // while the hook is being completed
+		restart bool
+		end     func(*world, *life) // after that
+		ready   bool
+		step    Step
+		stops   int
 	}{
 		{name: "nothing", step: StepDone, stops: 1},
+		{name: "a join that succeeds", ready: true, stops: 1, join: succeeds},
+		{name: "a join that succeeds, and a restart of the agent", ready: true, stops: 1, join: succeeds, restart: true},
 		{name: "a join that is rolled back", step: StepDone, stops: 1, join: func(_ *world, l *life) {
 			_ = l.Forget(true)
 			tick(time.Second)
@@ -521,7 +497,7 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 			w.rejoin()
 			_ = l.Forget(false)
 		}},
-		{name: "a join before which the clock was set back", ready: true, stops: 1, join: func(w *world, l *life) {
+		{name: "a join before which the clock was set back", ready: true, stops: 1, restart: true, join: func(w *world, l *life) {
 			w.set(func(w *world) { w.running, w.joinedAt = true, w.joinedAt.Add(-time.Hour) })
 			_ = l.Forget(false)
 		}},
@@ -550,6 +526,11 @@ func TestJoinWhileTheCloudIsTold(t *testing.T) {
 			if tt.join != nil {
 				tt.join(w, l)
 			}
+			if tt.restart {
+				l.kill()
+				l = w.live()
+			}
+			tick(10 * time.Second)
 			w.set(func(w *world) { w.cloudErr = nil })
 			tick(20 * time.Second)
 			if tt.end != nil {
