@@ -82,33 +82,6 @@ func TestWithdrawn(t *testing.T) {
 	})
 }
 
-// TestBackInService: the source reports another state after the machine was started again.
-func TestBackInService(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		other *Notice
-		state State
-	}{
-		{"nothing else", nil, StateActive},
-		{"parked, too", &Notice{ID: "p", Source: "aws-lifecycle", Kind: Park}, StateActive},
-		{"an event", &Notice{ID: "e", Source: "event", Kind: Terminate}, StateDraining},
-		{"a person", &Notice{ID: requestID, Source: "drain", Kind: Ask}, StateDraining},
-	} {
-		living(t, 1, func(t *testing.T, w *world, l *life) {
-			l.Notice(terminate())
-			if c.other != nil {
-				l.Notice(*c.other)
-			}
-			tick(time.Minute)
-			l.Notice(Notice{ID: "r", Source: "aws-lifecycle", Kind: Resume})
-			tick(time.Second)
-			if v := l.View(); v.State != c.state || w.stops != 0 {
-				t.Errorf("%s: %s", c.name, v.State)
-			}
-		})
-	}
-}
-
 func TestUndrainOverrulesTheCloudUntilItSaysSomethingElse(t *testing.T) {
 	living(t, 1, func(t *testing.T, w *world, l *life) {
 		if err := l.Undrain("root", ""); !errors.Is(err, ErrNotDraining) {

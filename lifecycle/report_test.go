@@ -257,23 +257,6 @@ func TestUnknownIsLoggedOnce(t *testing.T) {
 	})
 }
 
-// A notice that is refused at each report is logged once.
-func TestReportOfANodeThatLeaves(t *testing.T) {
-	bubble(t, 0, func(t *testing.T, w *world) {
-		w.stopTime = time.Hour
-		l := w.live(func(o *Options) { o.StopTime = func() time.Duration { return 2 * time.Hour } })
-		l.report(topicGroup, []cloud.Notice{ofGroup(Terminate)})
-		l.until("stopping", time.Minute, func(v View) bool { return v.Step == StepStopping })
-		for range 100 {
-			l.report(topicGroup, nil)
-			tick(time.Second)
-		}
-		if v := l.View(); v.Step != StepStopping || w.logged("notice ignored") > 2 {
-			t.Errorf("step %s, log:\n%s", v.Step, w.lines.String())
-		}
-	})
-}
-
 // A machine of a pool serves again when three consecutive reports show it in service, each time, even if it was parked before
 // this process began.
 func TestParkedMachineIsInServiceAgain(t *testing.T) {
@@ -702,18 +685,6 @@ func TestAzurePutOffFar(t *testing.T) {
 			must.Equal(t, fmt.Sprint(kind, ": ready when its time has come"), l.View().Ready, false)
 		})
 	}
-}
-
-// TestAzureStarted: the machine may leave at any moment. It gets no new viewers, and the agent cuts no session.
-func TestAzureStarted(t *testing.T) {
-	living(t, 1, func(t *testing.T, w *world, l *life) {
-		w.sky.say(topicAzure, azureBegun(azureEvent(Interrupt, time.Time{})))
-		l.until("draining", time.Minute, func(v View) bool { return v.Step == StepDraining })
-		tick(10 * time.Minute)
-		if w.record != cluster.StateDraining || w.stops != 0 || len(w.completed) != 0 {
-			t.Errorf("record %s, stopped %d times, completed %v", w.record, w.stops, w.completed)
-		}
-	})
 }
 
 // withoutHooks is a cloud without hooks.

@@ -299,13 +299,6 @@ func TestLaunchHook(t *testing.T) {
 			}
 		}))
 	}
-	t.Run("no hook", alive(0, func(t *testing.T, w *world, l *life) {
-		l.Notice(launch)
-		l.until("done", time.Minute, func(v View) bool { return v.Start == "" })
-		if v := l.View(); !v.Ready || !w.isIdle() {
-			t.Errorf("%+v", v)
-		}
-	}))
 }
 
 // TestForgottenOverARestart: a drain that is forgotten before the registry has its end stays forgotten after a restart of the
