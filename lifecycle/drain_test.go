@@ -382,7 +382,7 @@ func TestDiskHangs(t *testing.T) {
 		close(disk.end)
 		must.OK(t, <-asked)
 	}()
-	must.Until(t, "a subscriber is told of the drain", func() bool {
+	must.Until(t, "a subscriber sees the drain", func() bool {
 		select {
 		case v := <-views:
 			return v.State == StateDraining && !v.Ready
