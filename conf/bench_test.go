@@ -6,7 +6,6 @@ package conf
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,18 +24,16 @@ func BenchmarkCommitRatio(b *testing.B) {
 	var paths []string
 	for i := range 4 {
 		p := fmt.Sprintf("/ams/webapps/app%d/WEB-INF/red5-web.properties", i)
-		real := filepath.Join(s.Root, p)
-		must.OK(b, os.MkdirAll(filepath.Dir(real), 0o755))
-		must.OK(b, os.WriteFile(real, fmt.Appendf(nil, app, p), 0o644))
+		put(b, s, p, fmt.Sprintf(app, p))
 		paths = append(paths, p)
 	}
-	paths = append(paths, "/ams/conf/red5.properties")
+	paths = append(paths, serverPath)
 	var ours, bare time.Duration
 	for b.Loop() {
 		start := time.Now()
 		p := s.NewPlan(nil)
 		for _, path := range paths {
-			if err := p.Edit(Target{Path: path, Kind: KindProperties}, func(src []byte) ([]Span, error) {
+			must.OK(b, p.Edit(Target{Path: path, Kind: KindProperties}, func(src []byte) ([]Span, error) {
 				q, err := ParseProperties(src)
 				if err != nil {
 					return nil, err
@@ -44,20 +41,9 @@ func BenchmarkCommitRatio(b *testing.B) {
 				q.Set("db.type", "mongodb", nil)
 				q.Set("db.host", "10.0.0.1", nil)
 				return q.Spans(), nil
-			}); err != nil {
-				b.Fatal(err)
-			}
+			}))
 		}
-		if err := p.Edit(Target{Path: "/ams/conf/jee-container.xml", Kind: KindContainer}, func(src []byte) ([]Span, error) {
-			c, err := ParseContainer(src)
-			if err != nil {
-				return nil, err
-			}
-			err = c.SetMode(ModeCluster)
-			return c.Spans(), err
-		}); err != nil {
-			b.Fatal(err)
-		}
+		must.OK(b, p.Edit(Target{Path: containerPath, Kind: KindContainer}, toCluster))
 		must.OK(b, p.Commit("join"))
 		ours += time.Since(start)
 		changed := p.Changed()
@@ -65,11 +51,11 @@ func BenchmarkCommitRatio(b *testing.B) {
 
 		start = time.Now()
 		for _, f := range changed {
-			must.OK(b, bareWrite(filepath.Join(s.Root, f.Before.Path), f.After))
+			must.OK(b, bareWrite(at(s, f.Before.Path), f.After))
 		}
 		bare += time.Since(start)
 		for _, f := range changed {
-			must.OK(b, os.WriteFile(filepath.Join(s.Root, f.Before.Path), f.Before.Bytes, 0o644))
+			put(b, s, f.Before.Path, string(f.Before.Bytes))
 		}
 	}
 	b.ReportMetric(float64(ours)/float64(bare), "ratio")

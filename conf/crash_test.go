@@ -33,18 +33,10 @@ func TestMain(m *testing.M) {
 }
 
 func crashChild(s *Store, op string) error {
-	record, err := s.Record()
-	if err != nil {
-		return err
+	if op == "join" {
+		return planCluster(&testing.T{}, s, "10.0.0.1").Commit("join")
 	}
-	if op != "join" {
-		p, err := s.PlanUndo(record)
-		if err != nil {
-			return err
-		}
-		return p.CommitUndo("leave")
-	}
-	return planCluster(&testing.T{}, s, "10.0.0.1").Commit("join")
+	return planUndo(&testing.T{}, s).CommitUndo("leave")
 }
 
 // TestCrash kills a commit before the Nth call of every kind that changes a
@@ -68,7 +60,7 @@ func TestCrash(t *testing.T) {
 			for n := 1; ; n += step {
 				s := newTree(t)
 				standalone := snapshot(t, s)
-				must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+				join(t, s, "10.0.0.1")
 				joined := snapshot(t, s)
 				old, want := joined, standalone
 				if op == "join" {

@@ -34,9 +34,7 @@ func TestDigestProperties(t *testing.T) {
 		"another password":            strings.ReplaceAll(base, "secret", "hush"),
 		"its own key":                 strings.ReplaceAll(base, "own=1\n", ""),
 	} {
-		if got := digest(t, KindProperties, src); got != want {
-			t.Errorf("%s: another digest", name)
-		}
+		must.Equal(t, name, digest(t, KindProperties, src), want)
 	}
 	for name, src := range map[string]string{
 		"a value":           strings.ReplaceAll(base, "a.example", "b.example"),
@@ -65,9 +63,7 @@ func TestDigestContainer(t *testing.T) {
 		"a secret attribute":         strings.ReplaceAll(base, "one", "two"),
 		"a secret text":              strings.ReplaceAll(base, "secret", "hush"),
 	} {
-		if got := digest(t, KindContainer, src); got != want {
-			t.Errorf("%s: another digest", name)
-		}
+		must.Equal(t, name, digest(t, KindContainer, src), want)
 	}
 	for name, src := range map[string]string{
 		"a value":         strings.ReplaceAll(base, `"1"`, `"2"`),

@@ -89,7 +89,7 @@ func TestFaults(t *testing.T) {
 	tree := faultRoot(t)
 	s := tree()
 	standalone := snapshot(t, s)
-	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+	join(t, s, "10.0.0.1")
 	joined := snapshot(t, s)
 	kinds := []error{errKilled, unix.EIO, unix.ENOSPC}
 	recoveryKinds := append(slices.Clone(kinds), errStays)
@@ -141,7 +141,7 @@ func TestFaults(t *testing.T) {
 	prepare := func(op string) *Store {
 		s := tree()
 		if op == "leave" {
-			must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
+			join(t, s, "10.0.0.1")
 		}
 		return s
 	}
@@ -266,20 +266,13 @@ func TestFaults(t *testing.T) {
 // password. There is no plan of it then: a file that seems not to be there would be made with the rights of a new
 // one, and one whose owner is not known would stay readable by all.
 func TestFaultsOfAPlan(t *testing.T) {
-	const path, secret = "/ams/webapps/Live App/WEB-INF/red5-web.properties", "hunter22"
+	const secret, half = "hunter22", javaDate + "db.ty"
 	owner := os.Geteuid()
 	if owner == 0 {
 		owner = 4711 // what is not known must not look like the owner
 	}
 	edit := func(p *Plan, path string) error {
-		return p.Edit(Target{Path: path, Kind: KindProperties, CreateMode: 0o644, Private: true, Owner: owner}, func(src []byte) ([]Span, error) {
-			q, err := ParseProperties(src)
-			if err != nil {
-				return nil, err
-			}
-			q.Set("db.password", secret, nil)
-			return q.Spans(), nil
-		})
+		return p.Edit(Target{Path: path, Kind: KindProperties, CreateMode: 0o644, Private: true, Owner: owner}, set("db.password", secret))
 	}
 	for name, tt := range map[string]struct {
 		path   string
@@ -287,26 +280,25 @@ func TestFaultsOfAPlan(t *testing.T) {
 		now    string // what is in the file by now; "": as it was
 		leave  bool
 	}{
-		"first":               {path: path},
-		"first, by a link":    {path: "/ams/webapps/root/WEB-INF/red5-web.properties"},
-		"again":               {path: path, joined: true},
-		"again, half written": {path: path, joined: true, now: "#Sat Nov 21 00:34:56 UTC 2026\ndb.ty"},
-		"leave":               {path: path, joined: true, leave: true},
-		"leave, half written": {path: path, joined: true, leave: true, now: "#Sat Nov 21 00:34:56 UTC 2026\ndb.ty"},
+		"first":               {path: appPath},
+		"first, by a link":    {path: rootPath},
+		"again":               {path: appPath, joined: true},
+		"again, half written": {path: appPath, joined: true, now: half},
+		"leave":               {path: appPath, joined: true, leave: true},
+		"leave, half written": {path: appPath, joined: true, leave: true, now: half},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { // what is half written is waited for
 				s := newTree(t)
 				target, err := s.Follow(tt.path)
 				must.OK(t, err)
-				real := filepath.Join(s.Root, target)
-				must.OK(t, errors.Join(os.Chown(real, owner, -1), os.Chmod(real, 0o644)))
+				must.OK(t, errors.Join(os.Chown(at(s, target), owner, -1), os.Chmod(at(s, target), 0o644)))
 				if tt.joined {
 					p := s.NewPlan(nil)
 					must.OK(t, errors.Join(edit(p, tt.path), p.Commit("join")))
 				}
 				if tt.now != "" {
-					must.OK(t, os.WriteFile(real, []byte(tt.now), 0o600))
+					put(t, s, target, tt.now)
 				}
 				record, err := s.Record()
 				must.OK(t, err)

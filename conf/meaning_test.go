@@ -6,11 +6,9 @@ package conf
 import (
 	"bytes"
 	"os"
-	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -66,21 +64,21 @@ func TestSameBeans(t *testing.T) {
 	}
 }
 
+// javaDate is the first line of a file that Java stored.
+const javaDate = "#Sat Nov 21 00:34:56 UTC 2026\n"
+
 // stored is how java.util.Properties.store writes a file of the server.
-func stored(t *testing.T, src []byte) []byte {
+func stored(t *testing.T, src string) string {
 	t.Helper()
-	p, err := ParseProperties(src)
+	p, err := ParseProperties([]byte(src))
 	must.OK(t, err)
 	escape := strings.NewReplacer(`\`, `\\`, ":", `\:`, "=", `\=`, "#", `\#`, "!", `\!`, "\t", `\t`, "\n", `\n`)
-	b := bytes.NewBufferString("#Sat Nov 21 00:34:56 UTC 2026\n")
-	keys := p.Keys()
-	for i := range keys {
-		key := keys[len(keys)-1-i]
+	text := javaDate
+	for _, key := range slices.Backward(p.Keys()) {
 		value, _ := p.Get(key)
-		b.WriteString(escape.Replace(key) + "=" + escape.Replace(value) + "\n")
+		text += escape.Replace(key) + "=" + escape.Replace(value) + "\n"
 	}
-	b.WriteString("written.by.the.server=true\n")
-	return b.Bytes()
+	return text + "written.by.the.server=true\n"
 }
 
 // The server saves every settings file at each start. That is no change, and the
@@ -88,61 +86,41 @@ func stored(t *testing.T, src []byte) []byte {
 func TestPlanAfterServerStored(t *testing.T) {
 	const host = "mongodb://u:p@10.0.0.1:27017/?authSource=admin&w=1"
 	s := newTree(t)
-	must.OK(t, planCluster(t, s, host).Commit("join"))
-	rewritten := map[string]string{}
-	for _, path := range propertyPaths {
-		f, err := s.Read(path)
-		must.OK(t, err)
-		rewritten[path] = string(stored(t, f.Bytes))
-		must.OK(t, os.WriteFile(filepath.Join(s.Root, f.Target), []byte(rewritten[path]), f.Mode))
+	join(t, s, host)
+	settings := []string{serverPath, appPath, rootTarget}
+	store := func() {
+		for _, path := range settings {
+			put(t, s, path, stored(t, content(t, s, path)))
+		}
 	}
+	store()
 	before := snapshot(t, s)
-	again := planCluster(t, s, host)
-	for _, f := range again.Changed() {
-		t.Errorf("%s is planned as changed:\n%s", f.Before.Path, f.Diff())
-	}
-	must.OK(t, again.Commit("join"))
-	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
-		t.Errorf("a second join wrote (-before +after):\n%s", d)
-	}
+	must.NoDiff(t, "files that a second join would change", planCluster(t, s, host).ChangedPaths(), []string(nil))
+	join(t, s, host)
+	must.NoDiff(t, "the files after a second join", snapshot(t, s), before)
 
 	// One file differs in fact: it alone is written, and the records of the others stay.
-	replaceIn(t, s, "/ams/conf/red5.properties", "mongodb", "mangodb")
-	again = planCluster(t, s, host)
-	if got := again.Changed(); len(got) != 1 || got[0].Before.Path != "/ams/conf/red5.properties" {
-		t.Fatalf("changed: %d files", len(got))
-	}
-	must.OK(t, again.Commit("join"))
-	if len(planCluster(t, s, host).Changed()) > 0 {
-		t.Error("the plan after that changes something")
-	}
+	replaceIn(t, s, serverPath, "mongodb", "mangodb")
+	must.NoDiff(t, "files that a join would change", planCluster(t, s, host).ChangedPaths(), []string{serverPath})
+	join(t, s, host)
+	must.NoDiff(t, "files that the next one would change", planCluster(t, s, host).ChangedPaths(), []string(nil))
 
 	// Another database, reverted after the server has stored the files again.
-	second := planCluster(t, s, "10.0.0.2")
-	must.OK(t, second.Commit("join"))
-	for _, path := range propertyPaths {
-		f, err := s.Read(path)
-		must.OK(t, err)
-		must.OK(t, os.WriteFile(filepath.Join(s.Root, f.Target), stored(t, f.Bytes), f.Mode))
+	second := join(t, s, "10.0.0.2")
+	store()
+	if conflicts := reverted(t, second); len(conflicts) > 0 {
+		t.Fatal(conflicts)
 	}
-	if conflicts, err := second.Revert("rollback"); err != nil || len(conflicts) > 0 {
-		t.Fatal(err, conflicts)
-	}
-	if len(planCluster(t, s, host).Changed()) > 0 {
-		t.Error("the rollback did not lead back to the first join's values")
-	}
+	must.NoDiff(t, "files that differ from the first join's", planCluster(t, s, host).ChangedPaths(), []string(nil))
 	undoAll(t, s)
-	for _, path := range propertyPaths {
-		f, err := s.Read(path)
-		must.OK(t, err)
-		p, err := ParseProperties(f.Bytes)
-		must.OK(t, err)
+	for _, path := range settings {
+		got := properties(t, []byte(content(t, s, path)))
 		for key, want := range map[string]string{"db.host": "localhost", "clusterdb.host": "localhost", "db.type": "mapdb", "written.by.the.server": "true"} {
-			if got, ok := p.Get(key); ok && got != want {
-				t.Errorf("%s: %s is %q after the undo, want %q", path, key, got, want)
+			if value, ok := got[key]; ok && value != want {
+				t.Errorf("%s: %s is %q after the undo, want %q", path, key, value, want)
 			}
 		}
-		if _, ok := p.Get("added.key"); ok {
+		if _, ok := got["added.key"]; ok {
 			t.Errorf("%s: the key that join added is still there", path)
 		}
 	}
@@ -152,28 +130,20 @@ func TestPlanAfterServerStored(t *testing.T) {
 func TestPlanChangesModeAlone(t *testing.T) {
 	s := newTree(t)
 	original := snapshot(t, s)
-	must.OK(t, planCluster(t, s, "h:1").Commit("join"))
-	const path = "/ams/webapps/Live App/WEB-INF/red5-web.properties"
-	f, err := s.Read(path)
-	must.OK(t, err)
-	real := filepath.Join(s.Root, path)
-	saved := stored(t, f.Bytes)
-	must.OK(t, os.WriteFile(real, saved, 0o640))
-	must.OK(t, os.Chmod(real, 0o664))
-	must.OK(t, planCluster(t, s, "h:1").Commit("join"))
-	if now, err := s.Read(path); err != nil || !bytes.Equal(now.Bytes, saved) || now.Mode != 0o660 {
-		t.Errorf("mode %o, %v; same bytes: %v", now.Mode, err, bytes.Equal(now.Bytes, saved))
-	}
+	join(t, s, "h:1")
+	saved := stored(t, content(t, s, appPath))
+	put(t, s, appPath, saved)
+	must.OK(t, os.Chmod(at(s, appPath), 0o664))
+	join(t, s, "h:1")
+	must.Equal(t, "the file", snapshot(t, s)[appPath], "-rw-rw---- "+saved)
 	undoAll(t, s)
 	after := snapshot(t, s)
-	if !strings.Contains(after[path], "db.host=localhost\n") || !strings.HasPrefix(after[path], "-rw-rw-r--") {
-		t.Errorf("after the undo: %q", after[path])
+	if !strings.Contains(after[appPath], "db.host=localhost\n") || !strings.HasPrefix(after[appPath], "-rw-rw-r--") {
+		t.Errorf("after the undo: %q", after[appPath])
 	}
-	delete(original, path)
-	delete(after, path)
-	if d := cmp.Diff(original, after); d != "" {
-		t.Errorf("other files (-want +got):\n%s", d)
-	}
+	delete(original, appPath)
+	delete(after, appPath)
+	must.NoDiff(t, "the other files", after, original)
 }
 
 // FuzzSameMeaning compares two versions of a file as the daemon does each minute, whatever the server's user wrote: two

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"testing"
 
@@ -44,8 +43,8 @@ func hisTree(t *testing.T) *Store {
 		t.Skip("needs root to give files away")
 	}
 	s := newTree(t)
-	for _, path := range []string{"/ams/conf", "/ams/conf/jee-container.xml", serverPath} {
-		must.OK(t, os.Chown(filepath.Join(s.Root, path), 4711, 4711))
+	for _, path := range []string{"/ams/conf", containerPath, serverPath} {
+		must.OK(t, os.Chown(at(s, path), 4711, 4711))
 	}
 	return s
 }
@@ -53,16 +52,13 @@ func hisTree(t *testing.T) *Store {
 // A copy is kept under another name, where the owner of the folder has closed the usual one.
 func TestMountedCopy(t *testing.T) {
 	s := hisTree(t)
-	must.OK(t, planCluster(t, s, "10.0.0.1").Commit("join"))
-	const half = "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po"
+	join(t, s, "10.0.0.1")
+	const half = javaDate + "http.po"
 	putFile(t, s, half, 4711, 0o640)
-	saved := filepath.Join(s.Root, SavedName(serverPath))
-	must.OK(t, os.WriteFile(saved, nil, 0o644))
-	ownFuse(t, saved)
+	put(t, s, SavedName(serverPath), "")
+	ownFuse(t, at(s, SavedName(serverPath)))
 	undoAll(t, s)
-	if b, err := os.ReadFile(saved + "-1"); err != nil || string(b) != half {
-		t.Errorf("kept is %q, %v", b, err)
-	}
+	must.Equal(t, "the kept file", content(t, s, SavedName(serverPath)+"-1"), half)
 }
 
 // A staged file on which the owner of the folder mounts something is left there: the interrupted
@@ -91,9 +87,8 @@ func TestMountedBeside(t *testing.T) {
 	var stay []string
 	s.Left = func(path string, _ error) { stay = append(stay, path) }
 	r := recovered(t, s)
-	if !slices.Equal(stay, []string{s.inside(staged[0])}) || len(r.Conflicts) != 1 || r.Conflicts[0].Path != serverPath {
-		t.Errorf("%+v, left %v", r, stay)
-	}
+	must.NoDiff(t, "left", stay, []string{inside(s, staged[0])})
+	conflictOf(t, r.Conflicts, serverPath)
 	if r := recovered(t, s); r != nil {
 		t.Errorf("again: %v", r)
 	}

@@ -6,7 +6,6 @@ package conf
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -35,29 +34,12 @@ func TestOverlay(t *testing.T) {
 	t.Cleanup(func() { _ = unix.Unmount(merged, 0) })
 
 	s := &Store{Root: merged, Dir: "/state"}
-	for i, value := range []string{"2", "3"} {
-		record, err := s.Record()
-		must.OK(t, err)
-		p := s.NewPlan(record)
-		err = p.Edit(Target{Path: name, Kind: KindProperties}, func(b []byte) ([]Span, error) {
-			props, err := ParseProperties(b)
-			if err != nil {
-				return nil, err
-			}
-			props.Set("a", value, nil)
-			return props.Spans(), nil
-		})
-		must.OK(t, err)
-		if err := p.Commit("test"); err != nil {
-			t.Fatalf("commit %d: %v", i+1, err)
-		}
-		if got, err := os.ReadFile(filepath.Join(merged, name)); err != nil || string(got) != "a="+value+"\n" {
-			t.Fatalf("commit %d left %q, %v", i+1, got, err)
-		}
+	for _, value := range []string{"2", "3"} {
+		p := newPlan(t, s)
+		must.OK(t, p.Edit(Target{Path: name, Kind: KindProperties}, set("a", value)))
+		must.OK(t, p.Commit("test"))
+		must.Equal(t, "the file", content(t, s, name), "a="+value+"\n")
 	}
-	p := planUndo(t, s)
-	must.OK(t, p.CommitUndo("test"))
-	if got, err := os.ReadFile(filepath.Join(merged, name)); err != nil || string(got) != before {
-		t.Errorf("undone: %q, %v", got, err)
-	}
+	leave(t, s)
+	must.Equal(t, "the file after the leave", content(t, s, name), before)
 }

@@ -5,14 +5,13 @@ package conf
 
 import (
 	"errors"
-	"net/netip"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -22,6 +21,15 @@ const (
 	secretPath = "/etc/amsagent/mongo"
 	ownHosts   = "/etc/hosts"
 )
+
+// undoOwn restores the agent's own files, and returns the conflicts.
+func undoOwn(t testing.TB, s *Store, own []*FileRecord) []Conflict {
+	t.Helper()
+	p, err := s.PlanUndo(nil, own...)
+	must.OK(t, err)
+	must.OK(t, p.WriteOwn())
+	return p.Conflicts
+}
 
 // planOwn plans the agent's own files, as a join does.
 func planOwn(t testing.TB, s *Store, text string, own []*FileRecord) *Plan {
@@ -34,9 +42,7 @@ func planOwn(t testing.TB, s *Store, text string, own []*FileRecord) *Plan {
 			}
 			return []Span{{Anchor: "whole", Old: src, New: []byte(text)}}, nil
 		}),
-		p.Edit(Target{Path: ownHosts, Kind: KindHosts, CreateMode: 0o644, Own: true}, func(src []byte) ([]Span, error) {
-			return AddHost(src, netip.MustParseAddr("10.0.0.1"), "node"), nil
-		}),
+		p.Edit(Target{Path: ownHosts, Kind: KindHosts, CreateMode: 0o644, Own: true}, addHost("10.0.0.1")),
 	))
 	return p
 }
@@ -45,21 +51,18 @@ func planOwn(t testing.TB, s *Store, text string, own []*FileRecord) *Plan {
 // finishes the first ones, and a leave restores the files from before, with the folder. An edit since is kept beside.
 func TestOwnFiles(t *testing.T) {
 	t.Parallel()
-	temps := func(s *Store) {
-		t.Helper()
-		must.OK(t, errors.Join(s.RemoveTemps("/etc/amsagent"), s.RemoveTemps("/etc")))
-	}
 	for _, killed := range []string{"join", "second join", "join of the former secret", "leave", "leave of an edit"} {
-		for at := 1; ; at++ {
+		for nth := 1; ; nth++ {
 			s := newTree(t)
-			must.OK(t, os.WriteFile(filepath.Join(s.Root, ownHosts), []byte("127.0.0.1 localhost\n"), 0o644))
+			put(t, s, ownHosts, "127.0.0.1 localhost\n")
 			second := "second\n"
 			if killed == "join of the former secret" {
 				second = "former\n"
-				must.OK(t, errors.Join(os.Mkdir(filepath.Join(s.Root, "/etc/amsagent"), 0o755), os.WriteFile(filepath.Join(s.Root, secretPath), []byte(second), 0o600)))
+				put(t, s, secretPath, second)
+				must.OK(t, os.Chmod(at(s, secretPath), 0o600))
 			}
 			before := snapshot(t, s)
-			p, f := planOwn(t, s, "first\n", nil), &faults{at: at, err: errKilled}
+			p, f := planOwn(t, s, "first\n", nil), &faults{at: nth, err: errKilled}
 			own := p.Own()
 			if killed != "join" {
 				must.OK(t, p.WriteOwn())
@@ -69,7 +72,7 @@ func TestOwnFiles(t *testing.T) {
 			if leaves {
 				var err error
 				if killed == "leave of an edit" {
-					must.OK(t, os.WriteFile(filepath.Join(s.Root, secretPath), []byte("edit\n"), 0o600))
+					put(t, s, secretPath, "edit\n")
 				}
 				p, err = s.PlanUndo(nil, own...)
 				must.OK(t, err)
@@ -79,30 +82,25 @@ func TestOwnFiles(t *testing.T) {
 			s.hook = f.hook
 			err := p.WriteOwn()
 			s.hook = nil
-			if f.seen < at {
+			if f.seen < nth {
 				must.OK(t, err)
 				break
 			}
-			temps(s)
-			if !leaves && at%2 == 0 {
+			must.OK(t, errors.Join(s.RemoveTemps("/etc/amsagent"), s.RemoveTemps("/etc")))
+			if !leaves && nth%2 == 0 {
 				p = planOwn(t, s, "third\n", own)
 				own = p.Own()
 				must.OK(t, p.WriteOwn())
 			}
-			p, err = s.PlanUndo(nil, own...)
-			must.OK(t, err)
-			must.OK(t, p.WriteOwn())
+			conflicts := undoOwn(t, s, own)
+			where := fmt.Sprintf("%s, killed at %d", killed, nth)
 			if killed == "leave of an edit" {
-				real := filepath.Join(s.Root, SavedName(secretPath))
-				if b, err := os.ReadFile(real); string(b) != "edit\n" {
-					t.Errorf("killed at %d: the edit is %q, %v", at, b, err)
-				}
-				must.OK(t, os.RemoveAll(filepath.Dir(real)))
-				p.Conflicts = nil
+				must.Equal(t, where+": the edit", content(t, s, SavedName(secretPath)), "edit\n")
+				must.OK(t, os.RemoveAll(filepath.Dir(at(s, secretPath))))
+			} else {
+				must.Equal(t, where+": conflicts", len(conflicts), 0)
 			}
-			if d := cmp.Diff(before, snapshot(t, s)); d != "" || len(p.Conflicts) > 0 {
-				t.Errorf("%s, killed at %d: %v (-want +got):\n%s", killed, at, p.Conflicts, d)
-			}
+			must.NoDiff(t, where, snapshot(t, s), before)
 		}
 	}
 }
@@ -111,8 +109,9 @@ func TestOwnFiles(t *testing.T) {
 func TestMountedHosts(t *testing.T) {
 	s := newTree(t)
 	const found = "127.0.0.1 localhost\n10.0.0.9 " + "other\n"
-	real, source := filepath.Join(s.Root, ownHosts), filepath.Join(t.TempDir(), "hosts")
-	must.OK(t, errors.Join(os.WriteFile(real, nil, 0o644), os.WriteFile(source, []byte(found), 0o644)))
+	real, source := at(s, ownHosts), filepath.Join(t.TempDir(), "hosts")
+	put(t, s, ownHosts, "")
+	must.OK(t, os.WriteFile(source, []byte(found), 0o644))
 	if err := unix.Mount(source, real, "", unix.MS_BIND, ""); err != nil {
 		t.Skipf("needs the right to mount: %v", err)
 	}
@@ -123,23 +122,13 @@ func TestMountedHosts(t *testing.T) {
 	p := planOwn(t, s, "secret\n", nil)
 	own := p.Own()
 	must.OK(t, p.WriteOwn())
-	if b, err := os.ReadFile(source); err != nil || string(b) != found+"10.0.0.1\tnode\t# added by amsagent\n" {
-		t.Errorf("%q, %v", b, err)
-	}
-	undo, err := s.PlanUndo(nil, own...)
-	must.OK(t, err)
-	must.OK(t, undo.WriteOwn())
-	if b, err := os.ReadFile(source); err != nil || string(b) != found {
-		t.Errorf("left with %q, %v", b, err)
-	}
+	must.Equal(t, ownHosts, content(t, s, ownHosts), found+"10.0.0.1\tnode\t# added by amsagent\n")
+	undoOwn(t, s, own)
+	must.Equal(t, "after the leave", content(t, s, ownHosts), found)
 	// An undo that is killed before it shortens the file.
-	must.OK(t, os.WriteFile(source, []byte(found+"\n\n\n"), 0o644))
-	undo, err = s.PlanUndo(nil, own...)
-	must.OK(t, err)
-	must.OK(t, undo.WriteOwn())
-	if b, err := os.ReadFile(source); err != nil || string(b) != found {
-		t.Errorf("left again with %q, %v", b, err)
-	}
+	put(t, s, ownHosts, found+"\n\n\n")
+	undoOwn(t, s, own)
+	must.Equal(t, "after the second leave", content(t, s, ownHosts), found)
 	if entries, err := os.ReadDir(filepath.Dir(real)); err != nil || len(entries) != 2 { // and systemd
 		t.Errorf("%v, %v", entries, err)
 	}

@@ -7,34 +7,23 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/files"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-const serverPath = "/ams/conf/red5.properties"
-
 // putFile puts a file of a user in the place of what has the name.
 func putFile(t *testing.T, s *Store, content string, uid int, mode fs.FileMode) {
 	t.Helper()
-	real := filepath.Join(s.Root, serverPath)
-	must.OK(t, os.Remove(real))
-	must.OK(t, os.WriteFile(real, []byte(content), 0o600))
-	must.OK(t, os.Chown(real, uid, uid))
-	must.OK(t, os.Chmod(real, mode))
+	real := at(s, serverPath)
+	must.OK(t, errors.Join(os.Remove(real), os.WriteFile(real, []byte(content), 0o600), os.Chown(real, uid, uid), os.Chmod(real, mode)))
 }
 
 func planServer(t *testing.T, s *Store) (*Plan, error) {
 	t.Helper()
-	record, err := s.Record()
-	must.OK(t, err)
-	p := s.NewPlan(record)
-	local := "localhost"
+	p, local := newPlan(t, s), "localhost"
 	return p, p.Edit(Target{Path: serverPath, Kind: KindProperties, Private: true, Owner: 4711}, func(src []byte) ([]Span, error) {
 		q, err := ParseProperties(src)
 		if err != nil {
@@ -44,6 +33,15 @@ func planServer(t *testing.T, s *Store) (*Plan, error) {
 		q.Set("clusterdb.password", "", nil)
 		return q.Spans(), nil
 	})
+}
+
+// joinServer edits the settings of the server alone.
+func joinServer(t *testing.T, s *Store) *Plan {
+	t.Helper()
+	p, err := planServer(t, s)
+	must.OK(t, err)
+	must.OK(t, p.Commit("join"))
+	return p
 }
 
 // A user who may exchange a file must not get from the record, in a file of that user's, the content that only
@@ -75,15 +73,11 @@ func TestRecordOfAnotherOwner(t *testing.T) {
 			t.Parallel() // an empty file is waited for
 			s := newTree(t)
 			putFile(t, s, "http.port=5080\nclusterdb.host="+secret+"\nclusterdb.password="+secret+"\n", tt.uid, tt.mode)
-			p, err := planServer(t, s)
-			must.OK(t, err)
-			must.OK(t, p.Commit("join"))
-			shown := func(when string) {
-				t.Helper()
-				b, err := os.ReadFile(filepath.Join(s.Root, serverPath))
-				if err != nil || strings.Contains(string(b), secret) != (tt.back && when == "left") {
-					t.Errorf("%s: %q, %v", when, b, err)
-				}
+			joinServer(t, s)
+			shown := func() bool {
+				b, err := os.ReadFile(at(s, serverPath))
+				must.OK(t, err)
+				return strings.Contains(string(b), secret)
 			}
 			putFile(t, s, tt.content, tt.now, tt.nowMode)
 			if p, err := planServer(t, s); err == nil {
@@ -91,11 +85,10 @@ func TestRecordOfAnotherOwner(t *testing.T) {
 			} else if tt.back {
 				t.Errorf("not planned: %v", err)
 			}
-			shown("joined")
+			must.Equal(t, "it is shown after a second join", shown(), false)
 			putFile(t, s, tt.content, tt.now, tt.nowMode)
-			p = planUndo(t, s)
-			must.OK(t, p.CommitUndo("leave"))
-			shown("left")
+			leave(t, s)
+			must.Equal(t, "it is shown after the leave", shown(), tt.back)
 		})
 	}
 }
@@ -107,30 +100,22 @@ func TestModeOfAnotherOwner(t *testing.T) {
 	}
 	s := newTree(t)
 	putFile(t, s, "clusterdb.host=localhost\n", 4711, 0o644)
-	p, err := planServer(t, s)
-	must.OK(t, err)
-	must.OK(t, p.Commit("join"))
 	check := func(when string) {
 		t.Helper()
-		if info, err := os.Stat(filepath.Join(s.Root, serverPath)); err != nil || info.Mode().Perm() != 0o640 {
-			t.Errorf("%s: %v, %v", when, info.Mode(), err)
-		}
+		info, err := os.Stat(at(s, serverPath))
+		must.OK(t, err)
+		must.Equal(t, when, info.Mode(), 0o640)
 	}
+	joinServer(t, s)
 	check("joined")
 	const roots = "roots.secret=x\n"
 	putFile(t, s, roots, 0, 0o640)
-	if p, err = planServer(t, s); err != nil {
-		t.Fatal(err)
-	}
-	must.OK(t, p.Commit("converge"))
-	check("converged")
-	if _, err := p.Revert("rollback"); err != nil {
-		t.Fatal(err)
-	}
+	p := joinServer(t, s)
+	check("joined again")
+	reverted(t, p)
 	check("rolled back")
 	putFile(t, s, roots, 0, 0o640)
-	p = planUndo(t, s)
-	must.OK(t, p.CommitUndo("leave"))
+	leave(t, s)
 	check("left")
 }
 
@@ -140,9 +125,7 @@ func TestFileOfRootInAnothersFolder(t *testing.T) {
 	s := hisTree(t)
 	const original = "http.port=5080\nclusterdb.host=localhost\n"
 	putFile(t, s, original, 0, 0o644)
-	p, err := planServer(t, s)
-	must.OK(t, err)
-	must.OK(t, p.Commit("join"))
+	joinServer(t, s)
 	undoAll(t, s)
 	if f, err := s.Read(serverPath); err != nil || string(f.Bytes) != original || f.UID != 0 || f.Mode != 0o644 {
 		t.Errorf("%q, %v; %d %v", f.Bytes, err, f.UID, f.Mode)
@@ -180,27 +163,24 @@ func TestKeptCopy(t *testing.T) {
 				owner = 0
 				putFile(t, s, "http.port=5080\nclusterdb.host=localhost\n", owner, 0o644)
 			}
-			p, err := planServer(t, s)
-			must.OK(t, err)
-			must.OK(t, p.Commit("join"))
+			joinServer(t, s)
 			putFile(t, s, edited, owner, tt.mode)
-			outside := filepath.Join(s.Root, "/data/root.properties")
-			saved := filepath.Join(s.Root, SavedName(serverPath))
-			put := func(late bool) {
+			place := func(late bool) {
 				t.Helper()
 				if tt.there != nil && (tt.late != nil) == late {
-					must.OK(t, tt.there(saved, outside))
+					must.OK(t, tt.there(at(s, SavedName(serverPath)), at(s, rootTarget)))
 				}
 			}
-			put(false)
+			place(false)
 			undo := planUndo(t, s)
-			put(true)
+			place(true)
 			before := snapshot(t, s)
-			err = undo.CommitUndo("leave")
+			err := undo.CommitUndo("leave")
 			if tt.late != nil {
-				if d := cmp.Diff(before, snapshot(t, s)); !errors.Is(err, tt.late) || d != "" {
-					t.Errorf("%v, and changed (-want +got):\n%s", err, d)
+				if !errors.Is(err, tt.late) {
+					t.Errorf("CommitUndo = %v, want %v", err, tt.late)
 				}
+				must.NoDiff(t, "the files", snapshot(t, s), before)
 				return
 			}
 			must.OK(t, err)
@@ -220,9 +200,7 @@ func TestKeptCopy(t *testing.T) {
 					t.Errorf("made: %s", path)
 				}
 			}
-			if is := "/data/root.properties"; after[is] != before[is] {
-				t.Errorf("written: %q", after[is])
-			}
+			must.Equal(t, "the file outside", after[rootTarget], before[rootTarget])
 		})
 	}
 }

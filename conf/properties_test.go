@@ -5,10 +5,10 @@ package conf
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -50,16 +50,8 @@ func TestPropertiesGrammar(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p, err := ParseProperties([]byte(tt.src))
 			must.OK(t, err)
-			got := map[string]string{}
-			for _, k := range p.Keys() {
-				got[k], _ = p.Get(k)
-			}
-			if d := cmp.Diff(tt.want, got); d != "" {
-				t.Errorf("values (-want +got):\n%s", d)
-			}
-			if got := p.Bytes(); !bytes.Equal(got, []byte(tt.src)) {
-				t.Errorf("printed back %q, want %q", got, tt.src)
-			}
+			must.NoDiff(t, "values", properties(t, []byte(tt.src)), tt.want)
+			must.Equal(t, "printed back", string(p.Bytes()), tt.src)
 		})
 	}
 }
@@ -108,14 +100,8 @@ func TestPropertiesSet(t *testing.T) {
 			p, err := ParseProperties([]byte(tt.src))
 			must.OK(t, err)
 			p.Set(tt.key, tt.value, nil)
-			if got := string(p.Bytes()); got != tt.want {
-				t.Errorf("got %q\nwant %q", got, tt.want)
-			}
-			q, err := ParseProperties(p.Bytes())
-			must.OK(t, err)
-			if got, _ := q.Get(tt.key); got != tt.value {
-				t.Errorf("read back %q, want %q", got, tt.value)
-			}
+			must.Equal(t, "the file", string(p.Bytes()), tt.want)
+			must.Equal(t, "read back", properties(t, p.Bytes())[tt.key], tt.value)
 		})
 	}
 }
@@ -127,12 +113,8 @@ func TestPropertiesSetTwice(t *testing.T) {
 	p.Set("b", "3", nil)
 	p.Set("a", "1", nil)
 	p.Set("b", "4", nil)
-	if got, want := string(p.Bytes()), "a=1\nb=4\n"; got != want {
-		t.Errorf("got %q, want %q", got, want)
-	}
-	if got := len(p.Spans()); got != 1 {
-		t.Errorf("%d spans, want 1: a is what it was", got)
-	}
+	must.Equal(t, "the file", string(p.Bytes()), "a=1\nb=4\n")
+	must.Equal(t, "spans", len(p.Spans()), 1) // a is what it was
 }
 
 func FuzzProperties(f *testing.F) {
@@ -151,49 +133,30 @@ func FuzzProperties(f *testing.F) {
 		if key == "" || key != strings.ToValidUTF8(key, "\ufffd") || value != strings.ToValidUTF8(value, "\ufffd") {
 			return
 		}
-		before := map[string]string{}
-		for _, k := range p.Keys() {
-			before[k], _ = p.Get(k)
-		}
+		original := properties(t, src)
 		p.Set(key, value, nil)
 		out := p.Bytes()
-		q, err := ParseProperties(out)
-		if err != nil {
-			t.Fatalf("%q: after Set(%q, %q): %q: %v", src, key, value, out, err)
-		}
-		before[key] = value
-		got := map[string]string{}
-		for _, k := range q.Keys() {
-			got[k], _ = q.Get(k)
-		}
-		if d := cmp.Diff(before, got); d != "" {
-			t.Fatalf("%q: after Set(%q, %q): %q:\n%s", src, key, value, out, d)
-		}
+		want := maps.Clone(original)
+		want[key] = value
+		must.NoDiff(t, fmt.Sprintf("%q after Set(%q, %q): %q", src, key, value, out), properties(t, out), want)
 		if n := len(p.Spans()); n > 1 {
 			t.Fatalf("one edit made %d spans", n)
 		}
-		rec := recordOf(t, KindProperties, src, p)
+		rec := recordOf(KindProperties, src, p)
 		u, err := rec.Undo(out)
 		if err != nil || !bytes.Equal(u.Bytes, src) {
 			t.Fatalf("%q: undone to %q, %v", src, u.Bytes, err)
 		}
 		// An unrelated line in front: our span must be found again.
-		if _, taken := before["zz.unrelated"]; taken {
+		if _, taken := want["zz.unrelated"]; taken {
 			return
 		}
 		moved := append([]byte("zz.unrelated=1\n"), out...)
 		u, err = rec.Undo(moved)
 		must.OK(t, err)
-		r, err := ParseProperties(u.Bytes)
-		if err != nil {
-			t.Fatalf("%q: %v", u.Bytes, err)
-		}
-		orig, _ := ParseProperties(src)
-		for _, k := range orig.Keys() {
-			want, _ := orig.Get(k)
-			if got, _ := r.Get(k); got != want {
-				t.Fatalf("%q: after undoing a moved file, key %q = %q, want %q\n%q", src, k, got, want, u.Bytes)
-			}
+		undone := properties(t, u.Bytes)
+		for k, was := range original {
+			must.Equal(t, fmt.Sprintf("%q: key %q after undoing a moved file", src, k), undone[k], was)
 		}
 	})
 }

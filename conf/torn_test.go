@@ -7,14 +7,9 @@ import (
 	"bytes"
 	"errors"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"unicode/utf8"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -24,7 +19,6 @@ import (
 // part is kept beside the file: a person's edit may look like that.
 func TestTornFile(t *testing.T) {
 	t.Parallel()
-	const path = "/ams/webapps/Live App/WEB-INF/red5-web.properties"
 	const host = "mongodb://u:p@10.0.0.1/?w=1"
 	parts := map[string]func(whole string) string{
 		"empty":        func(string) string { return "" },
@@ -41,34 +35,22 @@ func TestTornFile(t *testing.T) {
 			t.Parallel()
 			s := newTree(t)
 			original := snapshot(t, s)
-			must.OK(t, planCluster(t, s, host).Commit("join"))
+			join(t, s, host)
 			joined := snapshot(t, s)
-			real := filepath.Join(s.Root, path)
-			b, err := os.ReadFile(real)
-			must.OK(t, err)
-			half := cut(string(stored(t, b)))
-			must.OK(t, os.WriteFile(real, []byte(half), 0o640))
-			kept := func(all map[string]string) map[string]string {
-				if text := all[SavedName(path)]; !strings.HasSuffix(text, half) || (text == "") != (half == "") {
-					t.Errorf("kept is %q", text)
-				}
-				delete(all, SavedName(path))
-				return all
+			half := cut(stored(t, content(t, s, appPath)))
+			put(t, s, appPath, half)
+			if half != "" {
+				kept := "-rw-r----- " + half
+				joined[SavedName(appPath)], original[SavedName(appPath)] = kept, kept
 			}
-			p := planCluster(t, s, host)
-			if d := cmp.Diff([]string{path}, p.Torn); d != "" || len(p.Conflicts) > 0 {
-				t.Fatalf("torn (-want +got):\n%s\nconflicts %v", d, p.Conflicts)
-			}
-			must.OK(t, p.Commit("join"))
-			if d := cmp.Diff(joined, kept(snapshot(t, s))); d != "" {
-				t.Errorf("made whole (-want +got):\n%s", d)
-			}
+			p := join(t, s, host)
+			must.NoDiff(t, "torn", p.Torn, []string{appPath})
+			must.Equal(t, "conflicts", len(p.Conflicts), 0)
+			must.NoDiff(t, "made whole", snapshot(t, s), joined)
 			// A leave makes it whole, too.
-			must.OK(t, os.WriteFile(real, []byte(half), 0o640))
+			put(t, s, appPath, half)
 			undoAll(t, s)
-			if d := cmp.Diff(original, kept(snapshot(t, s))); d != "" {
-				t.Errorf("after the leave (-want +got):\n%s", d)
-			}
+			must.NoDiff(t, "after the leave", snapshot(t, s), original)
 		})
 	}
 }
@@ -78,7 +60,7 @@ func TestNotTorn(t *testing.T) {
 		Kind: KindProperties, Existed: true, Original: []byte("a=1\nb=2\nc=3\nd=4\n"),
 		Keys: []Key{{Name: "a", Wrote: "2"}},
 	}
-	const date = "#Sat Nov 21 00:34:56 UTC 2026\n"
+	const date = javaDate
 	for text, want := range map[string]bool{
 		"a=9\n":                        false, // an installer's, or a person's
 		"b=2\nc=3":                     false,
@@ -100,10 +82,9 @@ func TestNotTorn(t *testing.T) {
 func TestTornUnknown(t *testing.T) {
 	t.Parallel()
 	s := newTree(t)
-	real := filepath.Join(s.Root, propertyPaths[0])
-	for text, want := range map[string]error{"": ErrEmpty, "#Sat Nov 21 00:34:56 UTC 2026\nhttp.po": ErrTorn, "#Sat No": ErrTorn, "#": ErrTorn} {
-		must.OK(t, os.WriteFile(real, []byte(text), 0o640))
-		err := s.NewPlan(nil).Edit(Target{Path: propertyPaths[0], Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
+	for text, want := range map[string]error{"": ErrEmpty, javaDate + "http.po": ErrTorn, "#Sat No": ErrTorn, "#": ErrTorn} {
+		put(t, s, serverPath, text)
+		err := s.NewPlan(nil).Edit(Target{Path: serverPath, Kind: KindProperties}, noEdit)
 		if !errors.Is(err, want) {
 			t.Errorf("%q: %v, want %v", text, err, want)
 		}
@@ -122,14 +103,13 @@ func TestTornIsWaitedForOnce(t *testing.T) {
 		}
 		return nil
 	}
+	for _, path := range []string{serverPath, appPath, rootTarget} {
+		put(t, s, path, "")
+	}
 	plan := s.NewPlan(nil)
 	for _, path := range propertyPaths {
-		f, err := s.Read(path)
-		must.OK(t, err)
-		must.OK(t, os.WriteFile(filepath.Join(s.Root, f.Target), nil, f.Mode))
 		reads = 0
-		err = plan.Edit(Target{Path: path, Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
-		if !errors.Is(err, ErrEmpty) {
+		if err := plan.Edit(Target{Path: path, Kind: KindProperties}, noEdit); !errors.Is(err, ErrEmpty) {
 			t.Errorf("%s: %v", path, err)
 		}
 		all = append(all, reads)
@@ -148,96 +128,26 @@ func TestUndoOfMalformed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newTree(t)
-			path := propertyPaths[1]
-			real := filepath.Join(s.Root, path)
-			original, err := os.ReadFile(real)
-			must.OK(t, err)
-			plan := s.NewPlan(nil)
-			err = plan.Edit(Target{Path: path, Kind: KindProperties}, func(src []byte) ([]Span, error) {
-				p, err := ParseProperties(src)
-				if err != nil {
-					return nil, err
-				}
-				p.Set("db.host", "secret", nil)
-				return p.Spans(), nil
-			})
-			must.OK(t, err)
-			must.OK(t, plan.Commit("join"))
-			b, err := os.ReadFile(real)
-			must.OK(t, err)
-			edited := edit(string(b))
-			must.OK(t, os.WriteFile(real, []byte(edited), 0o640))
-			record, err := s.Record()
-			must.OK(t, err)
+			original := content(t, s, appPath)
+			join(t, s, "secret")
+			edited := edit(content(t, s, appPath))
+			put(t, s, appPath, edited)
 			// Another join touches it not at all.
-			err = s.NewPlan(record).Edit(Target{Path: path, Kind: KindProperties}, func([]byte) ([]Span, error) { return nil, nil })
+			err := newPlan(t, s).Edit(Target{Path: appPath, Kind: KindProperties}, noEdit)
 			if _, ok := errors.AsType[*SyntaxError](err); !ok {
 				t.Errorf("a join: %v", err)
 			}
-			undo, err := s.PlanUndo(record)
-			must.OK(t, err)
-			must.OK(t, undo.CommitUndo("leave"))
-			want := string(original)
-			if kept, err := os.ReadFile(real + ".amsagent-saved"); err != nil || string(kept) != edited {
-				t.Errorf("kept %q, %v", kept, err)
-			}
-			if now, err := os.ReadFile(real); err != nil || string(now) != want {
-				t.Errorf("%v, got\n%s\nwant\n%s", err, now, want)
-			}
+			leave(t, s)
+			must.Equal(t, "the kept file", content(t, s, SavedName(appPath)), edited)
+			must.Equal(t, "the file", content(t, s, appPath), original)
 		})
-	}
-}
-
-func TestDifferences(t *testing.T) {
-	f := PlannedFile{
-		Kind: KindProperties, Mode: 0o640,
-		Before: File{Path: "/p", Mode: 0o640, Bytes: []byte("db.host=mongodb\\://u\\:one@h\nsame=\\u00e4\njwtSecretKey=a\ngone=1\n")},
-		After:  []byte("db.host=mongodb://u:two@h\nsame=\\u00E4\njwtSecretKey=b\nnew=\n"),
-	}
-	var got []string
-	for _, d := range f.Differences() {
-		got = append(got, d.String())
-	}
-	want := []string{
-		"/p: db.host is mongodb://u:***@h, must be mongodb://u:*** (another one)@h",
-		"/p: gone is 1, must be (missing)",
-		"/p: jwtSecretKey is ***, must be *** (another one)",
-		"/p: new is (missing), must be (empty)",
-	}
-	if d := cmp.Diff(want, got); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
-	}
-}
-
-// The server's user writes the values: the shown part is short, and
-// different values are not shown the same.
-func TestDifferencesBounded(t *testing.T) {
-	long := strings.Repeat("ä", 100_000)
-	f := PlannedFile{
-		Kind:   KindProperties,
-		Before: File{Path: "/p", Bytes: []byte("a=x" + long + "\nsame=" + long + "1\npassword=" + long + "\nk" + long + "=1\n")},
-		After:  []byte("a=" + long + "\nsame=" + long + "2\npassword=" + long + "1\n"),
-	}
-	list := f.Differences()
-	if len(list) != 4 {
-		t.Fatalf("%d differences", len(list))
-	}
-	for _, d := range list {
-		if d.Old == d.New {
-			t.Errorf("%.20s: both are %q", d.Key, d.Old)
-		}
-		for _, text := range []string{d.Key, d.Old, strings.TrimSuffix(d.New, another)} {
-			if len(text) > maxShown || !utf8.ValidString(text) {
-				t.Errorf("%.20s: %d bytes, %q at the end", d.Key, len(text), text[max(0, len(text)-10):])
-			}
-		}
 	}
 }
 
 // FuzzTorn: whatever a file held before a join, what the server stored of it is whole, and the beginning of that is
 // taken for whole only where all is in it that the join wrote. A file of a person that has a key, and no zeros, is never torn.
 func FuzzTorn(f *testing.F) {
-	const date = "#Sat Nov 21 00:34:56 UTC 2026\n"
+	const date = javaDate
 	for _, seed := range []struct{ orig, now string }{
 		{"db.type=mapdb\ndb.host=localhost\ndb.password=", date + "db.host=x"},
 		{date + "db.host : localhost\r\n", date},
@@ -264,7 +174,7 @@ func FuzzTorn(f *testing.F) {
 		if p, err := ParseProperties(now); known && !zeros && !storedByJava(now) && (err != nil || len(p.last) > 0) {
 			t.Errorf("%q, which no server stored, is torn", now)
 		}
-		whole := stored(t, written)
+		whole := []byte(stored(t, string(written)))
 		ours := properties(t, written)
 		got := properties(t, whole)
 		delete(got, "written.by.the.server")

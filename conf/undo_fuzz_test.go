@@ -6,7 +6,7 @@ package conf
 import (
 	"bytes"
 	"maps"
-	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -36,16 +36,15 @@ func joinedProperties(t *testing.T, src []byte, key, value string) (*FileRecord,
 	local := "localhost"
 	p.Set(key, value, &local)
 	written := p.Bytes()
-	return recordOf(t, KindProperties, src, p), written
+	return recordOf(KindProperties, src, p), written
 }
 
 // recordOf is the record of an edit, as a plan makes it.
-func recordOf(t *testing.T, kind Kind, before []byte, edited interface {
+func recordOf(kind Kind, before []byte, edited interface {
 	Bytes() []byte
 	Spans() []Span
 },
 ) *FileRecord {
-	t.Helper()
 	return newFileRecord("/x", kind, before, edited.Bytes(), edited.Spans(), File{})
 }
 
@@ -107,22 +106,18 @@ func TestUndoOfTwoLines(t *testing.T) {
 // TestUndoHosts: our line goes, wherever others wrote around it.
 func TestUndoHosts(t *testing.T) {
 	const before, other = "127.0.0.1 localhost\n", "10.0.0.9 other\n"
-	spans := AddHost([]byte(before), netip.MustParseAddr("10.0.0.1"), "node")
-	written, err := applySpans([]byte(before), spans)
-	must.OK(t, err)
-	rec := &FileRecord{Path: "/etc/hosts", Kind: KindHosts, Existed: true, Original: []byte(before), Written: sum(written)}
-	if u, err := rec.Undo(append(written, other...)); err != nil || string(u.Bytes) != before+other || len(u.Conflicts) > 0 {
-		t.Errorf("%q, %v, %v", u.Bytes, u.Conflicts, err)
-	}
-	line := AddHost(nil, netip.MustParseAddr("10.0.0.1"), "node")[0].New
-	made := &FileRecord{Path: "/etc/hosts", Kind: KindHosts, Written: sum(line)}
-	if u, err := made.Undo(append(bytes.Clone(line), other...)); err != nil || string(u.Bytes) != other || u.Remove || len(u.Conflicts) > 0 {
-		t.Errorf("a file that we made: %+v, %v", u, err)
-	}
-	former := bytes.TrimSuffix(line, []byte("\n"))
-	again := &FileRecord{Path: "/etc/hosts", Kind: KindHosts, Existed: true, Original: former, Written: "another"}
-	if u, err := again.Undo(append(bytes.Replace(line, []byte("10.0.0.1"), []byte("10.0.0.2"), 1), other...)); err != nil || string(u.Bytes) != string(line)+other {
-		t.Errorf("a former line without an end: %q, %v", u.Bytes, err)
+	const former, line = "10.0.0.1\tnode\t# added by amsagent\n", "10.0.0.2\tnode\t# added by amsagent\n"
+	for name, tt := range map[string]struct{ original, current, want string }{
+		"our line":                     {before, before + line + other, before + other},
+		"a file that we made":          {"", line + other, other},
+		"a former line without an end": {strings.TrimSuffix(former, "\n"), line + other, former + other},
+	} {
+		rec := &FileRecord{Path: ownHosts, Kind: KindHosts, Existed: tt.original != "", Original: []byte(tt.original), Written: "another"}
+		u, err := rec.Undo([]byte(tt.current))
+		must.OK(t, err)
+		if string(u.Bytes) != tt.want || u.Remove || len(u.Conflicts) > 0 {
+			t.Errorf("%s: %q, removed: %v, %v", name, u.Bytes, u.Remove, u.Conflicts)
+		}
 	}
 }
 
@@ -182,7 +177,7 @@ func FuzzUndo(f *testing.F) {
 // written as it was.
 func FuzzStateFiles(f *testing.F) {
 	s := newTree(f)
-	must.OK(f, planCluster(f, s, "10.0.0.1").Commit("join"))
+	join(f, s, "10.0.0.1")
 	good, err := s.read(s.statePath(undoName), maxRecordSize)
 	must.OK(f, err)
 	f.Add(good.Bytes)
