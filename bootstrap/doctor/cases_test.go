@@ -10,15 +10,12 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/bootstrap"
@@ -76,8 +73,8 @@ func serverCases() []aCase {
 		}, Warning, "", "a comment inside a cluster section"},
 		{bootstrap.IDSections, "mixed", func(c *clinic) {
 			c.join("10.0.2.4")
-			c.edit1(container, "<!-- cluster start -->", "<!-- cluster start")
-			c.edit1(container, "<!-- cluster end -->", "cluster end -->")
+			c.replace(container, "<!-- cluster start -->", "<!-- cluster start", 1)
+			c.replace(container, "<!-- cluster end -->", "cluster end -->", 1)
 		}, Bad, "", "line"},
 		{bootstrap.IDSections, "unmarked", func(c *clinic) {
 			c.edit(container, "<!-- cluster start", "<!--")
@@ -92,18 +89,16 @@ func serverCases() []aCase {
 		{bootstrap.IDFile, "a port with a default", func(c *clinic) { c.put(server, "http.port=${PORT:5080}\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "is not a plain port, and the server's environment is not known here; 5080 is assumed"},
 		{bootstrap.IDFile, "an invalid port", func(c *clinic) { c.put(server, "http.port=many\nclusterdb.host=\n") }, Warning, ams.WarnHTTPPort, "is not a plain port"},
 		{bootstrap.IDFile, "a second name", func(c *clinic) {
-			must.OK(c.t, os.Link(filepath.Join(c.root, server), filepath.Join(c.root, "usr/local/antmedia/conf/copy")))
+			must.OK(c.t, os.Link(c.at(server), c.at("usr/local/antmedia/conf/copy")))
 			c.target("10.0.2.4")
 		}, Warning, bootstrap.IDHardLink, "2 names"},
 		{bootstrap.IDFile, "far too large", func(c *clinic) { c.put(liveApp, "db.type=mapdb\n"+strings.Repeat("#\n", 300_000)) }, Bad, bootstrap.IDFileSize, "too large"},
 		{bootstrap.IDFile, "a link out of the server's tree", func(c *clinic) {
 			c.put("etc/other.properties", "a=b\n")
-			must.OK(c.t, os.Remove(filepath.Join(c.root, liveApp)))
+			c.remove(liveApp)
 			c.link(liveApp, "/etc/other.properties")
 			c.chown("usr/local/antmedia/webapps/LiveApp/WEB-INF", 4242)
-			if err := os.Lchown(filepath.Join(c.root, liveApp), 4242, 4242); err != nil {
-				c.t.Skip(err)
-			}
+			c.chown(liveApp, 4242)
 		}, Bad, bootstrap.IDFileLink, "link refused"},
 		{bootstrap.IDFile, "none", noServer, Unknown, "", ""},
 
@@ -165,6 +160,7 @@ func serverCases() []aCase {
 
 		{idAppName, "none lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=LiveApp\n") }, Good, "", "none is lost"},
 		{idAppName, "lost", func(c *clinic) { c.put(liveApp, "db.type=mapdb\ndb.name=live\nappName=\n") }, Warning, "", `appName is empty in "LiveApp"`},
+		{idAppName, "far too large to be read", func(c *clinic) { c.put(liveApp, "appName=\n"+strings.Repeat("#\n", 500_000)) }, Good, "", "none is lost"},
 		{idAppName, "no server", noServer, Unknown, "", ""},
 	}
 }
@@ -179,35 +175,19 @@ func (s *slowService) State(ctx context.Context) (ams.State, error) {
 	return ams.State{}, ctx.Err()
 }
 
-// edit1 replaces the first one only.
-func (c *clinic) edit1(path, old, repl string) {
-	c.t.Helper()
-	at := filepath.Join(c.root, path)
-	b, err := os.ReadFile(at)
-	must.OK(c.t, err)
-	i := indexOf(string(b), old)
-	if i < 0 {
-		c.t.Fatalf("%s does not hold %q", path, old)
-	}
-	out := string(b[:i]) + repl + string(b[i+len(old):])
-	must.OK(c.t, os.WriteFile(at, []byte(out), 0o644))
-}
-
-func indexOf(s, sub string) int {
-	for i := range s {
-		if len(s)-i >= len(sub) && s[i:i+len(sub)] == sub {
-			return i
-		}
-	}
-	return -1
-}
-
 func (c *clinic) chown(path string, uid int) {
 	c.t.Helper()
 	if os.Geteuid() != 0 {
 		c.t.Skip("only root gives files away")
 	}
-	must.OK(c.t, os.Chown(filepath.Join(c.root, path), uid, uid))
+	must.OK(c.t, os.Lchown(c.at(path), uid, uid))
+}
+
+// identified is a machine of which the cloud says this.
+func identified(i metadata.Instance, err error) func(c *clinic) {
+	return func(c *clinic) {
+		c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return i, err }
+	}
 }
 
 // fail is a MongoDB that could not be reached, or refused us.
@@ -270,7 +250,7 @@ func mongoCases() []aCase {
 		}, Warning, "", "2 documents"},
 		{idRows, "no address", func(c *clinic) {
 			rows(node("i-1", "10.0.0.5", 0))(c)
-			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("no") }
+			identified(metadata.Instance{}, errors.New("no"))(c)
 		}, Unknown, "", "address is not known"},
 		{bootstrap.IDRole, "others have it", roles("edge", "edge", "origin"), Good, "", "edge"},
 		{bootstrap.IDRole, "no other has it", roles("egde", "edge", "origin"), Warning, "", "role egde: no other node has it (edge, origin)"},
@@ -283,7 +263,7 @@ func mongoCases() []aCase {
 		{idUnequal, "no node", rows(node("i-0", "10.0.0.9", 0)), Good, "", "not a node"},
 		{idUnequal, "no identity", func(c *clinic) {
 			settings("a", "b")(c)
-			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("no") }
+			identified(metadata.Instance{}, errors.New("no"))(c)
 		}, Unknown, "", "not known"},
 	}
 	for _, c := range checks() {
@@ -380,21 +360,16 @@ func TestPeersDialed(t *testing.T) {
 }
 
 func networkCases(open, closed int) []aCase {
-	identity := func(i metadata.Instance, err error) func(c *clinic) {
-		return func(c *clinic) {
-			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return i, err }
-		}
-	}
 	return []aCase{
 		{bootstrap.IDIdentity, "known", nil, Good, "", "i-1 on aws"},
-		{bootstrap.IDIdentity, "no answer", identity(metadata.Instance{}, errors.New("no answer")), Bad, "", "no answer"},
+		{bootstrap.IDIdentity, "no answer", identified(metadata.Instance{}, errors.New("no answer")), Bad, "", "no answer"},
 		{bootstrap.IDIdentity, "not asked", func(c *clinic) { c.o.Join.Offline = true }, Unknown, "", "not asked"},
 
 		{bootstrap.IDAddress, "from the cloud", nil, Unknown, ams.WarnAddressUnchecked, "10.0.0.5"},
-		{bootstrap.IDAddress, "public", identity(metadata.Instance{ID: "i-1", Address: netip.MustParseAddr("8.8.8.8")}, nil), Warning, ams.WarnAddressPublic, "8.8.8.8"},
+		{bootstrap.IDAddress, "public", identified(metadata.Instance{ID: "i-1", Address: netip.MustParseAddr("8.8.8.8")}, nil), Warning, ams.WarnAddressPublic, "8.8.8.8"},
 		{bootstrap.IDAddress, "no address", func(c *clinic) { c.o.Join.Address = "10.0.0.0/8" }, Bad, "", "not an IP address"},
-		{bootstrap.IDAddress, "a tree's interfaces", identity(metadata.Instance{ID: "i-1"}, nil), Unknown, "", "interfaces of that machine are not known"},
-		{bootstrap.IDAddress, "no identity", identity(metadata.Instance{}, errors.New("no answer")), Unknown, "", "without an identity"},
+		{bootstrap.IDAddress, "a tree's interfaces", identified(metadata.Instance{ID: "i-1"}, nil), Unknown, "", "interfaces of that machine are not known"},
+		{bootstrap.IDAddress, "no identity", identified(metadata.Instance{}, errors.New("no answer")), Unknown, "", "without an identity"},
 
 		{bootstrap.IDHostname, "resolves", nil, Good, "", "node-1 resolves to 10.0.0.5"},
 		{bootstrap.IDHostname, "will resolve", func(c *clinic) { c.put("etc/hosts", "127.0.0.1 localhost\n") }, Good, "", "a join adds a line"},
@@ -409,7 +384,7 @@ func networkCases(open, closed int) []aCase {
 		}, Warning, "", "takes the first"},
 		{bootstrap.IDHostname, "no name", func(c *clinic) { c.remove("etc/hostname") }, Warning, "", "could not be looked up"},
 		{bootstrap.IDHostname, "no name, no identity", func(c *clinic) {
-			identity(metadata.Instance{}, errors.New("no answer"))(c)
+			identified(metadata.Instance{}, errors.New("no answer"))(c)
 			c.remove("etc/hostname")
 		}, Unknown, "", "hostname"},
 
@@ -478,9 +453,8 @@ func ports(taken string, state ams.State) func(c *clinic) {
 
 func TestNetwork(t *testing.T) {
 	open, closed := listener(t), listener(t)
-	port := closed.port
-	closed.close()
-	runCases(t, networkCases(open.port, port))
+	closed.Close()
+	runCases(t, networkCases(port(open.Addr()), port(closed.Addr())))
 }
 
 func hooked(v cloud.Check, err error) func(c *clinic) {
@@ -528,7 +502,7 @@ func goingCases() []aCase {
 		{idHook, "not reported to the machine", hooked(cloud.Check{Group: "edges", Untold: "only outside", Ask: "az vmss show"}, nil), Unknown, "", "only outside"},
 		{idHook, "no identity", func(c *clinic) {
 			hooked(cloud.Check{}, errors.New("not asked"))(c)
-			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) { return metadata.Instance{}, errors.New("hush") }
+			identified(metadata.Instance{}, errors.New("hush"))(c)
 		}, Unknown, "", "without an identity"},
 		{idHook, "no answer", hooked(cloud.Check{}, errors.New("no answer")), Unknown, "", "no answer"},
 		{idHook, "not asked", nil, Unknown, "", "not asked"},
@@ -587,9 +561,7 @@ func TestTimelineLines(t *testing.T) {
 			"               +15m  remaining sessions are cut, the server stops",
 		}},
 	} {
-		if d := cmp.Diff(tt.want, tt.t.lines()); d != "" {
-			t.Errorf("%s:\n%s", tt.name, d)
-		}
+		must.NoDiff(t, tt.name, tt.t.lines(), tt.want)
 	}
 	c := newClinic(t)
 	aHook(15*time.Minute, 48*time.Hour)(c)
@@ -646,9 +618,7 @@ func agentCases() []aCase {
 		{bootstrap.IDRecord, "joined", func(c *clinic) { c.join("10.0.2.4") }, Good, "", "joined as 10.0.0.5"},
 		{bootstrap.IDRecord, "a copy of another machine's disk", func(c *clinic) {
 			c.join("10.0.2.4")
-			c.o.Join.Identify = func(context.Context) (metadata.Instance, error) {
-				return metadata.Instance{ID: "i-2", Provider: "aws", Address: netip.MustParseAddr("10.0.0.5")}, nil
-			}
+			identified(metadata.Instance{ID: "i-2", Provider: "aws", Address: netip.MustParseAddr("10.0.0.5")}, nil)(c)
 		}, Bad, bootstrap.IDCloned, "remembers i-1, and this machine is i-2"},
 		{bootstrap.IDRecord, "edited offline", func(c *clinic) { c.join("10.0.2.4"); c.remove("var/lib/amsagent/state.json") }, Good, "", "can be restored"},
 		{bootstrap.IDRecord, "the undo record is lost", func(c *clinic) { c.state("joined") }, Warning, "", "is not there"},
@@ -670,6 +640,10 @@ func agentCases() []aCase {
 		{idSecret, "in the server's files", func(c *clinic) { c.put(server, "clusterdb.host=mongodb://u:secret@10.0.2.4\n") }, Bad, "", "red5.properties"},
 		{idSecret, "in a key of its own", func(c *clinic) { c.put(liveApp, "db.host=10.0.2.4\ndb.password=secret\n") }, Bad, "", "LiveApp"},
 		{idSecret, "in the undo record", readable("undo.json"), Bad, "", "undo.json"},
+		{idSecret, "in an undo record that is larger than other files", func(c *clinic) {
+			readable("undo.json")(c)
+			must.OK(c.t, os.Truncate(c.at("var/lib/amsagent/undo.json"), 8<<20))
+		}, Bad, "", "undo.json"},
 		{idSecret, "in the state", readable("state.json"), Bad, "", "state.json"},
 		{idSecret, "no secret", func(c *clinic) { c.secret(0o644); c.put("etc/amsagent/mongo", "10.0.2.4\n") }, Good, "", "no password"},
 		{idSecret, "a folder", func(c *clinic) { c.o.Secrets = []string{"/etc"} }, Unknown, "", "etc"},

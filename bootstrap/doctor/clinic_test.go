@@ -91,36 +91,41 @@ func newClinic(t *testing.T) *clinic {
 	return c
 }
 
+func (c *clinic) at(path string) string { return filepath.Join(c.root, path) }
+
 func (c *clinic) put(path, content string) {
 	c.t.Helper()
-	at := filepath.Join(c.root, path)
-	must.OK(c.t, errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.WriteFile(at, []byte(content), 0o644)))
+	must.OK(c.t, errors.Join(os.MkdirAll(filepath.Dir(c.at(path)), 0o755), os.WriteFile(c.at(path), []byte(content), 0o644)))
 }
 
 func (c *clinic) link(path, to string) {
 	c.t.Helper()
-	at := filepath.Join(c.root, path)
-	must.OK(c.t, errors.Join(os.MkdirAll(filepath.Dir(at), 0o755), os.Symlink(to, at)))
+	must.OK(c.t, errors.Join(os.MkdirAll(filepath.Dir(c.at(path)), 0o755), os.Symlink(to, c.at(path))))
 }
 
 func (c *clinic) edit(path, old, repl string) {
 	c.t.Helper()
-	at := filepath.Join(c.root, path)
-	b, err := os.ReadFile(at)
+	c.replace(path, old, repl, -1)
+}
+
+// replace is [strings.Replace] in a file.
+func (c *clinic) replace(path, old, repl string, n int) {
+	c.t.Helper()
+	b, err := os.ReadFile(c.at(path))
 	if err != nil || !strings.Contains(string(b), old) {
 		c.t.Fatalf("%s does not hold %q: %v", path, old, err)
 	}
-	must.OK(c.t, os.WriteFile(at, []byte(strings.ReplaceAll(string(b), old, repl)), 0o644))
+	c.put(path, strings.Replace(string(b), old, repl, n))
 }
 
 func (c *clinic) mode(path string, mode os.FileMode) {
 	c.t.Helper()
-	must.OK(c.t, os.Chmod(filepath.Join(c.root, path), mode))
+	must.OK(c.t, os.Chmod(c.at(path), mode))
 }
 
 func (c *clinic) remove(path string) {
 	c.t.Helper()
-	must.OK(c.t, os.RemoveAll(filepath.Join(c.root, path)))
+	must.OK(c.t, os.RemoveAll(c.at(path)))
 }
 
 func (c *clinic) target(s string) {

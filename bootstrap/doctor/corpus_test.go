@@ -4,7 +4,6 @@
 package doctor
 
 import (
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,22 +26,9 @@ func TestCorpus(t *testing.T) {
 	for _, d := range dirs {
 		t.Run(d.Name(), func(t *testing.T) {
 			c := newClinic(t)
-			target := filepath.Join(c.root, ams.DefaultDir)
-			c.remove("usr/local/antmedia")
-			must.OK(t, os.CopyFS(target, os.DirFS(filepath.Join(corpusDir, d.Name()))))
-			err := filepath.WalkDir(target, func(p string, e fs.DirEntry, err error) error {
-				if err != nil {
-					return err
-				}
-				mode := fs.FileMode(0o644)
-				if e.IsDir() {
-					mode = 0o755
-				}
-				return os.Chmod(p, mode)
-			})
-			must.OK(t, err)
-			version := strings.TrimSuffix(d.Name(), "-panel-saved")
-			release(version)(c)
+			c.remove(ams.DefaultDir)
+			must.OK(t, os.CopyFS(c.at(ams.DefaultDir), os.DirFS(filepath.Join(corpusDir, d.Name()))))
+			release(strings.TrimSuffix(d.Name(), "-panel-saved"))(c)
 			files := []string{bootstrap.IDInstall, bootstrap.IDRelease, bootstrap.IDSections, bootstrap.IDFile, idApps, bootstrap.IDFileOwner, idSettings}
 			look := func(when string) {
 				t.Helper()

@@ -18,7 +18,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/amsagent/amsagent/ams"
@@ -29,45 +28,33 @@ import (
 	"github.com/amsagent/amsagent/metadata/cloud"
 )
 
-// aListener listens on the loopback.
-type aListener struct {
-	port  int
-	close func()
-}
-
-func listener(t *testing.T) aListener {
+// listener listens on the loopback.
+func listener(t *testing.T) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.OK(t, err)
 	t.Cleanup(func() { _ = l.Close() })
-	addr, _ := netip.ParseAddrPort(l.Addr().String())
-	return aListener{int(addr.Port()), func() { _ = l.Close() }}
+	return l
 }
+
+func port(a net.Addr) int { return int(netip.MustParseAddrPort(a.String()).Port()) }
 
 // snapshot is every file of a tree with its mode and time.
 func snapshot(t *testing.T, root string) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		text := info.Mode().String() + info.ModTime().String()
+	must.OK(t, filepath.WalkDir(root, func(p string, _ fs.DirEntry, err error) error {
+		must.OK(t, err)
+		info, err := os.Lstat(p)
+		must.OK(t, err)
+		all[p] = info.Mode().String() + info.ModTime().String()
 		if info.Mode().IsRegular() {
 			b, err := os.ReadFile(p)
-			if err != nil {
-				return err
-			}
-			text += string(b)
+			must.OK(t, err)
+			all[p] += string(b)
 		}
-		all[p] = text
 		return nil
-	})
-	must.OK(t, err)
+	}))
 	return all
 }
 
@@ -85,9 +72,7 @@ func TestRun(t *testing.T) {
 			}
 			before := snapshot(t, c.root)
 			results := Run(t.Context(), c.o)
-			if d := cmp.Diff(before, snapshot(t, c.root)); d != "" {
-				t.Errorf("the doctor changed something:\n%s", d)
-			}
+			must.NoDiff(t, "the doctor changed something", snapshot(t, c.root), before)
 			var order []string
 			for _, r := range results {
 				if len(order) == 0 || order[len(order)-1] != r.Check {
@@ -101,9 +86,7 @@ func TestRun(t *testing.T) {
 			for _, c := range checks() {
 				want = append(want, c.id)
 			}
-			if d := cmp.Diff(want, order); d != "" {
-				t.Errorf("checks that are not listed, or not in order:\n%s", d)
-			}
+			must.NoDiff(t, "checks that are not listed, or not in order", order, want)
 			if n := Count(results); n.Bad+n.Warning+n.Unknown+n.Good != len(results) || n.Ignored != 0 {
 				t.Errorf("%+v of %d", n, len(results))
 			}
@@ -164,58 +147,54 @@ func TestExplain(t *testing.T) {
 // With everything dead it is over in time, and says what it does not know.
 func TestBounded(t *testing.T) {
 	for name, known := range map[string]bool{"not even who it is": false, "all but who it is": true} {
-		t.Run(name, func(t *testing.T) { testBounded(t, known) })
-	}
-}
-
-func testBounded(t *testing.T, known bool) {
-	c := newClinic(t)
-	identify := c.o.Join.Identify
-	synctest.Test(t, func(t *testing.T) {
-		hang := func(ctx context.Context) error {
-			<-ctx.Done()
-			return ctx.Err()
-		}
-		c.o.Machine.Service = &slowService{}
-		c.target("10.0.2.4")
-		if !known {
-			identify = func(ctx context.Context) (metadata.Instance, error) { return metadata.Instance{}, hang(ctx) }
-		}
-		c.o.Join.Identify = identify
-		c.o.Machine.Connect = func(ctx context.Context, _ cluster.Target) (*cluster.Client, error) { return nil, hang(ctx) }
-		c.o.Connect.Dialer = deadDialer{}
-		c.o.Unit = func(ctx context.Context, _ string) (ams.State, error) { return ams.State{}, hang(ctx) }
-		c.o.Daemon = func(ctx context.Context) (DaemonView, error) { return DaemonView{}, hang(ctx) }
-		// This one does not even listen to its context.
-		stuck := make(chan struct{})
-		c.o.Hooks = func(context.Context) (cloud.Check, error) {
-			<-stuck
-			return cloud.Check{}, errors.New("late")
-		}
-		begin := time.Now()
-		results := Run(t.Context(), c.o)
-		if took := time.Since(begin); took > defaultLimit {
-			t.Errorf("it took %s", took)
-		}
-		n := 0
-		for _, r := range results {
-			if r.Check == idHook {
-				n++
-				if r.Severity != Unknown || known && !strings.Contains(r.Text, "15s") && !strings.Contains(r.Text, "in time") {
-					t.Errorf("%+v", r)
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newClinic(t)
+				hang := func(ctx context.Context) error {
+					<-ctx.Done()
+					return ctx.Err()
 				}
-			}
-			// Checks of files need no answer.
-			if r.ID == bootstrap.IDFile && r.Severity != Good {
-				t.Errorf("%+v", r)
-			}
-		}
-		if n != 1 {
-			t.Errorf("the hook is reported %d times", n)
-		}
-		close(stuck)
-		synctest.Wait()
-	})
+				c.o.Machine.Service = &slowService{}
+				c.target("10.0.2.4")
+				if !known {
+					c.o.Join.Identify = func(ctx context.Context) (metadata.Instance, error) { return metadata.Instance{}, hang(ctx) }
+				}
+				c.o.Machine.Connect = func(ctx context.Context, _ cluster.Target) (*cluster.Client, error) { return nil, hang(ctx) }
+				c.o.Connect.Dialer = deadDialer{}
+				c.o.Unit = func(ctx context.Context, _ string) (ams.State, error) { return ams.State{}, hang(ctx) }
+				c.o.Daemon = func(ctx context.Context) (DaemonView, error) { return DaemonView{}, hang(ctx) }
+				// This one does not even listen to its context.
+				stuck := make(chan struct{})
+				c.o.Hooks = func(context.Context) (cloud.Check, error) {
+					<-stuck
+					return cloud.Check{}, errors.New("late")
+				}
+				begin := time.Now()
+				results := Run(t.Context(), c.o)
+				if took := time.Since(begin); took > defaultLimit {
+					t.Errorf("it took %s", took)
+				}
+				n := 0
+				for _, r := range results {
+					if r.Check == idHook {
+						n++
+						if r.Severity != Unknown || known && !strings.Contains(r.Text, "15s") && !strings.Contains(r.Text, "in time") {
+							t.Errorf("%+v", r)
+						}
+					}
+					// Checks of files need no answer.
+					if r.ID == bootstrap.IDFile && r.Severity != Good {
+						t.Errorf("%+v", r)
+					}
+				}
+				if n != 1 {
+					t.Errorf("the hook is reported %d times", n)
+				}
+				close(stuck)
+				synctest.Wait()
+			})
+		})
+	}
 }
 
 type deadDialer struct{}
@@ -264,18 +243,21 @@ func TestSample(t *testing.T) {
 	}
 }
 
+// mount lasts until the end of the test.
+func mount(t *testing.T, source, target, kind string, flags uintptr, data string) {
+	t.Helper()
+	if err := unix.Mount(source, target, kind, flags, data); err != nil {
+		t.Skipf("needs the right to mount: %v", err)
+	}
+	t.Cleanup(func() { must.OK(t, unix.Unmount(target, unix.MNT_DETACH)) })
+}
+
 // A file system that is nearly full, in a mount of its own.
 func TestSpace(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root mounts")
-	}
 	c := newClinic(t)
-	at := filepath.Join(c.root, "var/log/antmedia")
+	at := c.at("var/log/antmedia")
 	must.OK(t, os.MkdirAll(at, 0o755))
-	if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=512m"); err != nil {
-		t.Skipf("no mount here: %v", err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	mount(t, "tmpfs", at, "tmpfs", 0, "size=512m")
 	if found := c.check(bootstrap.IDSpace); !slices.ContainsFunc(found, func(r Result) bool { return r.ID == bootstrap.IDSpace && r.Severity == Warning && r.Hint != "" }) {
 		t.Errorf("%+v", found)
 	}
@@ -283,18 +265,10 @@ func TestSpace(t *testing.T) {
 
 // A read-only folder is found before a join finds it.
 func TestReadOnly(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root mounts")
-	}
 	c := newClinic(t)
-	at := filepath.Join(c.root, "usr/local/antmedia/conf")
-	if err := unix.Mount(at, at, "", unix.MS_BIND, ""); err != nil {
-		t.Skipf("no mount here: %v", err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
-	if err := unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
-		t.Skipf("no mount here: %v", err)
-	}
+	at := c.at("usr/local/antmedia/conf")
+	mount(t, at, at, "", unix.MS_BIND, "")
+	must.OK(t, unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
 	r := c.check(bootstrap.IDWritable)
 	if len(r) != 1 || r[0].Severity != Bad || !strings.Contains(r[0].Text, "read-only") {
 		t.Errorf("%+v", r)
@@ -323,10 +297,10 @@ func TestTable(t *testing.T) {
 // A server that starts during the check needs the ports: the check opens none.
 func TestPortsStayFree(t *testing.T) {
 	l := listener(t)
-	l.close()
+	l.Close()
 	c := newClinic(t)
 	ports("", ams.State{Activity: ams.ActivityInactive})(c)
-	c.put(server, fmt.Sprintf("rtmp.port=%d\nclusterdb.host=\n", l.port))
+	c.put(server, fmt.Sprintf("rtmp.port=%d\nclusterdb.host=\n", port(l.Addr())))
 	checked := make(chan struct{})
 	go func() {
 		defer close(checked)
@@ -340,7 +314,7 @@ func TestPortsStayFree(t *testing.T) {
 			more = false
 		default:
 		}
-		server, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", l.port))
+		server, err := net.Listen("tcp", l.Addr().String())
 		if err != nil {
 			t.Fatalf("the server cannot start: %v", err)
 		}
@@ -355,15 +329,12 @@ func TestSockets(t *testing.T) {
 	u, err := net.ListenPacket("udp", "127.0.0.1:0")
 	must.OK(t, err)
 	t.Cleanup(func() { _ = u.Close() })
-	client, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", l.port))
+	client, err := net.Dial("tcp", l.Addr().String())
 	must.OK(t, err)
 	t.Cleanup(func() { _ = client.Close() })
-	port := func(a net.Addr) int {
-		return int(netip.MustParseAddrPort(a.String()).Port())
-	}
 	sockets, err := p.sockets()
 	must.OK(t, err)
-	if !sockets[socket{"tcp", l.port}] || !sockets[socket{"udp", port(u.LocalAddr())}] || sockets[socket{"tcp", port(client.LocalAddr())}] {
+	if !sockets[socket{"tcp", port(l.Addr())}] || !sockets[socket{"udp", port(u.LocalAddr())}] || sockets[socket{"tcp", port(client.LocalAddr())}] {
 		t.Errorf("%v", sockets)
 	}
 	six, err := net.Listen("tcp6", "[::1]:0")

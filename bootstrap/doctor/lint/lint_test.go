@@ -15,8 +15,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/bootstrap"
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -192,9 +190,7 @@ func TestCheck(t *testing.T) {
 					t.Errorf("%+v", f)
 				}
 			}
-			if d := cmp.Diff(strings.Fields(tt.found), found, cmp.Transformer("empty", func(s []string) string { return strings.Join(s, " ") })); d != "" {
-				t.Errorf("(-want +got)\n%s", d)
-			}
+			must.Equal(t, "found", strings.Join(found, " "), tt.found)
 			if left := Check(tt.src, nil, IDs()...); len(left) > 0 {
 				t.Errorf("ignored: %+v", left)
 			}
@@ -213,9 +209,7 @@ func TestCommands(t *testing.T) {
 		}
 		return map[bool]string{true: "refused"}[program == "amsagent" && args[0] == "doctor"], "hint"
 	})
-	if diff := cmp.Diff([]string{"join --mongo file:- --role $ROLE", "drain --now", "status", "doctor"}, seen); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
-	}
+	must.NoDiff(t, "commands", seen, []string{"join --mongo file:- --role $ROLE", "drain --now", "status", "doctor"})
 	if want := []Finding{{bootstrap.Finding{ID: idCommand, Severity: bootstrap.Bad, Text: "refused", Hint: "hint"}, 7}}; !slices.Equal(found, want) {
 		t.Errorf("%+v", found)
 	}
