@@ -35,9 +35,7 @@ func TestSameProperties(t *testing.T) {
 		{"empty", "", false},
 	}
 	for _, tt := range tests {
-		if got := sameMeaning(KindProperties, []byte(plain), []byte(tt.other)); got != tt.same {
-			t.Errorf("%s: %v, want %v", tt.name, got, tt.same)
-		}
+		must.Equal(t, tt.name, sameMeaning(KindProperties, []byte(plain), []byte(tt.other)), tt.same)
 	}
 }
 
@@ -58,9 +56,7 @@ func TestSameBeans(t *testing.T) {
 		{"no XML", `<beans a="1" b="2"><bean id="x">`, false},
 	}
 	for _, tt := range tests {
-		if got := sameMeaning(KindContainer, []byte(plain), []byte(tt.other)); got != tt.same {
-			t.Errorf("%s: %v, want %v", tt.name, got, tt.same)
-		}
+		must.Equal(t, tt.name, sameMeaning(KindContainer, []byte(plain), []byte(tt.other)), tt.same)
 	}
 }
 

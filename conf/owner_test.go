@@ -5,6 +5,7 @@ package conf
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -127,9 +128,7 @@ func TestFileOfRootInAnothersFolder(t *testing.T) {
 	putFile(t, s, original, 0, 0o644)
 	joinServer(t, s)
 	undoAll(t, s)
-	if f, err := s.Read(serverPath); err != nil || string(f.Bytes) != original || f.UID != 0 || f.Mode != 0o644 {
-		t.Errorf("%q, %v; %d %v", f.Bytes, err, f.UID, f.Mode)
-	}
+	must.Equal(t, serverPath, fileOwned(t, s, serverPath), "0:0 -rw-r--r-- "+original)
 }
 
 // The copy of an edited file that a leave keeps belongs to the file's owner, who must gain nothing by what
@@ -177,9 +176,7 @@ func TestKeptCopy(t *testing.T) {
 			before := snapshot(t, s)
 			err := undo.CommitUndo("leave")
 			if tt.late != nil {
-				if !errors.Is(err, tt.late) {
-					t.Errorf("CommitUndo = %v, want %v", err, tt.late)
-				}
+				failsWith(t, "CommitUndo", err, tt.late)
 				must.NoDiff(t, "the files", snapshot(t, s), before)
 				return
 			}
@@ -187,14 +184,10 @@ func TestKeptCopy(t *testing.T) {
 			after := snapshot(t, s)
 			kept := SavedName(serverPath)
 			if tt.other {
-				if after[kept] != before[kept] {
-					t.Errorf("what had the name is %q, and was %q", after[kept], before[kept])
-				}
+				must.Equal(t, "what had the name", after[kept], before[kept])
 				kept += "-1"
 			}
-			if f, err := s.Read(kept); err != nil || string(f.Bytes) != edited || f.UID != owner || f.GID != owner || f.Mode != tt.want {
-				t.Errorf("kept is %q, %v; %d:%d %v, want %v", f.Bytes, err, f.UID, f.GID, f.Mode, tt.want)
-			}
+			must.Equal(t, "the kept file", fileOwned(t, s, kept), fmt.Sprintf("%d:%d %v %s", owner, owner, tt.want, edited))
 			for path := range after {
 				if _, was := before[path]; !was && path != kept {
 					t.Errorf("made: %s", path)

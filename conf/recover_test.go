@@ -144,9 +144,7 @@ func TestRecoverOfAnExchangedFile(t *testing.T) {
 	interruptedCommit(t, p, "join", nil, 0)
 	putFile(t, s, original, 4711, 0o644)
 	conflictOf(t, recovered(t, s).Conflicts, serverPath)
-	if f, err := s.Read(serverPath); err != nil || string(f.Bytes) != original || f.UID != 4711 {
-		t.Errorf("%q of uid %d, %v", f.Bytes, f.UID, err)
-	}
+	must.Equal(t, serverPath, fileOwned(t, s, serverPath), "4711:4711 -rw-r--r-- "+original)
 	if left, err := filepath.Glob(s.Root + "/ams/conf/.*"); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
@@ -166,14 +164,11 @@ func TestRecoverOnAFullDisk(t *testing.T) {
 		}
 		return nil
 	}
-	if _, err := s.Recover(); !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("Recover = %v, want ENOSPC", err)
-	}
+	_, err := s.Recover()
+	failsWith(t, "Recover", err, unix.ENOSPC)
 	now := snapshot(t, s)
 	for path, was := range before {
-		if now[path] != was {
-			t.Errorf("%s was replaced", path)
-		}
+		must.Equal(t, path, now[path], was)
 	}
 	s.hook = nil
 	recovered(t, s)
@@ -235,9 +230,7 @@ func TestRetreatKeepsOwners(t *testing.T) {
 	}
 	must.NoDiff(t, "the files", snapshot(t, s), before)
 	for path, gid := range map[string]int{dropInPath: 4712, serverPath: 4711} {
-		if f, err := s.Read(path); err != nil || f.UID != 4711 || f.GID != gid {
-			t.Errorf("%s belongs to %d:%d, %v", path, f.UID, f.GID, err)
-		}
+		must.Contain(t, path, fileOwned(t, s, path), fmt.Sprintf("4711:%d ", gid))
 	}
 }
 
@@ -264,9 +257,7 @@ func TestRetreatMeetsAnEdit(t *testing.T) {
 		t.Fatalf("%v, %+v", err, half)
 	}
 	conflictOf(t, recovered(t, s).Conflicts, serverPath)
-	if left := planCluster(t, s, "10.0.0.1").ChangedPaths(); len(left) > 0 {
-		t.Errorf("not finished: %v", left)
-	}
+	must.NoDiff(t, "files that are not finished", planCluster(t, s, "10.0.0.1").ChangedPaths(), []string(nil))
 	undoAll(t, s)
 	before[serverPath] = strings.Replace(before[serverPath], "5080", "9090", 1)
 	must.NoDiff(t, "undone", snapshot(t, s), before)
@@ -323,7 +314,7 @@ func TestDamagedFiles(t *testing.T) {
 			if errors.As(err, &damaged) != tt.damaged || errors.As(err, &version) == tt.damaged {
 				t.Errorf("%s %s: %v", tt.what, name, err)
 			}
-			must.NoDiff(t, fmt.Sprintf("%s %s", tt.what, name), snapshot(t, s), was)
+			must.NoDiff(t, tt.what+" "+name, snapshot(t, s), was)
 			must.NoDiff(t, tt.what+" "+name+": the state directory", stateNames(t, s), []string{name})
 		}
 	}
@@ -339,9 +330,7 @@ func TestTornJournal(t *testing.T) {
 	if r := recovered(t, s); r != nil {
 		t.Errorf("recovered %+v", r)
 	}
-	if d := cmp.Diff(before, snapshot(t, s)); d != "" {
-		t.Error(d)
-	}
+	must.NoDiff(t, "the files", snapshot(t, s), before)
 	must.NoDiff(t, "the state directory", stateNames(t, s), []string(nil))
 }
 
@@ -385,9 +374,7 @@ func TestThenManyNames(t *testing.T) {
 	must.OK(t, p.Then(serverPath, KindProperties, noEdit))
 	p.names = maxRecordSize / 2
 	must.OK(t, p.Then(serverPath, KindProperties, noEdit)) // the plan has it already
-	if err := p.Then(appPath, KindProperties, noEdit); !errors.Is(err, files.ErrTooLarge) {
-		t.Error(err)
-	}
+	failsWith(t, "one more", p.Then(appPath, KindProperties, noEdit), files.ErrTooLarge)
 }
 
 // TestDamagedLetter changes each byte of what the agent wrote down, those before the checksum to every other one: it is
@@ -465,9 +452,7 @@ func TestRecordTooLarge(t *testing.T) {
 		must.OK(t, p.Edit(Target{Path: path, Kind: KindHosts}, addHost("10.0.0.1")))
 	}
 	before := snapshot(t, s)
-	if err := p.Commit("join"); !errors.Is(err, ErrRecordTooLarge) {
-		t.Errorf("Commit = %v, want ErrRecordTooLarge", err)
-	}
+	failsWith(t, "Commit", p.Commit("join"), ErrRecordTooLarge)
 	must.NoDiff(t, "the files", snapshot(t, s), before)
 	must.NoDiff(t, "the state directory", stateNames(t, s), []string(nil))
 }

@@ -51,9 +51,7 @@ func TestRevertToAHalfFile(t *testing.T) {
 	join(t, s, "10.0.0.1")
 	put(t, s, serverPath, javaDate+"http.port=5080\nx=\\u00")
 	before := snapshot(t, s)
-	if conflicts := reverted(t, join(t, s, "10.0.0.2")); len(conflicts) > 0 {
-		t.Errorf("conflicts: %v", conflicts)
-	}
+	noConflict(t, reverted(t, join(t, s, "10.0.0.2")))
 	must.NoDiff(t, "the files", snapshot(t, s), before)
 }
 
@@ -107,18 +105,14 @@ func TestRevertHosts(t *testing.T) {
 		if tt.edit != "" {
 			put(t, s, ownHosts, content(t, s, ownHosts)+tt.edit)
 		}
-		if conflicts, err := p.RevertOwn(); err != nil || len(conflicts) > 0 {
-			t.Errorf("%s: %v, %v", name, conflicts, err)
-		}
-		if f, err := s.Read(ownHosts); err != nil || string(f.Bytes) != joined+tt.edit || f.Mode != 0o644 {
-			t.Errorf("%s: %v, %v %q, want %q", name, err, f.Mode, f.Bytes, joined+tt.edit)
-		}
-		undo, err := s.PlanUndo(nil, former...)
+		conflicts, err := p.RevertOwn()
 		must.OK(t, err)
-		must.OK(t, undo.WriteOwn())
-		if f, err := s.Read(ownHosts); err != nil || string(f.Bytes) != tt.before+tt.edit {
-			t.Errorf("%s: left with %q, %v", name, f.Bytes, err)
-		}
+		noConflict(t, conflicts)
+		must.Equal(t, name, snapshot(t, s)[ownHosts], "-rw-r--r-- "+joined+tt.edit)
+		undoOwn(t, s, former)
+		f, err := s.Read(ownHosts)
+		must.OK(t, err)
+		must.Equal(t, name+", left", string(f.Bytes), tt.before+tt.edit)
 	}
 }
 

@@ -82,9 +82,7 @@ func TestCommitAndUndo(t *testing.T) {
 	must.NoDiff(t, "the files after the leave", snapshot(t, s), before)
 	must.Equal(t, "files in the state directory", len(stateNames(t, s)), 0)
 	// A first join is reverted as if there had been none.
-	if conflicts := reverted(t, join(t, s, "10.0.0.3")); len(conflicts) > 0 {
-		t.Errorf("conflicts: %v", conflicts)
-	}
+	noConflict(t, reverted(t, join(t, s, "10.0.0.3")))
 	must.NoDiff(t, "the files after the revert", snapshot(t, s), before)
 	must.Equal(t, "files in the state directory", len(stateNames(t, s)), 0)
 }
@@ -108,9 +106,7 @@ func TestPlanKeepsEachByte(t *testing.T) {
 			before := snapshot(t, s)
 			joined, second := joinedTwice(t, s)
 			must.NoDiff(t, "joined", joined[containerPath], "-rw-r--r-- "+form(clusterXML))
-			if conflicts := reverted(t, second); len(conflicts) > 0 {
-				t.Errorf("conflicts: %v", conflicts)
-			}
+			noConflict(t, reverted(t, second))
 			must.NoDiff(t, "reverted", snapshot(t, s), joined)
 			undoAll(t, s)
 			must.NoDiff(t, "left", snapshot(t, s), before)
@@ -317,8 +313,8 @@ func TestOvertaken(t *testing.T) {
 		}
 		if recovers {
 			conflictOf(t, recovered(t, s).Conflicts, serverPath)
-		} else if err := p.Commit("join"); !errors.Is(err, ErrChanged) {
-			t.Errorf("Commit = %v, want ErrChanged", err)
+		} else {
+			failsWith(t, "Commit", p.Commit("join"), ErrChanged)
 		}
 		want[serverPath] = "-rw-r----- " + other
 		must.NoDiff(t, fmt.Sprintf("the files; it recovers: %v", recovers), snapshot(t, s), want)
@@ -350,9 +346,7 @@ func TestDiskThatRefuses(t *testing.T) {
 			put(t, s, serverPath, "clusterdb.host=localhost\n")
 			must.OK(t, refuse(dir))
 			before := snapshot(t, s)
-			if err := planCluster(t, s, "10.0.0.1").Commit("join"); !errors.Is(err, want) {
-				t.Fatalf("Commit = %v, want %v", err, want)
-			}
+			failsWith(t, "Commit", planCluster(t, s, "10.0.0.1").Commit("join"), want)
 			must.NoDiff(t, "the files", snapshot(t, s), before)
 		})
 	}
@@ -363,9 +357,7 @@ func TestWriteFile(t *testing.T) {
 	path := "/run/amsagent/result.json"
 	for _, text := range []string{"a", "b"} {
 		must.OK(t, s.WriteFile(path, []byte(text), 0o644, 0o755))
-		if f, err := s.Read(path); err != nil || string(f.Bytes) != text || f.Mode != 0o644 {
-			t.Errorf("read %q %o, %v", f.Bytes, f.Mode, err)
-		}
+		must.Contain(t, path, fileOwned(t, s, path), " -rw-r--r-- "+text)
 	}
 	was, err := os.Stat(at(s, path))
 	must.OK(t, err)
@@ -406,9 +398,8 @@ func TestLock(t *testing.T) {
 	must.OK(t, err)
 	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer stop()
-	if _, err := s.Lock(short, "/run/amsagent/lock", nil); !errors.Is(err, ErrLocked) {
-		t.Errorf("second lock: %v", err)
-	}
+	_, err = s.Lock(short, "/run/amsagent/lock", nil)
+	failsWith(t, "a second lock", err, ErrLocked)
 	told := make(chan bool, 1)
 	got := make(chan error, 1)
 	go func() {
@@ -458,9 +449,7 @@ func TestExchangedAfterThePlan(t *testing.T) {
 			p := planCluster(t, s, "10.0.0.1")
 			must.OK(t, exchange(func(path string) string { return at(s, path) }))
 			before := snapshot(t, s)
-			if err := p.Commit("join"); !errors.Is(err, ErrChanged) {
-				t.Errorf("Commit = %v, want ErrChanged", err)
-			}
+			failsWith(t, "Commit", p.Commit("join"), ErrChanged)
 			must.NoDiff(t, "the files", snapshot(t, s), before)
 		})
 	}
@@ -518,9 +507,7 @@ func TestBounds(t *testing.T) {
 			t.Errorf("%+v: %s, %+v", tt, got.Path, p.Conflicts)
 		}
 	}
-	if err := s.WriteFile("/own", make([]byte, maxFileSize+1), 0o600, 0o700); !errors.Is(err, files.ErrTooLarge) {
-		t.Errorf("what could not be read again was written: %v", err)
-	}
+	failsWith(t, "what could not be read again", s.WriteFile("/own", make([]byte, maxFileSize+1), 0o600, 0o700), files.ErrTooLarge)
 }
 
 // The server's user decides how many files a commit has.

@@ -72,9 +72,7 @@ func TestNotTorn(t *testing.T) {
 		"# a note and nothing else\n":  true,
 		"b=\\u00\n":                    false, // malformed, and that is said
 	} {
-		if got := torn(rec, []byte(text)); got != want {
-			t.Errorf("%q: %v, want %v", text, got, want)
-		}
+		must.Equal(t, text, torn(rec, []byte(text)), want)
 	}
 }
 
@@ -85,9 +83,7 @@ func TestTornUnknown(t *testing.T) {
 	for text, want := range map[string]error{"": ErrEmpty, javaDate + "http.po": ErrTorn, "#Sat No": ErrTorn, "#": ErrTorn} {
 		put(t, s, serverPath, text)
 		err := s.NewPlan(nil).Edit(Target{Path: serverPath, Kind: KindProperties}, noEdit)
-		if !errors.Is(err, want) {
-			t.Errorf("%q: %v, want %v", text, err, want)
-		}
+		failsWith(t, text, err, want)
 	}
 }
 
@@ -109,9 +105,7 @@ func TestTornIsWaitedForOnce(t *testing.T) {
 	plan := s.NewPlan(nil)
 	for _, path := range propertyPaths {
 		reads = 0
-		if err := plan.Edit(Target{Path: path, Kind: KindProperties}, noEdit); !errors.Is(err, ErrEmpty) {
-			t.Errorf("%s: %v", path, err)
-		}
+		failsWith(t, path, plan.Edit(Target{Path: path, Kind: KindProperties}, noEdit), ErrEmpty)
 		all = append(all, reads)
 	}
 	if len(all) < 2 || all[0] < emptyPolls || slices.Max(all[1:]) > all[0]/10 {

@@ -5,6 +5,7 @@ package conf
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -242,9 +243,30 @@ func leave(t testing.TB, s *Store) []Conflict {
 // undoAll is a leave without conflicts.
 func undoAll(t testing.TB, s *Store) {
 	t.Helper()
-	if conflicts := leave(t, s); len(conflicts) > 0 {
+	noConflict(t, leave(t, s))
+}
+
+func noConflict(t testing.TB, conflicts []Conflict) {
+	t.Helper()
+	if len(conflicts) > 0 {
 		t.Errorf("conflicts: %v", conflicts)
 	}
+}
+
+// failsWith reports an error that is not the wanted one.
+func failsWith(t testing.TB, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
+}
+
+// fileOwned is the owner, the mode and the content of a file.
+func fileOwned(t testing.TB, s *Store, path string) string {
+	t.Helper()
+	f, err := s.Read(path)
+	must.OK(t, err)
+	return fmt.Sprintf("%d:%d %v %s", f.UID, f.GID, f.Mode, f.Bytes)
 }
 
 // conflictOf reports an error if one path is not all that is named.

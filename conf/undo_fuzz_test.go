@@ -73,12 +73,9 @@ func TestUndoKeepsTheNextLine(t *testing.T) {
 			current = bytes.Replace(written, []byte(tt.from), []byte(tt.to), 1)
 		}
 		u, err := rec.Undo(current)
-		if err != nil || len(u.Conflicts) > 0 {
-			t.Errorf("%s: %v, %v", name, u.Conflicts, err)
-		}
-		if string(u.Bytes) != tt.want {
-			t.Errorf("%s: %q, want %q", name, u.Bytes, tt.want)
-		}
+		must.OK(t, err)
+		noConflict(t, u.Conflicts)
+		must.Equal(t, name, string(u.Bytes), tt.want)
 	}
 }
 
@@ -97,9 +94,8 @@ func TestUndoOfTwoLines(t *testing.T) {
 	} {
 		rec, written := joinedProperties(t, []byte(tt.orig), "host", "10.0.0.1")
 		u, err := rec.Undo(append(written, tt.more...))
-		if err != nil || string(u.Bytes) != tt.want {
-			t.Errorf("%s: %q, %v; want %q", name, u.Bytes, err, tt.want)
-		}
+		must.OK(t, err)
+		must.Equal(t, name, string(u.Bytes), tt.want)
 	}
 }
 
@@ -115,9 +111,9 @@ func TestUndoHosts(t *testing.T) {
 		rec := &FileRecord{Path: ownHosts, Kind: KindHosts, Existed: tt.original != "", Original: []byte(tt.original), Written: "another"}
 		u, err := rec.Undo([]byte(tt.current))
 		must.OK(t, err)
-		if string(u.Bytes) != tt.want || u.Remove || len(u.Conflicts) > 0 {
-			t.Errorf("%s: %q, removed: %v, %v", name, u.Bytes, u.Remove, u.Conflicts)
-		}
+		noConflict(t, u.Conflicts)
+		must.Equal(t, name, string(u.Bytes), tt.want)
+		must.Equal(t, name+": it is removed", u.Remove, false)
 	}
 }
 
@@ -151,19 +147,17 @@ func FuzzUndo(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%q: %v", current, err)
 		}
-		want := maps.Clone(now)
-		before := properties(t, orig)
-		if now[key] == "10.0.0.1" {
-			want[key] = before[key]
-			if _, was := before[key]; !was {
-				delete(want, key)
-			}
-		} else {
+		if now[key] != "10.0.0.1" {
 			t.Skip("edited: the standalone form is another test")
 		}
-		got := properties(t, u.Bytes)
+		want, got := maps.Clone(now), properties(t, u.Bytes)
+		value, was := properties(t, orig)[key]
+		want[key] = value
+		if !was {
+			delete(want, key)
+		}
 		// An earlier line of the same key shows again when the last one goes.
-		if _, was := before[key]; !was && got[key] != "10.0.0.1" {
+		if !was && got[key] != "10.0.0.1" {
 			delete(got, key)
 		}
 		if !maps.Equal(got, want) {
