@@ -64,9 +64,7 @@ func TestXattrsWithoutAdmin(t *testing.T) {
 	if !errors.Is(o.label, unix.EPERM) {
 		t.Skipf("this kernel looks after the label itself: %v", o.label)
 	}
-	if o.copied != nil {
-		t.Errorf("copying: %v", o.copied)
-	}
+	must.OK(t, o.copied)
 	if value, err := getXattr(int(f.Fd()), "user.mine"); err != nil || string(value) != "kept" {
 		t.Errorf("the other attribute is %q, %v", value, err)
 	}
@@ -97,9 +95,7 @@ func TestXattrBounds(t *testing.T) {
 		return names
 	}
 	given = map[string]int{"user.b": 10, "user.a": maxXattrValue, accessACL: 44, capabilities: 20, "security.selinux": 30, "user.gone": -1}
-	if got, want := kept(), []string{accessACL, "security.selinux", "user.a", "user.b"}; !slices.Equal(got, want) {
-		t.Errorf("%q, want %q", got, want)
-	}
+	must.NoDiff(t, "kept", kept(), []string{accessACL, "security.selinux", "user.a", "user.b"})
 	for i := range 1000 {
 		given[fmt.Sprintf("user.%d", i)] = 1
 	}

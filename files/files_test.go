@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -64,6 +63,14 @@ func symlink(t *testing.T, r Root, to, path string, uid int) {
 	_ = os.Remove(r.Path + path)
 	must.OK(t, os.Symlink(to, r.Path+path))
 	chown(t, r.Path+path, uid)
+}
+
+// failsWith reports an error that is not the wanted one.
+func failsWith(t *testing.T, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", what, err, want)
+	}
 }
 
 // TestLinks: the owner of a link decides which targets are allowed.
@@ -123,9 +130,8 @@ func TestLinks(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || got != tt.want {
-				t.Errorf("leads to %s, %v; want %s", got, err, tt.want)
-			}
+			must.OK(t, err)
+			must.Equal(t, "leads to", got, tt.want)
 		})
 	}
 }
@@ -151,24 +157,21 @@ func leads(r Root, path string, own bool) (string, error) {
 func TestResolvedFolder(t *testing.T) {
 	r := newRoot(t)
 	symlink(t, r, "/mnt/disk", "/srv/link", 0)
-	if _, err := r.ResolvedFolder("/srv/link"); !errors.Is(err, ErrLink) {
-		t.Errorf("a link: %v", err)
-	}
-	if _, err := r.ResolvedFolder("/srv/nothing"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("not there: %v", err)
-	}
+	_, err := r.ResolvedFolder("/srv/link")
+	failsWith(t, "a link", err, ErrLink)
+	_, err = r.ResolvedFolder("/srv/nothing")
+	failsWith(t, "not there", err, fs.ErrNotExist)
 	d, err := r.ResolvedFolder(tree + "/conf")
 	must.OK(t, err)
 	defer d.Close()
 	// The folder is exchanged for a link: what is open stays what it was.
 	must.OK(t, os.Rename(r.Path+tree+"/conf", r.Path+tree+"/other"))
 	symlink(t, r, "/etc", tree+"/conf", hostile)
-	if b, _, err := d.Read("settings", 100); err != nil || string(b) != "settings" {
-		t.Errorf("%q, %v", b, err)
-	}
-	if _, _, err := d.Read("passwd", 100); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the link was followed: %v", err)
-	}
+	b, _, err := d.Read("settings", 100)
+	must.OK(t, err)
+	must.Equal(t, "settings", string(b), "settings")
+	_, _, err = d.Read("passwd", 100)
+	failsWith(t, "a file where the link leads", err, fs.ErrNotExist)
 }
 
 // TestOpenRefuses: what its owner can put in the place of a file.
@@ -177,20 +180,14 @@ func TestOpenRefuses(t *testing.T) {
 	must.OK(t, unix.Mkfifo(r.Path+tree+"/fifo", 0o644))
 	must.OK(t, os.Link(r.Path+"/etc/passwd", r.Path+tree+"/second"))
 	put(t, r, tree+"/large", strings.Repeat("x", 101), hostile, 0o644)
-	for path, want := range map[string]error{
-		tree + "/fifo":   ErrNotRegular,
-		tree + "/conf":   ErrNotRegular,
-		tree + "/second": ErrLink,
-		tree + "/large":  ErrTooLarge,
-		"/":              ErrNotRegular,
-	} {
-		if _, _, err := r.Read(path, 100); !errors.Is(err, want) || !Refused(err) {
-			t.Errorf("%s: %v, want %v", path, err, want)
-		}
-	}
 	symlink(t, r, "circle", tree+"/circle", hostile)
 	symlink(t, r, strings.Repeat("x", 300), tree+"/endless", hostile)
 	for path, want := range map[string]error{
+		tree + "/fifo":           ErrNotRegular,
+		tree + "/conf":           ErrNotRegular,
+		tree + "/second":         ErrLink,
+		tree + "/large":          ErrTooLarge,
+		"/":                      ErrNotRegular,
 		tree + "/circle":         unix.ELOOP,
 		tree + "/endless":        unix.ENAMETOOLONG,
 		tree + "/large/settings": unix.ENOTDIR,
@@ -198,9 +195,6 @@ func TestOpenRefuses(t *testing.T) {
 		if _, _, err := r.Read(path, 100); !errors.Is(err, want) || !Refused(err) {
 			t.Errorf("%s: %v, want %v", path, err, want)
 		}
-	}
-	for _, path := range []string{"/circle", "/endless"} {
-		must.OK(t, os.Remove(r.Path+tree+path))
 	}
 	d, err := r.Folder(tree)
 	must.OK(t, err)
@@ -210,17 +204,15 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%q was read", name)
 		}
 	}
-	if _, err := d.Entries(2); !errors.Is(err, ErrTooLarge) {
-		t.Errorf("entries: %v", err)
-	}
+	_, err = d.Entries(2)
+	failsWith(t, "entries", err, ErrTooLarge)
 	entries, err := d.Entries(10)
+	must.OK(t, err)
 	var got []string
 	for _, e := range entries {
 		got = append(got, e.Name())
 	}
-	if want := []string{"conf", "fifo", "large", "second", "webapps"}; err != nil || !slices.Equal(got, want) {
-		t.Errorf("entries %v, %v", got, err)
-	}
+	must.NoDiff(t, "entries", got, []string{"circle", "conf", "endless", "fifo", "large", "second", "webapps"})
 }
 
 // TestMovedFile: a user moves a file of root's into an own folder, so that root reads it.
@@ -247,9 +239,8 @@ func TestMovedFile(t *testing.T) {
 		}
 	}
 	put(t, r, "/etc/secret", "secret", 0, 0o600)
-	if _, _, err := r.Read("/etc/secret", 100); err != nil {
-		t.Errorf("in root's folder: %v", err)
-	}
+	_, _, err := r.Read("/etc/secret", 100)
+	must.OK(t, err)
 }
 
 // TestSharedFolder: a folder of root's that others may write is like one of theirs, for what they may have put there.
@@ -371,9 +362,7 @@ func TestRemoveNothing(t *testing.T) {
 	must.OK(t, err)
 	defer d.Close()
 	for _, name := range []string{"nothing", strings.Repeat("x", 256)} {
-		if err := errors.Join(d.Remove(name), d.Free(name)); err != nil {
-			t.Error(err)
-		}
+		must.OK(t, errors.Join(d.Remove(name), d.Free(name)))
 	}
 }
 
@@ -429,19 +418,13 @@ func TestCreate(t *testing.T) {
 	a, err := AttributesOf(f, info)
 	must.OK(t, err)
 	check("copy", a, hostile, 0o755)
-	if err := d.Write("new", nil, d.In(0o600)); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("written over another file: %v", err)
-	}
+	failsWith(t, "writing over another file", d.Write("new", nil, d.In(0o600)), fs.ErrExist)
 	symlink(t, r, "/etc/made", tree+"/conf/link", hostile)
-	if err := d.Write("link", nil, d.In(0o600)); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("written through a link: %v", err)
-	}
+	failsWith(t, "writing through a link", d.Write("link", nil, d.In(0o600)), fs.ErrExist)
 	sub, err := d.MakeFolder("sub", 0o755)
 	must.OK(t, err)
 	defer sub.Close()
-	if sub.Info().UID != hostile {
-		t.Errorf("the folder belongs to uid %d", sub.Info().UID)
-	}
+	must.Equal(t, "the folder's owner", sub.Info().UID, hostile)
 }
 
 // TestCreateMode: the mode is the one that was asked for, whatever rights the umask takes away: that of a unit, or of an
@@ -456,13 +439,11 @@ func TestCreateMode(t *testing.T) {
 	must.OK(t, err)
 	defer sub.Close()
 	must.OK(t, sub.Write("file", nil, processAttributes(0o644)))
-	if mode := sub.Info().Mode; mode != fs.ModeDir|0o755 {
-		t.Errorf("Info reports mode %v", mode)
-	}
+	must.Equal(t, "the mode in Info", sub.Info().Mode, fs.ModeDir|0o755)
 	for path, want := range map[string]fs.FileMode{"/sub": fs.ModeDir | 0o755, "/sub/file": 0o644} {
-		if info, err := r.Stat(path); err != nil || info.Mode != want {
-			t.Errorf("%s: %v, %v; want %v", path, info.Mode, err, want)
-		}
+		info, err := r.Stat(path)
+		must.OK(t, err)
+		must.Equal(t, path, info.Mode, want)
 	}
 }
 
@@ -478,10 +459,7 @@ func TestHook(t *testing.T) {
 	d, err := r.Folder(tree + "/conf")
 	must.OK(t, err)
 	defer d.Close()
-	if err := d.Remove("settings"); !errors.Is(err, unix.EIO) {
-		t.Errorf("Remove = %v", err)
-	}
-	if _, err := d.Stat("settings"); err != nil {
-		t.Error(err)
-	}
+	failsWith(t, "Remove", d.Remove("settings"), unix.EIO)
+	_, err = d.Stat("settings")
+	must.OK(t, err)
 }
