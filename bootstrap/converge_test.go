@@ -335,9 +335,8 @@ func TestConvergeFailsAfterRecovery(t *testing.T) {
 	req := watchRequest(t)
 	req.Mode = byCommand
 	c, err := m.Converge(t.Context(), req)
-	failed, ok := errors.AsType[*FailedError](err)
-	if !ok || !strings.HasPrefix(failed.State, "an interrupted join was finished first") {
-		t.Errorf("%v", err)
+	if state := asFailed(t, err).State; !strings.HasPrefix(state, "an interrupted join was finished first") {
+		t.Errorf("the state: %s", state)
 	}
 	must.Equal(t, "repairs", ids(c.Repairs), "AGENT-RECOVERED")
 }
@@ -544,9 +543,9 @@ func TestServerRewroteItsFiles(t *testing.T) {
 			before := snapshot(t, m)
 			req := convergeRequest(t, joinedAs(), nil)
 			req.Mongo, req.Valve = mustTarget(t, mongo), ValveKeep
-			if c := converge(t, m, req); len(c.Repairs) > 0 || c.RestartNeeded {
-				t.Errorf("repairs %v, restart %v", c.Repairs, c.RestartNeeded)
-			}
+			c := converge(t, m, req)
+			must.Equal(t, "repairs", ids(c.Repairs), "")
+			must.Equal(t, "it must restart", c.RestartNeeded, false)
 			must.Equal(t, "a second join", joinOffline(t, m, mongo, "10.0.1.7").Outcome, OutcomeUnchanged)
 			must.NoDiff(t, "the files", snapshot(t, m), before)
 			leaveOffline(t, m)

@@ -4,16 +4,12 @@
 package bootstrap
 
 import (
-	"bytes"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/internal/must"
@@ -26,24 +22,7 @@ const corpusDir = "../../shared/corpus/ams"
 // corpusTree copies one release below a new root.
 func corpusTree(t *testing.T, release string) *Machine {
 	t.Helper()
-	root := t.TempDir()
-	target := filepath.Join(root, ams.DefaultDir)
-	must.OK(t, os.CopyFS(target, os.DirFS(filepath.Join(corpusDir, release))))
-	// The corpus is read-only, and so its copies are.
-	err := filepath.WalkDir(target, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		mode := fs.FileMode(0o644)
-		if d.IsDir() {
-			mode = 0o755
-		}
-		return os.Chmod(p, mode)
-	})
-	must.OK(t, err)
-	r, err := ams.ParseRelease(strings.TrimSuffix(release, "-panel-saved"))
-	must.OK(t, err)
-	return &Machine{Root: root, Release: r, Service: ams.None{}, Euid: os.Geteuid(), Version: "test"}
+	return treeIn(t, filepath.Join(corpusDir, release), strings.TrimSuffix(release, "-panel-saved"))
 }
 
 func corpusReleases(t *testing.T) []string {
@@ -85,9 +64,9 @@ func TestCorpus(t *testing.T) {
 				checkBeans(t, release, wasBeans, beans)
 				// Spring fills placeholders in values as well: what it makes of
 				// ours must be what we wrote.
-				if got, err := java.Resolve(filepath.Join(m.Root, in.Server.Path), "${clusterdb.host}"); err != nil || got != form.Reveal() {
-					t.Errorf("Spring resolves ${clusterdb.host} to %q, %v; want %q", got, err, form.Reveal())
-				}
+				resolved, err := java.Resolve(at(m, in.Server.Path), "${clusterdb.host}")
+				must.OK(t, err)
+				must.Equal(t, "what Spring makes of ${clusterdb.host}", resolved, form.Reveal())
 				if strings.Contains(mongo, "://") {
 					for path, content := range treeFiles(t, m) {
 						if strings.Contains(content, form.Reveal()[strings.LastIndex(form.Reveal(), "@"):]) && strings.HasPrefix(content, "-rw-r--r--") {
@@ -97,18 +76,10 @@ func TestCorpus(t *testing.T) {
 				}
 
 				joined := treeFiles(t, m)
-				if res := joinOffline(t, m, mongo, "10.0.0.7"); res.Outcome != OutcomeUnchanged {
-					t.Errorf("a second join: %s, want unchanged", res.Outcome)
-				}
-				if d := cmp.Diff(joined, treeFiles(t, m)); d != "" {
-					t.Errorf("a second join changed (-first +second):\n%s", d)
-				}
-				if res := leaveOffline(t, m); !res.Exact {
-					t.Errorf("leave is not exact: %v", res.Warnings)
-				}
-				if d := cmp.Diff(before, treeFiles(t, m)); d != "" {
-					t.Errorf("join and leave are no round trip (-before +after):\n%s", d)
-				}
+				must.Equal(t, "a second join", joinOffline(t, m, mongo, "10.0.0.7").Outcome, OutcomeUnchanged)
+				must.NoDiff(t, "the files after a second join", treeFiles(t, m), joined)
+				must.Equal(t, "the leave is exact", leaveOffline(t, m).Exact, true)
+				must.NoDiff(t, "the files after the leave", treeFiles(t, m), before)
 			})
 		}
 	}
@@ -123,11 +94,11 @@ func javaView(t *testing.T, java *readback.Reader, m *Machine, in *ams.Installat
 		paths = append(paths, a.File.Path)
 	}
 	for _, p := range paths {
-		v, err := java.Properties(filepath.Join(m.Root, p))
+		v, err := java.Properties(at(m, p))
 		must.OK(t, err)
 		props[p] = v
 	}
-	beans, err := java.Beans(filepath.Join(m.Root, in.Container.Path))
+	beans, err := java.Beans(at(m, in.Container.Path))
 	must.OK(t, err)
 	return props, beans
 }
@@ -147,9 +118,7 @@ func checkProperties(t *testing.T, was, got map[string]map[string]string, in *am
 				}
 			}
 		}
-		if d := cmp.Diff(want, got[path]); d != "" {
-			t.Errorf("what Java reads in %s (-want +got):\n%s", path, d)
-		}
+		must.NoDiff(t, "what Java reads in "+path, got[path], want)
 	}
 }
 
@@ -178,9 +147,7 @@ func checkBeans(t *testing.T, release string, was, got readback.Beans) {
 			rest = append(rest, c)
 		}
 	}
-	if d := cmp.Diff(was.Classes(), rest); d != "" {
-		t.Errorf("classes of the beans, but for the cluster's (-before +after):\n%s", d)
-	}
+	must.NoDiff(t, "classes of the beans, but for the cluster's", rest, was.Classes())
 }
 
 // TestCorpusUnrelatedEdit edits lines that the agent does not manage between join and leave: the edits survive, all else is
@@ -189,40 +156,22 @@ func TestCorpusUnrelatedEdit(t *testing.T) {
 	t.Parallel()
 	for _, release := range corpusReleases(t) {
 		t.Run(release, func(t *testing.T) {
-			m := corpusTree(t, release)
-			edit := func() {
+			byHand := func(t testing.TB, m *Machine) {
 				in, err := ams.Open(m.Root, m.AMSDir)
 				must.OK(t, err)
-				replace := func(path, old, repl string) {
-					real := filepath.Join(m.Root, path)
-					b, err := os.ReadFile(real)
-					must.OK(t, err)
-					if !bytes.Contains(b, []byte(old)) {
-						t.Fatalf("%s has no %q", path, old)
-					}
-					must.OK(t, os.WriteFile(real, bytes.Replace(b, []byte(old), []byte(repl), 1), 0o644))
-				}
 				if release != "1.9.0" { // whose container is given back whole
-					replace(in.Container.Path, `name="checkInterval"`, `name="checkInterval" `)
+					edit(t, m, in.Container.Path, `name="checkInterval"`, `name="checkInterval" `)
 				}
-				replace(in.Server.Path, "http.port=5080", "http.port=5081\n# a note\nmy.clusterdb.host=keep")
+				edit(t, m, in.Server.Path, "http.port=5080", "http.port=5081\n# a note\nmy.clusterdb.host=keep")
 				for _, a := range in.Apps {
-					replace(a.File.Path, "db.name=", "mydb.host=keepme\ndb.name=")
+					edit(t, m, a.File.Path, "db.name=", "mydb.host=keepme\ndb.name=")
 				}
 			}
-			edit()
-			want := treeFiles(t, m)
-
-			m = corpusTree(t, release)
-			joinOffline(t, m, "10.0.2.4", "10.0.0.7")
-			edit()
-			res := leaveOffline(t, m)
-			if len(res.Warnings) > 0 {
-				t.Errorf("warnings: %v", res.Warnings)
-			}
-			if d := cmp.Diff(want, treeFiles(t, m)); d != "" {
-				t.Errorf("(-want +got):\n%s", d)
-			}
+			alone, node := corpusTree(t, release), corpusTree(t, release)
+			do(t, alone, byHand)
+			do(t, node, joinedTo("10.0.2.4", "10.0.0.7"), byHand)
+			must.Equal(t, "warnings", ids(leaveOffline(t, node).Warnings), "")
+			must.NoDiff(t, "the files", treeFiles(t, node), treeFiles(t, alone))
 		})
 	}
 }
@@ -240,27 +189,15 @@ func TestCorpusVendorSwitched(t *testing.T) {
 			want := treeFiles(t, m)
 			in, err := ams.Open(m.Root, m.AMSDir)
 			must.OK(t, err)
-			vendorSwitch(t, filepath.Join(m.Root, in.Container.Path), strings.NewReplacer(
-				"<!-- cluster start", "<!-- cluster start -->  ", "cluster end -->", "<!-- cluster end -->"))
-			vendorSwitch(t, filepath.Join(m.Root, in.Server.Path), strings.NewReplacer("clusterdb.host=localhost", "clusterdb.host=10.0.2.4"))
+			text := content(t, m, in.Container.Path)
+			put(t, m, in.Container.Path, strings.NewReplacer("<!-- cluster start", "<!-- cluster start -->  ", "cluster end -->", "<!-- cluster end -->").Replace(text))
+			edit(t, m, in.Server.Path, "clusterdb.host=localhost", "clusterdb.host=10.0.2.4")
 			for _, a := range in.Apps {
-				vendorSwitch(t, filepath.Join(m.Root, a.File.Path), strings.NewReplacer("db.type=mapdb", "db.type=mongodb", "db.host=localhost", "db.host=10.0.2.4"))
+				edit(t, m, a.File.Path, "db.type=mapdb", "db.type=mongodb")
+				edit(t, m, a.File.Path, "db.host=localhost", "db.host=10.0.2.4")
 			}
 			leaveOffline(t, m)
-			if d := cmp.Diff(want, treeFiles(t, m)); d != "" {
-				t.Errorf("not a clean standalone installation (-want +got):\n%s", d)
-			}
+			must.NoDiff(t, "a clean standalone installation", treeFiles(t, m), want)
 		})
 	}
-}
-
-func vendorSwitch(t *testing.T, path string, r *strings.Replacer) {
-	t.Helper()
-	b, err := os.ReadFile(path)
-	must.OK(t, err)
-	after := r.Replace(string(b))
-	if after == string(b) {
-		t.Fatalf("%s: nothing to switch", path)
-	}
-	must.OK(t, os.WriteFile(path, []byte(after), 0o644))
 }

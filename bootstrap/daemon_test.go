@@ -6,11 +6,9 @@ package bootstrap
 import (
 	"context"
 	"errors"
-	"slices"
+	"github.com/amsagent/amsagent/internal/must"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
@@ -61,14 +59,14 @@ func TestStartDaemon(t *testing.T) {
 		err   error
 		dry   bool
 		want  DaemonOutcome
-		calls []string
+		calls string
 		none  bool   // no service manager starts it
 		alone bool   // none answers
 		warns string // in the warning and its hint
 		says  string
 	}{
-		{name: "fresh", state: daemonOff, want: DaemonEnabled, calls: []string{"enable"}},
-		{name: "stopped", state: daemonHalf, want: DaemonEnabled, calls: []string{"enable"}},
+		{name: "fresh", state: daemonOff, want: DaemonEnabled, calls: "enable"},
+		{name: "stopped", state: daemonHalf, want: DaemonEnabled, calls: "enable"},
 		{name: "enabled", state: daemonOn, want: "unchanged"},
 		{name: "dry", state: daemonOff, dry: true, want: DaemonEnabled},
 		{name: "dry, enabled", state: daemonOn, dry: true, want: "unchanged"},
@@ -78,9 +76,9 @@ func TestStartDaemon(t *testing.T) {
 		{name: "no systemd", none: true, alone: true, warns: "no agent runs"},
 		{name: "no systemd, and it answers", none: true},
 		{name: "systemd does not answer", look: ams.ErrNoSystemd, want: "failed", warns: "journalctl -u amsagent"},
-		{name: "refused", err: refused, want: "failed", calls: []string{"enable"}, warns: "read-only file system"},
-		{name: "masked", err: masked, want: "failed", calls: []string{"enable"}, warns: "unmask"},
-		{name: "slow", err: pending, want: DaemonEnabled, calls: []string{"enable"}, says: "is being started"},
+		{name: "refused", err: refused, want: "failed", calls: "enable", warns: "read-only file system"},
+		{name: "masked", err: masked, want: "failed", calls: "enable", warns: "unmask"},
+		{name: "slow", err: pending, want: DaemonEnabled, calls: "enable", says: "is being started"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			m := &Machine{Root: t.TempDir()}
@@ -93,12 +91,8 @@ func TestStartDaemon(t *testing.T) {
 			}
 			res := &JoinResult{}
 			m.startDaemon(t.Context(), res, tt.dry)
-			if res.Daemon != tt.want {
-				t.Errorf("outcome %q, want %q", res.Daemon, tt.want)
-			}
-			if diff := cmp.Diff(tt.calls, d.calls); diff != "" {
-				t.Errorf("calls (-want +got):\n%s", diff)
-			}
+			must.Equal(t, "the outcome", res.Daemon, tt.want)
+			must.Equal(t, "calls", strings.Join(d.calls, " "), tt.calls)
 			if got := strings.Join(said, "\n"); (tt.says == "") != (got == "") || !strings.Contains(got, tt.says) {
 				t.Errorf("it said %q, want %q", got, tt.says)
 			}
@@ -130,18 +124,18 @@ func TestLeaveStopsDaemon(t *testing.T) {
 		service Service
 		err     error // of Disable
 		want    DaemonOutcome
-		calls   []string
+		calls   string
 		failed  bool // the leave
 	}{
-		{name: "runs", tree: []step{joined}, state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
+		{name: "runs", tree: []step{joined}, state: daemonOn, want: DaemonDisabled, calls: "disable"},
 		{name: "does not run", tree: []step{joined}, state: daemonOff, want: "unchanged"},
 		{name: "not installed", tree: []step{joined}, look: ams.ErrNoUnit, want: "not-installed"},
-		{name: "cannot be stopped", tree: []step{joined}, state: daemonOn, err: refused, want: "failed", calls: []string{"disable"}},
+		{name: "cannot be stopped", tree: []step{joined}, state: daemonOn, err: refused, want: "failed", calls: "disable"},
 		{name: "dry", tree: []step{joined}, req: LeaveRequest{DryRun: true}, state: daemonOn, want: DaemonDisabled},
 		{name: "offline", tree: []step{joined}, req: LeaveRequest{Offline: true}, state: daemonOn},
-		{name: "never joined", state: daemonOn, want: DaemonDisabled, calls: []string{"disable"}},
+		{name: "never joined", state: daemonOn, want: DaemonDisabled, calls: "disable"},
 		// The leave fails and the server still serves: the daemon must run as before.
-		{name: "cancelled", tree: []step{joined}, state: daemonOn, service: &fakeService{state: isUp, fails: map[string]error{"stop": refused}}, want: DaemonDisabled, calls: []string{"disable", "enable"}, failed: true},
+		{name: "cancelled", tree: []step{joined}, state: daemonOn, service: &fakeService{state: isUp, fails: map[string]error{"stop": refused}}, want: DaemonDisabled, calls: "disable enable", failed: true},
 		{name: "cancelled, did not run", tree: []step{joined}, state: daemonOff, service: &fakeService{state: isUp, fails: map[string]error{"stop": refused}}, want: "unchanged", failed: true},
 		{name: "no answer of the service", tree: []step{joined}, state: daemonOn, service: &fakeService{fails: map[string]error{"state": refused}}, failed: true},
 	} {
@@ -159,16 +153,9 @@ func TestLeaveStopsDaemon(t *testing.T) {
 			if (err != nil) != tt.failed {
 				t.Fatal(err)
 			}
-			if res.Daemon != tt.want {
-				t.Errorf("outcome %q, want %q", res.Daemon, tt.want)
-			}
-			if diff := cmp.Diff(tt.calls, d.calls); diff != "" {
-				t.Errorf("calls (-want +got):\n%s", diff)
-			}
-			warned := slices.ContainsFunc(res.Warnings, func(f Finding) bool { return f.ID == IDDaemon })
-			if warned != (tt.want == "failed") {
-				t.Errorf("warnings %v", res.Warnings)
-			}
+			must.Equal(t, "the outcome", res.Daemon, tt.want)
+			must.Equal(t, "calls", strings.Join(d.calls, " "), tt.calls)
+			must.Equal(t, "a warning of the daemon", strings.Contains(ids(res.Warnings), IDDaemon), tt.want == "failed")
 		})
 	}
 }

@@ -181,9 +181,10 @@ func TestPasswordIsProtectedWhileTheServerRuns(t *testing.T) {
 		"the daemon": func(t *testing.T, m *Machine) {
 			req := watchRequest(t)
 			req.Mongo = mustTarget(t, mongo)
-			if c := converge(t, m, req); ids(c.Repairs) != IDDrift || len(c.Differences) > 0 || c.RestartNeeded {
-				t.Errorf("%+v", c)
-			}
+			c := converge(t, m, req)
+			must.Equal(t, "repairs", ids(c.Repairs), IDDrift)
+			must.Equal(t, "differences", len(c.Differences), 0)
+			must.Equal(t, "it must restart", c.RestartNeeded, false)
 		},
 		"a join": func(t *testing.T, m *Machine) {
 			must.OK(t, joinerOf(t, m, mongo, "10.0.1.7").change(t.Context(), false))
@@ -386,12 +387,7 @@ func TestRunsElsewhere(t *testing.T) {
 			if tt.folder != "" {
 				do(t, m, linked("/proc/42/cwd", tt.folder))
 			}
-			m.Interfaces = func() (all []ams.Interface, _ error) {
-				for _, a := range []string{"127.0.0.1", own, docker} {
-					all = append(all, ams.Interface{Name: "eth0", Addr: netip.MustParseAddr(a)})
-				}
-				return all, nil
-			}
+			m.Interfaces = interfaces("127.0.0.1 " + own + " " + docker)
 			said := ""
 			m.Progress = func(text string) { said = text }
 			m.Service = &fakeService{state: tt.state}

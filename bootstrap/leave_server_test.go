@@ -137,10 +137,7 @@ func TestLeaveOfAServer(t *testing.T) {
 					must.OK(t, err)
 					must.Equal(t, "restarted", res.Restarted, strings.HasSuffix(tt.did, "start"))
 				} else {
-					failed, ok := errors.AsType[*FailedError](err)
-					if !ok {
-						t.Fatalf("%v", err)
-					}
+					failed := asFailed(t, err)
 					must.Contain(t, "the error", fmt.Sprint(failed, failed.State), tt.fails)
 					must.Equal(t, "a start is pending", stateOf(t, m).Start, tt.pending)
 					if tt.asJoined {

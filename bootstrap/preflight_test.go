@@ -96,10 +96,7 @@ func TestPreflight(t *testing.T) {
 			req := joinRequest(t, cmp.Or(tt.mongo, testMongo), cmp.Or(tt.address, "10.0.1.7"))
 			req.DryRun = true
 			res, err := m.Join(t.Context(), req)
-			pre, ok := errors.AsType[*PreflightError](err)
-			if !ok {
-				t.Fatalf("%v", err)
-			}
+			pre := asRefused(t, err)
 			must.Equal(t, "the join fails", ids(pre.Findings), strings.TrimSpace(tt.failed+" "+IDMongo))
 			found := inspect(t, m, req).Findings
 			if tt.service != nil && tt.service.booting { // this is for a join that starts the server
@@ -200,11 +197,7 @@ func TestMountedFile(t *testing.T) {
 		req.Offline = true
 		for _, req.DryRun = range []bool{true, false} {
 			_, err := m.Join(t.Context(), req)
-			pre, ok := errors.AsType[*PreflightError](err)
-			if !ok {
-				t.Fatalf("dry run %v: %v", req.DryRun, err)
-			}
-			all = append(all, pre.Findings)
+			all = append(all, asRefused(t, err).Findings)
 		}
 		for _, found := range all {
 			must.Equal(t, "failed", ids(found), IDWritable)
@@ -334,8 +327,6 @@ func TestLoneRole(t *testing.T) {
 		if want != "" {
 			want = "role " + tt.role + ": no other node has it (" + want + ")"
 		}
-		if got := LoneRole(tt.role, "0", tt.nodes); got != want {
-			t.Errorf("%s: %q, want %q", tt.role, got, want)
-		}
+		must.Equal(t, tt.role, LoneRole(tt.role, "0", tt.nodes), want)
 	}
 }

@@ -41,8 +41,13 @@ const (
 // ownTree copies one of the project's own installations below a new root.
 func ownTree(t testing.TB, variant, release string) *Machine {
 	t.Helper()
+	return treeIn(t, filepath.Join(treesDir, variant), release)
+}
+
+func treeIn(t testing.TB, source, release string) *Machine {
+	t.Helper()
 	m := &Machine{Root: t.TempDir(), Service: ams.None{}, Euid: os.Geteuid(), Version: "test"}
-	must.OK(t, os.CopyFS(at(m, ""), os.DirFS(filepath.Join(treesDir, variant))))
+	must.OK(t, os.CopyFS(at(m, ""), os.DirFS(source)))
 	if release != "" {
 		r, err := ams.ParseRelease(release)
 		must.OK(t, err)
@@ -263,6 +268,25 @@ func locked(t testing.TB, m *Machine) (_ *conf.Lock, ok bool) {
 	defer cancel()
 	lock, err := (&conf.Store{Root: m.Root, Dir: StateDir}).Lock(ctx, "/run/amsagent/lock", cancel)
 	return lock, err == nil
+}
+
+// asRefused gives the error of a command that began nothing, and asFailed that of one that did.
+func asRefused(t testing.TB, err error) *PreflightError {
+	t.Helper()
+	refused, ok := errors.AsType[*PreflightError](err)
+	if !ok {
+		t.Fatalf("not refused: %v", err)
+	}
+	return refused
+}
+
+func asFailed(t testing.TB, err error) *FailedError {
+	t.Helper()
+	failed, ok := errors.AsType[*FailedError](err)
+	if !ok {
+		t.Fatalf("not failed: %v", err)
+	}
+	return failed
 }
 
 func noMongo(context.Context, cluster.Target) (*cluster.Client, error) {
