@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync/atomic"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -65,29 +65,14 @@ func TestMountedCopy(t *testing.T) {
 // commit comes to its end.
 func TestMountedBeside(t *testing.T) {
 	s := hisTree(t)
-	var dead atomic.Bool // files are staged side by side
-	s.hook = func(call, name string) error {
-		if call == "renameat" && IsLeftover(serverPath, filepath.Base(name)) {
-			dead.Store(true)
-		}
-		if dead.Load() {
-			return errKilled
-		}
-		return nil
-	}
-	if err := planCluster(t, s, "10.0.0.1").Commit("join"); err == nil {
-		t.Fatal("not interrupted")
-	}
-	s.hook = nil
-	staged, err := filepath.Glob(s.Root + "/ams/conf/.red5.properties*")
-	if err != nil || len(staged) != 1 {
-		t.Fatal(staged, err)
-	}
-	ownFuse(t, staged[0])
+	staged := interrupted(t, s, planCluster(t, s, "10.0.0.1").Commit, 0)
+	staged = slices.DeleteFunc(staged, func(name string) bool { return !IsLeftover(serverPath, filepath.Base(name)) })
+	must.Equal(t, "staged files", len(staged), 1)
+	ownFuse(t, at(s, staged[0]))
 	var stay []string
 	s.Left = func(path string, _ error) { stay = append(stay, path) }
 	r := recovered(t, s)
-	must.NoDiff(t, "left", stay, []string{inside(s, staged[0])})
+	must.NoDiff(t, "left", stay, staged)
 	conflictOf(t, r.Conflicts, serverPath)
 	if r := recovered(t, s); r != nil {
 		t.Errorf("again: %v", r)

@@ -24,39 +24,42 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// interrupted leaves a join as a crash does after so many of its renames: staged
-// and journalled, the first of its files replaced.
-func interrupted(t *testing.T, s *Store, renames int) (after map[string]string, j *journal) {
+// interrupted ends the process in a commit, after so many of its files were replaced. It returns the names of all staged ones.
+func interrupted(t *testing.T, s *Store, commit func(purpose string) error, replaced int) (staged []string) {
+	t.Helper()
+	var mu sync.Mutex // files are staged side by side
+	dead, done := false, 0
+	s.hook = func(call, name string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		isStaged := strings.HasSuffix(name, stagedSuffix)
+		replaces := call == "renameat" && isStaged || call == "unlinkat" && name == dropInPath
+		switch {
+		case dead, replaces && done == replaced, call == "fsync" && done > 0:
+			dead = true
+			return errKilled
+		case replaces:
+			done++
+		case call == "write" && isStaged:
+			staged = append(staged, name)
+		}
+		return nil
+	}
+	err := commit("test")
+	s.hook = nil
+	if !dead || done != replaced {
+		t.Fatalf("interrupted: %v, after %d files: %v", dead, done, err)
+	}
+	return staged
+}
+
+// interruptedJoin is one after which the files will be as in after.
+func interruptedJoin(t *testing.T, s *Store, replaced int) (after map[string]string, staged []string) {
 	t.Helper()
 	p := join(t, s, "10.0.0.1")
 	after = snapshot(t, s)
 	reverted(t, p)
-	p = planCluster(t, s, "10.0.0.1")
-	return after, interruptedCommit(t, p, "join", &Record{Files: p.next(nil, false)}, renames)
-}
-
-func interruptedCommit(t *testing.T, p *Plan, purpose string, record *Record, renames int) *journal {
-	t.Helper()
-	s, changes := p.store, p.changes()
-	state, err := s.makeStateDir()
-	must.OK(t, err)
-	tx := s.begin(state)
-	defer tx.end()
-	j, err := tx.newJournal(purpose, changes, record)
-	must.OK(t, err)
-	data, err := j.encode(maxJournal)
-	must.OK(t, err)
-	must.OK(t, s.WriteFile(s.statePath(journalName), data, 0o600, 0o700))
-	must.OK(t, tx.stageAll(j, changes))
-	for _, f := range j.Files[:renames] {
-		must.OK(t, tx.install(j, f, nil))
-	}
-	return j
-}
-
-// stagedPath is that of the staged file of a change, below the root.
-func (j *journal) stagedPath(f journalFile) string {
-	return filepath.Join(filepath.Dir(f.Target), j.stagedName(f.Target))
+	return after, interrupted(t, s, planCluster(t, s, "10.0.0.1").Commit, replaced)
 }
 
 func recovered(t *testing.T, s *Store) *Recovery {
@@ -98,15 +101,15 @@ func TestRecoverFinishes(t *testing.T) {
 					if again {
 						join(t, s, "10.0.0.2")
 					}
-					after, j := interrupted(t, s, renames)
-					for _, f := range j.Files {
-						must.OK(t, spoil(at(s, j.stagedPath(f))))
+					after, staged := interruptedJoin(t, s, renames)
+					for _, name := range staged {
+						must.OK(t, spoil(at(s, name)))
 					}
 					r := recovered(t, s)
-					must.Equal(t, "files that the recovery replaced", len(r.Files), len(j.Files)-renames)
+					must.Equal(t, "files that the recovery replaced", len(r.Files), len(staged)-renames)
 					must.Equal(t, "conflicts", len(r.Conflicts), 0)
 					now := snapshot(t, s)
-					must.Equal(t, "their folders", removeTheirs(now), map[string]int{"folders": len(j.Files)}[name])
+					must.Equal(t, "their folders", removeTheirs(now), map[string]int{"folders": len(staged)}[name])
 					must.NoDiff(t, "the files", now, after)
 					must.NoDiff(t, "the state directory", stateNames(t, s), []string{undoName})
 					if r := recovered(t, s); r != nil {
@@ -141,7 +144,7 @@ func TestRecoverOfAnExchangedFile(t *testing.T) {
 	putFile(t, s, original, 0, 0o644)
 	p, err := planServer(t, s)
 	must.OK(t, err)
-	interruptedCommit(t, p, "join", nil, 0)
+	interrupted(t, s, p.Commit, 0)
 	putFile(t, s, original, 4711, 0o644)
 	conflictOf(t, recovered(t, s).Conflicts, serverPath)
 	must.Equal(t, serverPath, fileOwned(t, s, serverPath), "4711:4711 -rw-r--r-- "+original)
@@ -154,9 +157,9 @@ func TestRecoverOfAnExchangedFile(t *testing.T) {
 func TestRecoverOnAFullDisk(t *testing.T) {
 	s := newTree(t)
 	before := snapshot(t, s)
-	after, j := interrupted(t, s, 0)
-	for _, f := range j.Files {
-		remove(t, s, j.stagedPath(f))
+	after, staged := interruptedJoin(t, s, 0)
+	for _, name := range staged {
+		remove(t, s, name)
 	}
 	s.hook = func(call, name string) error {
 		if call == "write" && strings.HasPrefix(name, "/data/") {
@@ -181,8 +184,7 @@ func TestRecoverOfAMode(t *testing.T) {
 	join(t, s, "10.0.0.1")
 	want := snapshot(t, s)
 	must.OK(t, os.Chmod(at(s, serverPath), 0o644))
-	p := planCluster(t, s, "10.0.0.1")
-	interruptedCommit(t, p, "join", p.record, 0)
+	interrupted(t, s, planCluster(t, s, "10.0.0.1").Commit, 0)
 	must.NoDiff(t, "files that the recovery replaced", recovered(t, s).Files, []string{serverPath})
 	must.NoDiff(t, "the files", snapshot(t, s), want)
 }
@@ -190,7 +192,7 @@ func TestRecoverOfAMode(t *testing.T) {
 // TestSetAsideJournal: the next commit removes the staged files of a journal that was damaged.
 func TestSetAsideJournal(t *testing.T) {
 	s := newTree(t)
-	interrupted(t, s, 2)
+	interruptedJoin(t, s, 2)
 	name, err := s.SetAside(s.statePath(journalName))
 	if err != nil || name != stateDir+"/journal.damaged-1" {
 		t.Fatalf("SetAside = %q, %v", name, err)
@@ -271,10 +273,10 @@ func TestRecoverForeignEdits(t *testing.T) {
 			s := newTree(t)
 			before := snapshot(t, s)
 			if op == "join" {
-				interrupted(t, s, renames)
+				interruptedJoin(t, s, renames)
 			} else {
 				join(t, s, "10.0.0.1")
-				interruptedCommit(t, planUndo(t, s), "leave", nil, renames)
+				interrupted(t, s, planUndo(t, s).CommitUndo, renames)
 			}
 			replaceIn(t, s, serverPath, "http.port=5080", "http.port=9090")
 			conflictOf(t, recovered(t, s).Conflicts, serverPath)
@@ -286,19 +288,26 @@ func TestRecoverForeignEdits(t *testing.T) {
 	}
 }
 
-// TestDamagedFiles: what the agent wrote down is torn, garbage, or another
-// release's. Each has an error of its own, and nothing is touched.
+// TestDamagedFiles: what the agent wrote down is torn, garbage, another release's, or was written by hand. Each has an error
+// of its own, and nothing is touched.
 func TestDamagedFiles(t *testing.T) {
+	const otherRelease = "was written by another release"
 	for _, name := range []string{journalName, undoName} {
-		for _, tt := range []struct {
-			what, content string
-			damaged       bool
-		}{
-			{"empty", "", true},
-			{"torn", `{"version":1,"files":[{"target":"/a`, true},
-			{"garbage", "\x00\xff\x00", true},
-			{"another thing", "{}", true},
-			{"another release's", `{"version":7}`, false},
+		for _, tt := range []struct{ what, content, says string }{
+			{"empty", "", "unexpected end"},
+			{"torn", `{"version":1,"files":[{"target":"/a`, "unexpected end"},
+			{"garbage", "\x00\xff\x00", "invalid character"},
+			{"another thing", "{}", "it does not say its format"},
+			{"another release's", `{"version":7}`, otherRelease},
+			{"without a checksum", `{"version":1}`, "its checksum"},
+			{"with another checksum", `{"version":1,"sha256":"","journal":{}}`, "its checksum"},
+			{"an empty entry", sealed(t, `{"id":"1","record":{"files":[null]}}`), "an entry that is empty"},
+			{"a path of the record", sealed(t, `{"id":"1","record":{"files":[{"path":"etc/passwd","kind":"whole"}]}}`), "no path of a file"},
+			{"a path of the journal", sealed(t, `{"id":"1","files":[{"target":"a/b"}]}`), "no path of a file"},
+			{"other data", sealed(t, `{"id":"1","files":[{"target":"/a/b","after":"00","data":"YQ=="}]}`), "another checksum"},
+			{"an id with a path", sealed(t, `{"id":"1/../c","files":[{"target":"/a/b"}]}`), "is no id"},
+			{"no id", sealed(t, `{"files":[{"target":"/a/b"}]}`), "is no id"},
+			{"a list", sealed(t, `[]`), "cannot unmarshal"},
 		} {
 			s := newTree(t)
 			put(t, s, s.statePath(name), tt.content)
@@ -311,9 +320,10 @@ func TestDamagedFiles(t *testing.T) {
 			}
 			var damaged *DamagedError
 			var version *VersionError
-			if errors.As(err, &damaged) != tt.damaged || errors.As(err, &version) == tt.damaged {
+			if errors.As(err, &version) != (tt.says == otherRelease) || errors.As(err, &damaged) == (tt.says == otherRelease) {
 				t.Errorf("%s %s: %v", tt.what, name, err)
 			}
+			must.Contain(t, tt.what+" "+name, fmt.Sprint(err), tt.says)
 			must.NoDiff(t, tt.what+" "+name, snapshot(t, s), was)
 			must.NoDiff(t, tt.what+" "+name+": the state directory", stateNames(t, s), []string{name})
 		}
@@ -383,8 +393,8 @@ func TestDamagedLetter(t *testing.T) {
 	s := newTree(t)
 	join(t, s, "10.0.0.1")
 	undo := []byte(content(t, s, s.statePath(undoName)))
-	leave, err := interruptedCommit(t, planUndo(t, s), "leave", nil, 1).encode(maxJournal)
-	must.OK(t, err)
+	interrupted(t, s, planUndo(t, s).CommitUndo, 1)
+	leave := []byte(content(t, s, s.statePath(journalName)))
 	for name, data := range map[string][]byte{undoName: undo, journalName: leave} {
 		want, err := decodeJournal(name, data)
 		must.OK(t, err)
@@ -406,39 +416,12 @@ func TestDamagedLetter(t *testing.T) {
 	}
 }
 
-// TestDamagedEntries: what was written by hand, or by a broken disk, is an error
-// that says so and no panic.
-func TestDamagedEntries(t *testing.T) {
-	for _, content := range []string{
-		`{"id":"1","record":{"files":[null]}}`,
-		`{"id":"1","record":{"files":[{"path":"etc/passwd","kind":"whole"}]}}`,
-		`{"id":"1","files":[{"target":"a/b"}]}`,
-		`{"id":"1","files":[{"target":"/a/b","after":"00","data":"YQ=="}]}`,
-		`{"id":"1/../c","files":[{"target":"/a/b"}]}`,
-		`{"files":[{"target":"/a/b"}]}`,
-		`[]`,
-	} {
-		_, err := decodeJournal("/undo.json", sealed(t, content))
-		var damaged *DamagedError
-		if !errors.As(err, &damaged) || strings.Contains(err.Error(), "its checksum") {
-			t.Errorf("%s: %v", content, err)
-		}
-	}
-	for _, content := range []string{`{"version":1,"sha256":"","journal":{}}`, `{"version":1}`} {
-		_, err := decodeJournal("/undo.json", []byte(content))
-		var damaged *DamagedError
-		if !errors.As(err, &damaged) {
-			t.Errorf("%s: %v", content, err)
-		}
-	}
-}
-
 // sealed is a journal as it is on disk, with its checksum.
-func sealed(t testing.TB, journal string) []byte {
+func sealed(t testing.TB, journal string) string {
 	t.Helper()
 	data, err := json.Marshal(envelope{Version: journalVersion, SHA256: sum([]byte(journal)), Journal: json.RawMessage(journal)})
 	must.OK(t, err)
-	return data
+	return string(data)
 }
 
 // TestRecordTooLarge: a change that could not be undone, because its record would

@@ -300,7 +300,7 @@ func TestOvertaken(t *testing.T) {
 		want, done := snapshot(t, s), false
 		p := planCluster(t, s, "10.0.0.1")
 		if recovers {
-			want, _ = interrupted(t, s, 0)
+			want, _ = interruptedJoin(t, s, 0)
 		}
 		other := content(t, s, serverPath) + "x=1\n"
 		must.OK(t, os.WriteFile(at(s, serverPath+"~"), []byte(other), 0o640))

@@ -175,9 +175,9 @@ func FuzzStateFiles(f *testing.F) {
 	good, err := s.read(s.statePath(undoName), maxRecordSize)
 	must.OK(f, err)
 	f.Add(good.Bytes)
-	f.Add(sealed(f, `{"id":"1","record":{"files":[null]}}`))
-	f.Add(sealed(f, `{"id":"1","files":[{"target":"/a/b","after":"`+sum([]byte("a"))+`","data":"YQ=="}]}`))
-	f.Add(sealed(f, `{"id":"1","record":{"files":[{"path":"/a","kind":"properties","spans":[{"off":9223372036854775807,"old":"YQ=="}]}]}}`))
+	f.Add([]byte(sealed(f, `{"id":"1","record":{"files":[null]}}`)))
+	f.Add([]byte(sealed(f, `{"id":"1","files":[{"target":"/a/b","after":"`+sum([]byte("a"))+`","data":"YQ=="}]}`)))
+	f.Add([]byte(sealed(f, `{"id":"1","record":{"files":[{"path":"/a","kind":"properties","spans":[{"off":9223372036854775807,"old":"YQ=="}]}]}}`)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		j, err := decodeJournal("/undo.json", data)
 		if err != nil {
