@@ -6,12 +6,12 @@ package bootstrap
 import (
 	"context"
 	"errors"
-	"github.com/amsagent/amsagent/internal/must"
 	"strings"
 	"testing"
 
 	"github.com/amsagent/amsagent/ams"
 	"github.com/amsagent/amsagent/cluster"
+	"github.com/amsagent/amsagent/internal/must"
 )
 
 // fakeDaemon notes what is asked of it, and whether the machine is locked then.

@@ -133,7 +133,9 @@ func TestLeave(t *testing.T) {
 			since:    []step{remembered, with(undoFile, "{"), moved(beansFile, beansFile+".away"), refusedLeave, moved(beansFile+".away", beansFile)},
 			noRecord: true, differ: "conf/red5.properties LiveApp WebRTCAppEE root " + undoFile + ".damaged-1", warns: []string{"AGENT-RECORD: "},
 		},
-		"a file for the folder of the drop-in": {since: []step{with(filepath.Dir(ams.DropInPath), "")}, differ: filepath.Dir(ams.DropInPath)},
+		// It has no own file to write.
+		"a join that was killed after it saved its state": {joins: []step{func(t testing.TB, m *Machine) { change(t, m, func(*State) {}) }}},
+		"a file for the folder of the drop-in":            {since: []step{with(filepath.Dir(ams.DropInPath), "")}, differ: filepath.Dir(ams.DropInPath)},
 	}
 	for _, file := range []string{beansFile, serverFile, liveFile} {
 		name := short.Replace(file)
@@ -277,14 +279,4 @@ func manyFolders(t testing.TB, m *Machine) {
 func refusedLeave(t testing.TB, m *Machine) {
 	_, err := m.Leave(t.Context(), LeaveRequest{Offline: true})
 	must.Contain(t, "the state", asRefused(t, err).State, "undo.json.damaged-1")
-}
-
-// A join with --offline that has no own file to write is killed after it saved its state. A leave removes that.
-func TestLeaveForgetsAnEmptyState(t *testing.T) {
-	t.Parallel()
-	m := newTree(t, used)
-	change(t, m, func(*State) {})
-	must.Equal(t, "the outcome", leaveOffline(t, m).Outcome, OutcomeUnchanged)
-	must.Equal(t, "the state", content(t, m, stateFile), "none")
-	sealed(t, m, SealRequest{})
 }

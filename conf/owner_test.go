@@ -120,20 +120,10 @@ func TestModeOfAnotherOwner(t *testing.T) {
 	check("left")
 }
 
-// A file that root owns, in the folder of the server's user, is edited and given back: it gets a
-// second name by the commit itself.
-func TestFileOfRootInAnothersFolder(t *testing.T) {
-	s := hisTree(t)
-	const original = "http.port=5080\nclusterdb.host=localhost\n"
-	putFile(t, s, original, 0, 0o644)
-	joinServer(t, s)
-	undoAll(t, s)
-	must.Equal(t, serverPath, fileOwned(t, s, serverPath), "0:0 -rw-r--r-- "+original)
-}
-
 // The copy of an edited file that a leave keeps belongs to the file's owner, who must gain nothing by what
 // was put in its place: no program, no other user's rights, and no file elsewhere.
 func TestKeptCopy(t *testing.T) {
+	const original = "http.port=5080\nclusterdb.host=localhost\n"
 	const edited = "clusterdb.host=\\uZZZZ\n" // no Java reads it: the former file is put back
 	for name, tt := range map[string]struct {
 		mode fs.FileMode // of the edited file
@@ -160,8 +150,8 @@ func TestKeptCopy(t *testing.T) {
 			s, owner := hisTree(t), 4711
 			if tt.root {
 				owner = 0
-				putFile(t, s, "http.port=5080\nclusterdb.host=localhost\n", owner, 0o644)
 			}
+			putFile(t, s, original, owner, 0o644)
 			joinServer(t, s)
 			putFile(t, s, edited, owner, tt.mode)
 			place := func(late bool) {
@@ -187,6 +177,7 @@ func TestKeptCopy(t *testing.T) {
 				must.Equal(t, "what had the name", after[kept], before[kept])
 				kept += "-1"
 			}
+			must.Contain(t, "the former file", fileOwned(t, s, serverPath), fmt.Sprintf("%d:%d -rw", owner, owner), original)
 			must.Equal(t, "the kept file", fileOwned(t, s, kept), fmt.Sprintf("%d:%d %v %s", owner, owner, tt.want, edited))
 			for path := range after {
 				if _, was := before[path]; !was && path != kept {

@@ -330,20 +330,6 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
-// TestTornJournal: the journal of a commit was not on the disk yet, so it goes.
-func TestTornJournal(t *testing.T) {
-	s := newTree(t)
-	before := snapshot(t, s)
-	for _, name := range []string{"." + journalName + writeSuffix, ".state.json" + writeSuffix} {
-		put(t, s, s.statePath(name), `{"versi`)
-	}
-	if r := recovered(t, s); r != nil {
-		t.Errorf("recovered %+v", r)
-	}
-	must.NoDiff(t, "the files", snapshot(t, s), before)
-	must.NoDiff(t, "the state directory", stateNames(t, s), []string(nil))
-}
-
 // TestWriteBesideARecovery: a file is written while another process removes what interrupted writes left.
 func TestWriteBesideARecovery(t *testing.T) {
 	s := newTree(t)

@@ -6,7 +6,6 @@ package conf
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -120,6 +119,11 @@ func TestPlanKeepsEachByte(t *testing.T) {
 			edited := form("db.host=\\uZZZZ\n")
 			put(t, s, appPath, edited)
 			before[SavedName(appPath)] = "-rw-r----- " + edited
+			// Another join does not touch that one.
+			err := newPlan(t, s).Edit(Target{Path: appPath, Kind: KindProperties}, noEdit)
+			if _, ok := errors.AsType[*SyntaxError](err); !ok {
+				t.Errorf("a join: %v", err)
+			}
 			leave(t, s)
 			must.NoDiff(t, "left after edits", snapshot(t, s), before)
 		})
@@ -245,9 +249,9 @@ func TestCommitKeepsMetadata(t *testing.T) {
 		}
 	}
 	setXattr("user.note", []byte("keep me"))
-	acl := posixACL(
-		aclEntry{0x01, 6, 0xffffffff}, aclEntry{0x02, 4, 4713}, aclEntry{0x04, 6, 0xffffffff},
-		aclEntry{0x10, 6, 0xffffffff}, aclEntry{0x20, 4, 0xffffffff})
+	// User 4713 may read the file, its owner and group may write, and others may read.
+	acl := []byte("\x02\x00\x00\x00" + "\x01\x00\x06\x00\xff\xff\xff\xff" + "\x02\x00\x04\x00\x69\x12\x00\x00" +
+		"\x04\x00\x06\x00\xff\xff\xff\xff" + "\x10\x00\x06\x00\xff\xff\xff\xff" + "\x20\x00\x04\x00\xff\xff\xff\xff")
 	setXattr("system.posix_acl_access", acl)
 
 	check := func(when string, mode fs.FileMode) {
@@ -276,21 +280,6 @@ func attribute(t *testing.T, real, name string) []byte {
 	n, err := unix.Lgetxattr(real, name, buf)
 	must.OK(t, err)
 	return buf[:n]
-}
-
-type aclEntry struct {
-	tag, perm uint16
-	id        uint32
-}
-
-func posixACL(entries ...aclEntry) []byte {
-	b := binary.LittleEndian.AppendUint32(nil, 2)
-	for _, e := range entries {
-		b = binary.LittleEndian.AppendUint16(b, e.tag)
-		b = binary.LittleEndian.AppendUint16(b, e.perm)
-		b = binary.LittleEndian.AppendUint32(b, e.id)
-	}
-	return b
 }
 
 // TestOvertaken: another program replaces a file while a commit, or a recovery, replaces another one. Its content stays.

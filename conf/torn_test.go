@@ -5,7 +5,6 @@ package conf
 
 import (
 	"bytes"
-	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -110,31 +109,6 @@ func TestTornIsWaitedForOnce(t *testing.T) {
 	}
 	if len(all) < 2 || all[0] < emptyPolls || slices.Max(all[1:]) > all[0]/10 {
 		t.Errorf("calls for each file: %v; want the first alone to be waited for", all)
-	}
-}
-
-// A file that Java itself refuses is given back by its lines, or put back whole and kept
-// beside.
-func TestUndoOfMalformed(t *testing.T) {
-	for name, edit := range map[string]func(string) string{
-		"a line of it":    func(s string) string { return "x=\\uZZZZ\n" + s },
-		"one of our keys": func(s string) string { return strings.Replace(s, "db.host=", "db.host=\\uZZZZ", 1) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			s := newTree(t)
-			original := content(t, s, appPath)
-			join(t, s, "secret")
-			edited := edit(content(t, s, appPath))
-			put(t, s, appPath, edited)
-			// Another join touches it not at all.
-			err := newPlan(t, s).Edit(Target{Path: appPath, Kind: KindProperties}, noEdit)
-			if _, ok := errors.AsType[*SyntaxError](err); !ok {
-				t.Errorf("a join: %v", err)
-			}
-			leave(t, s)
-			must.Equal(t, "the kept file", content(t, s, SavedName(appPath)), edited)
-			must.Equal(t, "the file", content(t, s, appPath), original)
-		})
 	}
 }
 
