@@ -5,38 +5,24 @@ package bootstrap
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/amsagent/amsagent/ams"
-	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// BenchmarkNothingToDo is the edit plan of a join that has nothing to do, on an
-// installation of four applications: reading the tree, parsing every file,
-// taking our spans back in memory, editing, proving by etree, comparing. Its
+// BenchmarkNothingToDo is the edit plan of a join that has nothing to do, on an installation of four applications. Its
 // processor time is to stay below 5 ms, and it writes nothing.
 func BenchmarkNothingToDo(b *testing.B) {
-	m := ownTree(b, "3.0", "3.0.3")
+	m := newTree(b)
 	for _, app := range []string{"sports", "news"} {
-		dir := filepath.Join(m.Root, ams.DefaultDir, "webapps", app, "WEB-INF")
-		must.OK(b, os.MkdirAll(dir, 0o755))
-		text := fmt.Sprintf("appName=%[1]s\ndb.name=%[1]s\ndb.type=mapdb\ndb.host=localhost\n", app)
-		must.OK(b, os.WriteFile(filepath.Join(dir, "red5-web.properties"), []byte(text), 0o644))
+		put(b, m, settingsOf(app), fmt.Sprintf("appName=%[1]s\ndb.name=%[1]s\ndb.type=mapdb\ndb.host=localhost\n", app))
 	}
-	req := JoinRequest{Offline: true, Address: "10.0.0.7", Valve: ValveKeep}
-	var err error
-	if req.Mongo, err = cluster.ParseTarget("10.0.2.4"); err != nil {
-		b.Fatal(err)
-	}
-	if _, err := m.Join(b.Context(), req); err != nil {
-		b.Fatal(err)
-	}
+	req := JoinRequest{Offline: true, Address: "10.0.0.7", Valve: ValveKeep, Mongo: mustTarget(b, "10.0.2.4")}
+	_, err := m.Join(b.Context(), req)
+	must.OK(b, err)
 	start := cpuTime(b)
 	for b.Loop() {
 		store := m.store()

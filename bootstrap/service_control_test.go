@@ -29,8 +29,7 @@ func TestDrainedServerStaysStopped(t *testing.T) {
 }
 
 // A server that is stopping is waited for, and one that is starting is stopped, too: otherwise a node would be marked left while
-// its server runs. A server that is no longer a node's is not stopped. A command may return before the server has ended, or
-// although it does not.
+// its server runs. A command may return before the server has ended, or although it does not.
 func TestStopServer(t *testing.T) {
 	t.Parallel()
 	is := func(all ...ams.Activity) []ams.Activity { return all }

@@ -13,11 +13,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// BenchmarkCommitRatio compares the commit of a tree of four applications —
-// editing, staging, verifying, journal, renames, undo record, every fsync —
-// with a bare loop that writes, fsyncs and renames the same files. Both run in
-// turn in one process, so that a noisy machine hits both. The ratio is to stay
-// at or below 2.2.
+// BenchmarkCommitRatio compares the commit of a tree of four applications with a bare loop that writes, fsyncs and renames the
+// same files. Both run in turn, so that a noisy machine hits both. The ratio is to stay at or below 2.2.
 func BenchmarkCommitRatio(b *testing.B) {
 	s := newTree(b)
 	app := "db.name=%s\ndb.type=mapdb\ndb.host=localhost\n" + strings.Repeat("settings.some.key=some value of it\n", 30)

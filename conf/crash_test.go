@@ -39,10 +39,8 @@ func crashChild(s *Store, op string) error {
 	return planUndo(&testing.T{}, s).CommitUndo("leave")
 }
 
-// TestCrash kills a commit before the Nth call of every kind that changes a
-// file system, for every N, in both directions: each file must be old or new,
-// and recovery must make all old or all new and leave nothing lying about. The
-// gate kills at every third of them.
+// TestCrash kills a commit before the Nth call of each kind that changes a file system, in both directions: each file must be
+// old or new, and recovery must make all old or all new and leave nothing. The gate kills at every third call.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	strace, err := exec.LookPath("strace")

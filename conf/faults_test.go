@@ -79,11 +79,8 @@ func faultRoot(t *testing.T) func() *Store {
 	}
 }
 
-// TestFaults lets each call of a commit, of a rollback and of a recovery fail by
-// EIO, once and for good, by ENOSPC and by the end of the process, in both directions.
-// One recovery makes all files old or all new, and leaves nothing lying about. The
-// recoveries, from a commit and from a rollback, are sampled; AMSAGENT_FAULTS=all
-// (make faults) lets each call of each of them fail.
+// TestFaults lets each call of a commit, of a rollback and of a sample of the recoveries fail by EIO, once and for good, by
+// ENOSPC and by the end of the process. One recovery makes all files old or all new, and leaves nothing.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	tree := faultRoot(t)
@@ -256,9 +253,8 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestFaultsOfAPlan lets each call fail by EIO, once and for good, that a plan makes for a file which is to hold a
-// password. There is no plan of it then: a file that seems not to be there would be made with the rights of a new
-// one, and one whose owner is not known would stay readable by all.
+// TestFaultsOfAPlan lets each call fail that a plan makes for a file which is to hold a password. There is no plan of it then:
+// it would be made with the rights of a new file, or stay readable by all.
 func TestFaultsOfAPlan(t *testing.T) {
 	const secret, half = "hunter22", javaDate + "db.ty"
 	owner := os.Geteuid()

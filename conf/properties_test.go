@@ -13,9 +13,7 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// TestPropertiesGrammar checks our reading of the grammar against what
-// java.util.Properties of OpenJDK 17 answers for the same bytes (the Java
-// reader itself is asked in package readback's tests).
+// TestPropertiesGrammar has what java.util.Properties of OpenJDK 17 answers for the same bytes. Package readback's tests ask it.
 func TestPropertiesGrammar(t *testing.T) {
 	tests := []struct {
 		name, src string

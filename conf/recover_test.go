@@ -79,9 +79,8 @@ func stateNames(t *testing.T, s *Store) (names []string) {
 	return names
 }
 
-// TestRecoverFinishes: with everything staged, however many were replaced, the next run finishes, and a leave restores what
-// was found before the first join. The owner of the files may remove what is staged beside them, or put folders with
-// something in them there: the journal has the contents, and the folders stay.
+// TestRecoverFinishes: with everything staged, the next run finishes, and a leave restores what was found. The owner of the
+// files may remove what is staged, or put folders with something in them there: the journal has the contents.
 func TestRecoverFinishes(t *testing.T) {
 	for name, spoil := range map[string]func(staged string) error{
 		"staged":  func(string) error { return nil },

@@ -13,9 +13,8 @@ import (
 	"github.com/amsagent/amsagent/internal/must"
 )
 
-// The server writes in place: a crash or a full disk leaves a part of the file,
-// or nothing. That is no edit, and never gets into the record. The
-// part is kept beside the file: a person's edit may look like that.
+// The server writes in place: a crash or a full disk leaves a part of the file, or nothing. That is no edit, and never gets
+// into the record. The part is kept beside the file: a person's edit may look like that.
 func TestTornFile(t *testing.T) {
 	t.Parallel()
 	const host = "mongodb://u:p@10.0.0.1/?w=1"
@@ -59,17 +58,16 @@ func TestNotTorn(t *testing.T) {
 		Kind: KindProperties, Existed: true, Original: []byte("a=1\nb=2\nc=3\nd=4\n"),
 		Keys: []Key{{Name: "a", Wrote: "2"}},
 	}
-	const date = javaDate
 	for text, want := range map[string]bool{
-		"a=9\n":                        false, // an installer's, or a person's
-		"b=2\nc=3":                     false,
-		date + "a=2\nb=2\nc=3\nd=4\n":  false,
-		date + "a=2\nb=2\n":            false, // a person removed some
-		date + "b=2\nc=3\nd=4\n":       true,  // the server drops no key
-		date + "a=2\nb=2\nc=3\nd=4\ne": true,
-		"# Sat, a note\nb=2":           false,
-		"# a note and nothing else\n":  true,
-		"b=\\u00\n":                    false, // malformed, and that is said
+		"a=9\n":                            false, // an installer's, or a person's
+		"b=2\nc=3":                         false,
+		javaDate + "a=2\nb=2\nc=3\nd=4\n":  false,
+		javaDate + "a=2\nb=2\n":            false, // a person removed some
+		javaDate + "b=2\nc=3\nd=4\n":       true,  // the server drops no key
+		javaDate + "a=2\nb=2\nc=3\nd=4\ne": true,
+		"# Sat, a note\nb=2":               false,
+		"# a note and nothing else\n":      true,
+		"b=\\u00\n":                        false, // malformed, and that is said
 	} {
 		must.Equal(t, text, torn(rec, []byte(text)), want)
 	}
@@ -115,12 +113,11 @@ func TestTornIsWaitedForOnce(t *testing.T) {
 // FuzzTorn: whatever a file held before a join, what the server stored of it is whole, and the beginning of that is
 // taken for whole only where all is in it that the join wrote. A file of a person that has a key, and no zeros, is never torn.
 func FuzzTorn(f *testing.F) {
-	const date = javaDate
 	for _, seed := range []struct{ orig, now string }{
-		{"db.type=mapdb\ndb.host=localhost\ndb.password=", date + "db.host=x"},
-		{date + "db.host : localhost\r\n", date},
+		{"db.type=mapdb\ndb.host=localhost\ndb.password=", javaDate + "db.host=x"},
+		{javaDate + "db.host : localhost\r\n", javaDate},
 		{"", "#Sat Nov 21 00:34:56 UTC"},
-		{"db.host=\\\na", date + "a=\\u00"},
+		{"db.host=\\\na", javaDate + "a=\\u00"},
 		{"# a note\nb=\\u0041\n", "# a note and nothing else\n"},
 		{"a=1\ndb.host=b", "b=2"},
 		{"0", "\x000"},

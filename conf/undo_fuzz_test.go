@@ -166,9 +166,8 @@ func FuzzUndo(f *testing.F) {
 	})
 }
 
-// FuzzStateFiles reads what stands in the state directory, whatever it is: a
-// journal that can be used or a typed error, never a panic, and what is read is
-// written as it was.
+// FuzzStateFiles reads what stands in the state directory, whatever it is: a journal that can be used or a typed error, and
+// what is read is written as it was.
 func FuzzStateFiles(f *testing.F) {
 	s := newTree(f)
 	join(f, s, "10.0.0.1")

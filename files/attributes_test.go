@@ -70,9 +70,8 @@ func TestXattrsWithoutAdmin(t *testing.T) {
 	}
 }
 
-// The owner of a file makes any number of attributes. None of them costs more memory than
-// the bounds say, none keeps the file from being replaced, and those that say who may
-// read it are kept.
+// The owner of a file makes any number of attributes. None of them costs more memory than the bounds say, none keeps the file
+// from being replaced, and those that say who may read it are kept.
 func TestXattrBounds(t *testing.T) {
 	given := map[string]int{} // sizes of values
 	reads := 0
