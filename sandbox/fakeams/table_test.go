@@ -17,6 +17,15 @@ import (
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
+// A server that does not come up refuses liveness, as the real one does in its first seconds.
+func TestNeverUp(t *testing.T) {
+	t.Parallel()
+	o := quick(install(t, tree.Options{}))
+	o.Behaviour.NeverUp = true
+	status, _ := request(t, "GET", "http://"+start(t, o).HTTPAddr()+"/rest/v2/liveness")
+	must.Equal(t, "liveness", status, http.StatusForbidden)
+}
+
 // The real server is held to the same table by TestRealTable of package realams.
 func TestTable(t *testing.T) {
 	t.Parallel()
@@ -60,7 +69,7 @@ func TestTable(t *testing.T) {
 		Complete: (&ams.Installation{Root: tr.Root, Dir: ams.DefaultDir}).Initialized,
 		Client:   &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
 		URL:      func() string { return "http://" + s.HTTPAddr() },
-		Token:    token(serverSecret, "{}"),
+		Token:    token(),
 		Apps:     []string{"LiveApp", "WebRTCAppEE", "live"}, Address: o.HostAddress, MongoHost: host,
 		Mongo: database(t, m.URI(), "clusterdb").Client(),
 	})
