@@ -56,18 +56,3 @@ func TestEvents(t *testing.T) {
 	c.ends(codeFailed)
 	c.said("cannot read the history: ")
 }
-
-func TestEventsUsage(t *testing.T) {
-	for args, want := range map[string]string{
-		"i-1 i-2":             "takes one node",
-		"--limit 0":           "--limit: 0 is outside 1 to 10000",
-		"--since -1h":         "is in the future",
-		"--since yesterday":   "since",
-		"i-1 --mongo x --foo": "unknown flag",
-	} {
-		code, _, errOut := run(t, nil, append([]string{"events"}, strings.Fields(args)...)...)
-		if code != codeUsage || !strings.Contains(errOut, want) {
-			t.Errorf("%s: exit %d\n%s", args, code, errOut)
-		}
-	}
-}

@@ -22,19 +22,3 @@ func TestJoinNext(t *testing.T) {
 		}
 	}
 }
-
-// The board.Headline of a dry run reports a refusal, with and without files to write.
-func TestRefusedDryRun(t *testing.T) {
-	for _, files := range [][]bootstrap.FileResult{nil, {{Path: "/x", Changed: true}}} {
-		for _, refused := range []bool{false, true} {
-			join, leave := &output.Text{}, &output.Text{}
-			joinText(join, &bootstrap.JoinResult{Outcome: bootstrap.OutcomePlanned, Files: files, Refused: refused}, "", cluster.Target{})
-			leaveText(leave, &bootstrap.LeaveResult{Outcome: bootstrap.OutcomePlanned, Files: files, Refused: refused}, true, "")
-			for _, w := range []*output.Text{join, leave} {
-				if first, _, _ := strings.Cut(w.String(), "\n"); strings.Contains(first, "is refused") != refused {
-					t.Errorf("%d files, refused %v: %s", len(files), refused, first)
-				}
-			}
-		}
-	}
-}

@@ -285,34 +285,6 @@ func TestNodesAfterFailover(t *testing.T) {
 	}
 }
 
-func TestNodesUsage(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct{ args, want string }{
-		{"--state activ", `--state: "activ" is not one of joining, active`},
-		{"--sort cpuu", `--sort: "cpuu" is not one of address`},
-		{"--sort -x", `--sort: "-x" is not one of address`},
-		{"--watch --interval 1ms", "--interval: 1ms is outside 100ms to 1h"},
-		{"--interval 1s", "--interval is for --watch"},
-		{"10.0.2.4", `takes no argument: "10.0.2.4"`},
-		{"pruen", "did you mean `amsagent nodes prune`?"},
-		{"prune --older-than 5s", "--older-than: 5s is less than 20s"},
-		{"prune now", "takes no argument"},
-		{"", "AMS-MONGO-MISSING"},
-		{"prune", "AMS-MONGO-MISSING"},
-	} {
-		code, stdout, stderr := run(t, nil, append([]string{"nodes"}, strings.Fields(tt.args)...)...)
-		if code != codeUsage || stdout != "" || !strings.Contains(stderr, tt.want) {
-			t.Errorf("%s: exit %d, %q\n%s", tt.args, code, stdout, stderr)
-		}
-	}
-	for _, watch := range []string{"--watch=false", "--watch"} {
-		code, stdout, stderr := run(t, nil, "nodes", watch, "--mongo", "127.0.0.1:1")
-		if code != codeFailed || stdout != "" || !strings.Contains(stderr, "cannot look at the cluster: MongoDB at 127.0.0.1:1 refused the connection [AMS-MONGO-REFUSED]") {
-			t.Errorf("%s: exit %d\n%s%s", watch, code, stdout, stderr)
-		}
-	}
-}
-
 // What prune prints, and which records, documents and events are there after it.
 func TestPrune(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

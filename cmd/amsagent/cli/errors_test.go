@@ -174,78 +174,70 @@ func TestErrorPages(t *testing.T) {
 	}
 }
 
-// The four lines are an interface of the README.
+// The lines are an interface of the README, and the object is one of programs. Of several problems each has its own lines
+// together; a hint of all stands once, at the end.
 func TestErrorLines(t *testing.T) {
-	e := &testEnv{}
-	g := plainGlobals(e)
-	code := report(t.Context(), g, &userError{
-		Msg:   "cannot switch to cluster mode",
-		Cause: &cluster.Error{Kind: cluster.KindRefused, Op: "asking MongoDB", Host: "10.0.1.7:27017", Err: errors.New("dial tcp 10.0.1.7:27017: connect: connection refused")},
-		Hints: []string{"the security group of the database must admit port 27017 from this subnet"},
-		State: "nothing was changed on this machine",
-		Exit:  codePreflight,
-	})
-	const want = `amsagent: error: cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection [AMS-MONGO-REFUSED]
+	refused := &cluster.Error{Kind: cluster.KindRefused, Op: "asking MongoDB", Host: "10.0.1.7:27017", Err: errors.New("dial tcp 10.0.1.7:27017: connect: connection refused")}
+	notReady := &metadata.Error{Provider: "aws", Item: "x", Kind: cloud.ErrNotReady, Cause: errors.New("y"), Context: context.DeadlineExceeded}
+	checks := cannot("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
+		{ID: "AMS-A", Text: "first\nits detail", Hint: "for a"}, {ID: "AMS-B", Text: "second", Hint: "for both"}, {ID: "AMS-C", Text: "third", Hint: "for both"}, {ID: "AMS-D", Text: "fourth"},
+	}})
+	for _, tt := range []struct {
+		name, form string
+		err        error
+		exit       int
+		want       string
+	}{
+		{"one cause", "text", &userError{
+			Msg: "cannot switch to cluster mode", Cause: refused, Hints: []string{"the security group of the database must admit port 27017 from this subnet"},
+			State: "nothing was changed on this machine", Exit: codePreflight,
+		}, codePreflight, `amsagent: error: cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection [AMS-MONGO-REFUSED]
 amsagent: cause: dial tcp 10.0.1.7:27017: connect: connection refused
 amsagent: hint: the security group of the database must admit port 27017 from this subnet
 amsagent: nothing was changed on this machine
-`
-	if e.stderr.String() != want || code != codePreflight {
-		t.Errorf("exit %d, got:\n%s\nwant:\n%s", code, e.stderr.String(), want)
+`},
+		{"several causes", "text", &userError{
+			Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: codePreflight,
+		}, codePreflight, `amsagent: error: 2 checks failed [AGENT-FAILED]
+amsagent: cause: first
+amsagent: cause:   and more
+amsagent: cause: x: second
+amsagent: nothing was changed on this machine
+`},
+		{"a cause that wraps several things below its own text", "text", &userError{Msg: "m", Cause: errors.Join(notReady, errors.Join(errors.New("z"))), ID: "AMS-X", Hints: []string{"h"}}, codeFailed, `amsagent: error: m [AMS-X]
+amsagent: cause: ` + notReady.Error() + `
+amsagent: cause: z
+amsagent: hint: h
+`},
+		{"hints of several causes", "text", checks, codePreflight, `amsagent: error: cannot join: 4 checks failed [AGENT-PREFLIGHT]
+amsagent: cause: AMS-A: first
+amsagent: cause:   its detail
+amsagent: hint: for a
+amsagent: cause: AMS-B: second
+amsagent: cause: AMS-C: third
+amsagent: hint: for both
+amsagent: cause: AMS-D: fourth
+amsagent: nothing was changed on this machine
+`},
+		{
+			"the same as JSON", "json", checks, codePreflight, `{"schema_version":1,"kind":"error","error":{"id":"AGENT-PREFLIGHT","message":"cannot join: 4 checks failed",` +
+				`"cause":"AMS-A: first\nits detail\nAMS-B: second\nAMS-C: third\nAMS-D: fourth","hints":["for a","for both"],"state":"nothing was changed on this machine","exit_code":3}}
+`,
+		},
+		{"secrets in JSON", "json", &userError{
+			Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: codeUnknown, ID: "AMS-X",
+		}, codeUnknown, `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}
+`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := &testEnv{}
+			g := plainGlobals(e)
+			g.out.SetForm(tt.form, map[string]string{"text": "never", "json": "always"}[tt.form], 0)
+			g.out.AddSecrets("hunter22")
+			must.Equal(t, "exit", report(t.Context(), g, tt.err), tt.exit)
+			must.NoDiff(t, "stderr", e.stderr.String(), tt.want)
+		})
 	}
-}
-
-// Whatever a command was doing when the signal came, and whichever of the two a library returns: what the context was
-// ended with, or only that it was.
-func TestInterruptedInTheMiddle(t *testing.T) {
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(&interruptedError{syscall.SIGTERM})
-	for _, cause := range []error{context.Cause(ctx), fmt.Errorf("asking: %w", ctx.Err())} {
-		e := &testEnv{}
-		code := report(ctx, plainGlobals(e), &userError{Msg: "cannot join", Cause: cause, State: "put back", Exit: codeFailed})
-		if out := e.stderr.String(); code != codeInterrupted || !strings.Contains(out, "[AGENT-INTERRUPTED]") || !strings.HasSuffix(out, "amsagent: put back\n") {
-			t.Errorf("%v: exit %d\n%s", cause, code, out)
-		}
-	}
-}
-
-func TestManyCauses(t *testing.T) {
-	e := &testEnv{}
-	g := plainGlobals(e)
-	report(t.Context(), g, &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: codePreflight})
-	const want = "amsagent: error: 2 checks failed [AGENT-FAILED]\namsagent: cause: first\namsagent: cause:   and more\namsagent: cause: x: second\namsagent: nothing was changed on this machine\n"
-	must.NoDiff(t, "stderr", e.stderr.String(), want)
-	// An error that wraps several things below its own text is one.
-	one := &metadata.Error{Provider: "aws", Item: "x", Kind: cloud.ErrNotReady, Cause: errors.New("y"), Context: context.DeadlineExceeded}
-	if got := settings.Flatten(errors.Join(one, errors.Join(errors.New("z")))); len(got) != 2 || got[0].Error() != one.Error() {
-		t.Errorf("%v", got)
-	}
-}
-
-// TestHintsStandByTheirCause: of several problems each has its own lines together; a hint of all stands once, at the end.
-func TestHintsStandByTheirCause(t *testing.T) {
-	e := &testEnv{}
-	g := plainGlobals(e)
-	err := cannot("join", &bootstrap.PreflightError{Findings: []bootstrap.Finding{
-		{ID: "AMS-A", Text: "first\nits detail", Hint: "for a"}, {ID: "AMS-B", Text: "second", Hint: "for both"}, {ID: "AMS-C", Text: "third", Hint: "for both"}, {ID: "AMS-D", Text: "fourth"},
-	}})
-	report(t.Context(), g, err)
-	const want = "amsagent: error: cannot join: 4 checks failed [AGENT-PREFLIGHT]\n" +
-		"amsagent: cause: AMS-A: first\namsagent: cause:   its detail\namsagent: hint: for a\n" +
-		"amsagent: cause: AMS-B: second\namsagent: cause: AMS-C: third\namsagent: hint: for both\namsagent: cause: AMS-D: fourth\n" +
-		"amsagent: nothing was changed on this machine\n"
-	must.NoDiff(t, "stderr", e.stderr.String(), want)
-	must.NoDiff(t, "hints", g.explain(err).Hints, []string{"for a", "for both"}) // as in JSON
-}
-
-func TestErrorJSONObject(t *testing.T) {
-	e := &testEnv{}
-	g := plainGlobals(e)
-	g.out.SetForm("json", "always", 0)
-	g.out.AddSecrets("hunter22")
-	report(t.Context(), g, &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: codeUnknown, ID: "AMS-X"})
-	const want = `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n"
-	must.NoDiff(t, "stderr", e.stderr.String(), want)
 }
 
 // sayEverywhere sends a text by each way out.

@@ -45,21 +45,11 @@ func TestGivenWinsOverTheFile(t *testing.T) {
 			way += " --" + key + ` ""`
 		}
 		for _, command := range []string{"config", "status"} {
-			_, stdout, stderr := run(t, vars, command, "-o", "json")
-			var got struct {
-				Settings []shownSetting
-				Role     shownSetting
-				Notes    []string
-			}
-			must.OK(t, json.Unmarshal([]byte(stdout), &got))
-			role := got.Role
-			if command == "config" {
-				role = got.Settings[1]
-			}
+			role, _, _, notes := shownBy(t, command, vars)
 			if role.Value != "edge" || role.Origin.Layer != "given" {
-				t.Errorf("%s with %q: %+v\n%s", command, tt.config, role, stderr)
+				t.Errorf("%s with %q: %+v", command, tt.config, role)
 			}
-			must.Equal(t, fmt.Sprintf("%s with %q: number of %q in %q", command, tt.config, way, got.Notes), strings.Count(strings.Join(got.Notes, "\n"), way), min(len(tt.keys), 1))
+			must.Equal(t, fmt.Sprintf("%s with %q: number of %q in %q", command, tt.config, way, notes), strings.Count(strings.Join(notes, "\n"), way), min(len(tt.keys), 1))
 		}
 	}
 }
@@ -211,6 +201,24 @@ type shownSetting struct {
 	}
 }
 
+// shownBy is the JSON of `status` or `config`: role, group and address, and the notes.
+func shownBy(t *testing.T, command string, vars map[string]string) (role, group, address shownSetting, notes []string) {
+	t.Helper()
+	_, stdout, stderr := run(t, vars, command, "-o", "json")
+	var got struct {
+		Role, Group, Address shownSetting
+		Settings             []shownSetting
+		Notes                []string
+	}
+	if err := json.Unmarshal([]byte(strings.ReplaceAll(stdout, vars["AMSAGENT_ROOT"], "")), &got); err != nil {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+	if command == "config" {
+		return got.Settings[1], got.Settings[2], got.Settings[3], got.Notes
+	}
+	return got.Role, got.Group, got.Address, got.Notes
+}
+
 // Role, group and address are those that the node has, with their origin, in the JSON of status as in that of config. If the
 // settings differ by now, one note names that.
 func TestStatusTellsTheOrigins(t *testing.T) {
@@ -238,26 +246,15 @@ func TestStatusTellsTheOrigins(t *testing.T) {
 			note: "address 10.9.9.9 (" + config + "), group hall (AMSAGENT_GROUP)",
 		},
 	} {
-		root := tree(t, tt.files)
-		vars := map[string]string{"AMSAGENT_ROOT": root, "AMSAGENT_PROVIDER": "generic"}
+		vars := map[string]string{"AMSAGENT_ROOT": tree(t, tt.files), "AMSAGENT_PROVIDER": "generic"}
 		maps.Copy(vars, tt.vars)
 		for _, command := range []string{"status", "config"} {
-			_, stdout, _ := run(t, vars, command, "-o", "json")
-			var got struct {
-				Role, Group, Address shownSetting
-				Settings             []shownSetting
-				Notes                []string
-			}
-			must.OK(t, json.Unmarshal([]byte(strings.ReplaceAll(stdout, root, "")), &got))
-			shown := []shownSetting{got.Role, got.Group, got.Address}
-			if command == "config" {
-				shown = got.Settings[1:4]
-			}
-			for i, s := range shown {
+			role, group, address, notes := shownBy(t, command, vars)
+			for i, s := range []shownSetting{role, group, address} {
 				must.Equal(t, fmt.Sprintf("%s: %s", tt.name, command), fmt.Sprintf("%s %s %s:%d", s.Value, s.Origin.Layer, s.Origin.Name, s.Origin.Line), tt.want[i])
 			}
-			noted := slices.ContainsFunc(got.Notes, func(n string) bool { return strings.Contains(n, "not applied yet: "+tt.note+";") })
-			must.Equal(t, fmt.Sprintf("%s: %s: noted in %q", tt.name, command, got.Notes), noted, tt.note != "")
+			noted := slices.ContainsFunc(notes, func(n string) bool { return strings.Contains(n, "not applied yet: "+tt.note+";") })
+			must.Equal(t, fmt.Sprintf("%s: %s: noted in %q", tt.name, command, notes), noted, tt.note != "")
 		}
 	}
 }

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"maps"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -26,12 +24,9 @@ import (
 
 // No setting names the cloud, and its metadata do not answer.
 func TestCloudOfTheFirmware(t *testing.T) {
-	root := t.TempDir()
-	dir := filepath.Join(root, "sys/class/dmi/id")
-	must.OK(t, os.MkdirAll(dir, 0o755))
-	must.OK(t, os.WriteFile(filepath.Join(dir, "product_name"), []byte("Google Compute Engine\n"), 0o644))
-	g := globalsOf((&testEnv{}).env())
-	g.settings.Provider, g.settings.Root = "auto", root
+	g := plainGlobals(&testEnv{})
+	g.settings.Provider = "auto"
+	plant(t, g.settings.Root, map[string]string{"sys/class/dmi/id/product_name": "Google Compute Engine\n"})
 	a := &daemonAdapter{g: g}
 	if _, err := a.openCloud(); err != nil || a.opened["gcp"] == nil {
 		t.Errorf("%v, %v", a.opened, err)
@@ -57,21 +52,17 @@ func metadataOfAWS(t *testing.T, tags func() map[string]string) *httptest.Server
 }
 
 // adapterOnAWS is what a daemon that was started just now has, and what it logs.
-func adapterOnAWS(t *testing.T, metadata *httptest.Server, root string) (*daemonAdapter, *testEnv) {
+func adapterOnAWS(t *testing.T, metadata *httptest.Server) (*daemonAdapter, *testEnv) {
 	t.Helper()
 	e := &testEnv{vars: map[string]string{"AMSAGENT_PROVIDER": "aws", "AMSAGENT_AWS_ENDPOINT": metadata.URL}}
-	g := globalsOf(e.env())
-	g.given[settings.KeyRoot] = settings.Flag{Text: root, Name: "--root"}
-	cmd := newRunCommand(g)
-	must.OK(t, g.load(cmd))
-	return &daemonAdapter{g: g, cmd: cmd}, e
+	return adapterIn(t, e), e
 }
 
 // A malformed tag does not change the identity.
 func TestCloudOfAMalformedTag(t *testing.T) {
 	t.Parallel()
 	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:role": "two words"} })
-	a, _ := adapterOnAWS(t, srv, t.TempDir())
+	a, _ := adapterOnAWS(t, srv)
 	// A join goes by the tags, and does not begin.
 	if inst, err := a.identify(t.Context()); !errors.Is(err, bootstrap.ErrTags) || inst.Zone != "eu-west-1a" {
 		t.Errorf("%+v, %v", inst, err)
@@ -93,11 +84,8 @@ func TestOddIdentityIsAskedAgain(t *testing.T) {
 			asked.Add(1)
 			return map[string]string{"amsagent:role": "edge"}
 		})
-		root := t.TempDir()
-		a, _ := adapterOnAWS(t, srv, root)
-		dir := filepath.Join(root, bootstrap.StateDir)
-		must.OK(t, os.MkdirAll(dir, 0o700))
-		must.OK(t, os.WriteFile(filepath.Join(dir, "state.json"), []byte(`{"version":1,"phase":"joined","instance_id":"`+id+`"}`), 0o600))
+		a, _ := adapterOnAWS(t, srv)
+		plant(t, a.g.settings.Root, map[string]string{bootstrap.StateDir + "/state.json!": `{"version":1,"phase":"joined","instance_id":"` + id + `"}`})
 		_, err := a.identify(t.Context())
 		must.OK(t, err)
 		once := asked.Load()
@@ -117,7 +105,7 @@ func TestRoleOfALateTag(t *testing.T) {
 	var tags atomic.Pointer[map[string]string]
 	tags.Store(&map[string]string{"Name": "edge-1"})
 	srv := metadataOfAWS(t, func() map[string]string { return *tags.Load() })
-	a, _ := adapterOnAWS(t, srv, t.TempDir())
+	a, _ := adapterOnAWS(t, srv)
 	role := func() string {
 		t.Helper()
 		_, err := a.identify(t.Context())
@@ -134,7 +122,7 @@ func TestRoleOfALateTag(t *testing.T) {
 func TestDrainDeadlineOfATag(t *testing.T) {
 	t.Parallel()
 	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:drain-deadline": "20m"} })
-	a, _ := adapterOnAWS(t, srv, t.TempDir())
+	a, _ := adapterOnAWS(t, srv)
 	check := func(when string, want time.Duration, final bool) {
 		t.Helper()
 		if d, f := a.drainDeadline(); d != want || f != final {

@@ -293,6 +293,30 @@ func TestUsageErrors(t *testing.T) {
 		{"no command for help", []string{"help", "exit-code"}, []string{"no command \"exit-code\"", "`amsagent help` lists the commands"}},
 		{"help for an id", []string{"help", "ams-service"}, []string{"amsagent doctor --explain AMS-SERVICE"}},
 		{"two commands for help", []string{"help", "config", "version"}, []string{"no command \"config version\""}},
+		{"two nodes", []string{"events", "i-1", "i-2"}, []string{"takes one node"}},
+		{"no event", []string{"events", "--limit", "0"}, []string{"--limit: 0 is outside 1 to 10000"}},
+		{"from the future", []string{"events", "--since", "-1h"}, []string{"is in the future"}},
+		{"no duration", []string{"events", "--since", "yesterday"}, []string{"since"}},
+		{"no state", []string{"nodes", "--state", "activ"}, []string{`--state: "activ" is not one of joining, active`}},
+		{"no column", []string{"nodes", "--sort", "cpuu"}, []string{`--sort: "cpuu" is not one of address`}},
+		{"no column, backwards", []string{"nodes", "--sort", "-x"}, []string{`--sort: "-x" is not one of address`}},
+		{"too often", []string{"nodes", "--watch", "--interval", "1ms"}, []string{"--interval: 1ms is outside 100ms to 1h"}},
+		{"an interval of one look", []string{"nodes", "--interval", "1s"}, []string{"--interval is for --watch"}},
+		{"an address for nodes", []string{"nodes", "10.0.2.4"}, []string{`takes no argument: "10.0.2.4"`}},
+		{"near a command below one", []string{"nodes", "pruen"}, []string{"did you mean `amsagent nodes prune`?"}},
+		{"too young to remove", []string{"nodes", "prune", "--older-than", "5s"}, []string{"--older-than: 5s is less than 20s"}},
+		{"an argument of prune", []string{"nodes", "prune", "now"}, []string{"takes no argument"}},
+		{"two deadlines", []string{"drain", "--now", "--deadline", "1h"}, []string{"--now and --deadline contradict"}},
+		{"a short deadline", []string{"drain", "--deadline", "10ms"}, []string{"--deadline: 10ms is outside 1s to 168h"}},
+		{"a long deadline", []string{"drain", "--deadline", "200h"}, []string{"--deadline: 200h is outside"}},
+		{"no time", []string{"drain", "--deadline", "0"}, []string{"--deadline: 0s is outside"}},
+		{"a past deadline", []string{"drain", "--deadline=-1m"}, []string{"--deadline: -1m is outside"}},
+		{"days", []string{"drain", "--deadline", "1d"}, []string{`invalid argument "1d" for "--deadline" flag`}},
+		{"a flag that is not a truth", []string{"drain", "--detach=maybe"}, []string{`invalid argument "maybe" for "--detach" flag`}},
+		{"a reason of two lines", []string{"drain", "--reason", "a\nb"}, []string{"one line of at most"}},
+		{"a past timeout", []string{"drain", "--timeout=-1s"}, []string{"--timeout: -1s is before now"}},
+		{"a timeout of nothing", []string{"event", "--detach", "--timeout", "1s"}, []string{"--detach and --timeout contradict"}},
+		{"an argument of undrain", []string{"undrain", "x"}, []string{"undrain takes no argument"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			code, stdout, stderr := run(t, nil, tt.args...)
@@ -300,8 +324,8 @@ func TestUsageErrors(t *testing.T) {
 				t.Errorf("exit %d, want %d; stdout %q", code, codeUsage, stdout)
 			}
 			// The error of a command that never changes anything does not mention it.
-			reads := slices.ContainsFunc(tt.args, func(a string) bool {
-				return slices.Contains([]string{"completion", "config", "help", "status", "version"}, a)
+			reads := !slices.Contains(tt.args, "prune") && slices.ContainsFunc(tt.args, func(a string) bool {
+				return slices.Contains([]string{"completion", "config", "events", "help", "nodes", "status", "version"}, a)
 			})
 			if says := strings.HasSuffix(stderr, "\namsagent: nothing was changed on this machine\n"); says == reads {
 				t.Errorf("ends with the state of the machine: %v, want %v", says, !reads)
@@ -372,6 +396,8 @@ func testInterrupt(t *testing.T) {
 	must.Equal(t, "exit", report(ctx, g, ctx.Err()), codeInterrupted)
 	const want = "amsagent: error: interrupted [AGENT-INTERRUPTED]\namsagent: cause: interrupted by signal: terminated\n"
 	must.Contain(t, "stderr", e.stderr.String(), want)
+	// A library may return what the context was ended with.
+	must.Equal(t, "exit", report(ctx, g, &userError{Msg: "cannot join", Cause: context.Cause(ctx), Exit: codeFailed}), codeInterrupted)
 	// An error that has nothing to do with the signal keeps its own.
 	must.Equal(t, "exit", report(ctx, g, errors.New("undo failed")), codeFailed)
 
@@ -424,18 +450,6 @@ func TestJSONErrors(t *testing.T) {
 	_, _, stderr = run(t, nil, "nonsense", "--", "-o", "json")
 	if strings.HasPrefix(stderr, "{") {
 		t.Errorf("after --: %s", stderr)
-	}
-}
-
-func TestVersionOutput(t *testing.T) {
-	// It must work where everything else is wrong.
-	wrong := map[string]string{"AMSAGENT_TIMEOUT": "x", "AMSAGENT_CONFIG": "/does/not/exist"}
-	line := `^amsagent \S+ \(.*go1\.[0-9.]+.*, linux/[a-z0-9]+\)\n$`
-	for args, want := range map[string]string{"version": line, "--version": line, "version -o json": `^{\n  "schema_version": 1,\n  "kind": "version",\n  "version": `} {
-		code, stdout, stderr := run(t, wrong, strings.Fields(args)...)
-		if code != 0 || stderr != "" || !regexp.MustCompile(want).MatchString(stdout) {
-			t.Errorf("%s: exit %d, stdout %q, stderr %q", args, code, stdout, stderr)
-		}
 	}
 }
 

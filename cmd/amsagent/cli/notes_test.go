@@ -39,7 +39,7 @@ func TestUnreadTags(t *testing.T) {
 func TestNotesOfTheDaemon(t *testing.T) {
 	t.Parallel()
 	srv := metadataOfAWS(t, func() map[string]string { return map[string]string{"amsagent:hooks": "drain"} })
-	a, e := adapterOnAWS(t, srv, t.TempDir())
+	a, e := adapterOnAWS(t, srv)
 	for range 2 {
 		_, err := a.ask(t.Context())
 		must.OK(t, err)

@@ -78,7 +78,7 @@ func TestMongoByTag(t *testing.T) {
 		return map[string]string{"amsagent:mongo": "127.0.0.1:1", "amsagent:role": "two words"} // a malformed one hides no other
 	})
 	off := metadataOfAWS(t, func() map[string]string { return nil })
-	for _, args := range []string{"nodes", "nodes prune", "events", "balance --once", "drain i-1", "status --strict"} {
+	for _, args := range []string{"nodes", "nodes --watch", "nodes prune", "events", "balance --once", "drain i-1", "status --strict"} {
 		for endpoint, all := range map[string][2]string{
 			tagged.URL: {"MongoDB at 127.0.0.1:1 refused", "AMS-MONGO-REFUSED"}, off.URL: {"InstanceMetadataTags=enabled", "AMS-MONGO-MISSING"},
 			"http://127.0.0.1:1": {"no instance tag could be read: ", "AGENT-METADATA-NOT-READY"},
