@@ -5,6 +5,7 @@ package ams
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -40,100 +41,34 @@ func machine() ([]Interface, error) {
 }
 
 func TestChooseAddress(t *testing.T) {
-	cloud := netip.MustParseAddr("10.0.0.5")
-	for _, c := range []struct {
-		name string
+	cloud, route := netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("203.0.113.9")
+	for name, c := range map[string]struct {
 		o    AddressOptions
-		want Address
+		want string
 		warn []string
 	}{
-		{
-			"a person's word",
-			AddressOptions{Explicit: " 10.0.0.5 ", Metadata: netip.MustParseAddr("192.168.7.7"), DefaultRoute: netip.MustParseAddr("203.0.113.9")},
-			Address{Addr: cloud, Source: "flag", Reason: "given by you", Interface: "eth0"},
-			nil,
+		"a person's word":          {AddressOptions{Explicit: " 10.0.0.5 ", Metadata: netip.MustParseAddr("192.168.7.7"), DefaultRoute: route}, "10.0.0.5 of eth0 by flag: given by you", nil},
+		"the cloud's word":         {AddressOptions{Metadata: cloud, MetadataSource: "private address", DefaultRoute: route}, "10.0.0.5 of eth0 by metadata: private address", nil},
+		"the route":                {AddressOptions{DefaultRoute: cloud}, "10.0.0.5 of eth0 by default-route: address of the default route", nil},
+		"IPv4 in IPv6 spelling":    {AddressOptions{Explicit: "::ffff:10.0.0.5"}, "10.0.0.5 of eth0 by flag: given by you", nil},
+		"private IPv6":             {AddressOptions{Explicit: "fd00::5"}, "fd00::5 of eth0 by flag: given by you", nil},
+		"a carrier's shared space": {AddressOptions{Explicit: "100.64.3.2"}, "100.64.3.2 of ens6 by flag: given by you", nil},
+		"public, by the route":     {AddressOptions{DefaultRoute: route}, "203.0.113.9 of eth1 by default-route: address of the default route", []string{WarnAddressPublic}},
+		"translated on the way, by the cloud's word": {
+			AddressOptions{Explicit: "198.51.100.7", Known: addrs("198.51.100.7")}, "198.51.100.7 of  by flag: given by you", []string{WarnAddressPublic, WarnAddressNotHere},
 		},
-		{
-			"the cloud's word",
-			AddressOptions{Metadata: cloud, MetadataSource: "instance metadata of aws: private address", DefaultRoute: netip.MustParseAddr("203.0.113.9")},
-			Address{Addr: cloud, Source: "metadata", Reason: "instance metadata of aws: private address", Interface: "eth0"},
-			nil,
-		},
-		{
-			"the route",
-			AddressOptions{DefaultRoute: netip.MustParseAddr("10.0.0.5")},
-			Address{Addr: cloud, Source: "default-route", Reason: "address of the default route", Interface: "eth0"},
-			nil,
-		},
-		{
-			"IPv4 in IPv6 spelling",
-			AddressOptions{Explicit: "::ffff:10.0.0.5"},
-			Address{Addr: cloud, Source: "flag", Reason: "given by you", Interface: "eth0"},
-			nil,
-		},
-		{
-			"private IPv6",
-			AddressOptions{Explicit: "fd00::5"},
-			Address{Addr: netip.MustParseAddr("fd00::5"), Source: "flag", Reason: "given by you", Interface: "eth0"},
-			nil,
-		},
-		{
-			"a carrier's shared space",
-			AddressOptions{Explicit: "100.64.3.2"},
-			Address{Addr: netip.MustParseAddr("100.64.3.2"), Source: "flag", Reason: "given by you", Interface: "ens6"},
-			nil,
-		},
-		{
-			"public, by the route",
-			AddressOptions{DefaultRoute: netip.MustParseAddr("203.0.113.9")},
-			Address{Addr: netip.MustParseAddr("203.0.113.9"), Source: "default-route", Reason: "address of the default route", Interface: "eth1"},
-			[]string{WarnAddressPublic},
-		},
-		{
-			"translated on the way, by the cloud's word",
-			AddressOptions{Explicit: "198.51.100.7", Interfaces: machine, Known: []netip.Addr{netip.MustParseAddr("198.51.100.7")}},
-			Address{Addr: netip.MustParseAddr("198.51.100.7"), Source: "flag", Reason: "given by you"},
-			[]string{WarnAddressPublic, WarnAddressNotHere},
-		},
-		{
-			"loopback",
-			AddressOptions{Explicit: "127.0.0.1", Force: true},
-			Address{Addr: netip.MustParseAddr("127.0.0.1"), Source: "flag", Reason: "given by you", Interface: "lo"},
-			[]string{WarnAddressLoopback},
-		},
-		{
-			"link-local with its zone",
-			AddressOptions{Explicit: "fe80::5%eth0", Force: true},
-			Address{Addr: netip.MustParseAddr("fe80::5%eth0"), Source: "flag", Reason: "given by you", Interface: "eth0"},
-			[]string{WarnAddressLoopback},
-		},
-		{
-			"IPv4 link-local",
-			AddressOptions{Explicit: "169.254.10.1", Force: true},
-			Address{Addr: netip.MustParseAddr("169.254.10.1"), Source: "flag", Reason: "given by you", Interface: "ens6"},
-			[]string{WarnAddressLoopback},
-		},
-		{
-			"the cloud's, not here",
-			AddressOptions{Metadata: netip.MustParseAddr("10.1.1.1")},
-			Address{Addr: netip.MustParseAddr("10.1.1.1"), Source: "metadata", Reason: "instance metadata"},
-			[]string{WarnAddressNotHere},
-		},
-		{
-			"forced",
-			AddressOptions{Explicit: "198.51.100.7", Force: true},
-			Address{Addr: netip.MustParseAddr("198.51.100.7"), Source: "flag", Reason: "given by you"},
-			[]string{WarnAddressPublic, WarnAddressNotHere},
-		},
+		"loopback":                 {AddressOptions{Explicit: "127.0.0.1", Force: true}, "127.0.0.1 of lo by flag: given by you", []string{WarnAddressLoopback}},
+		"link-local with its zone": {AddressOptions{Explicit: "fe80::5%eth0", Force: true}, "fe80::5%eth0 of eth0 by flag: given by you", []string{WarnAddressLoopback}},
+		"IPv4 link-local":          {AddressOptions{Explicit: "169.254.10.1", Force: true}, "169.254.10.1 of ens6 by flag: given by you", []string{WarnAddressLoopback}},
+		"the cloud's, not here":    {AddressOptions{Metadata: netip.MustParseAddr("10.1.1.1")}, "10.1.1.1 of  by metadata: instance metadata", []string{WarnAddressNotHere}},
+		"forced":                   {AddressOptions{Explicit: "198.51.100.7", Force: true}, "198.51.100.7 of  by flag: given by you", []string{WarnAddressPublic, WarnAddressNotHere}},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			c.o.Interfaces = machine
 			got, err := ChooseAddress(c.o)
 			must.OK(t, err)
 			must.NoDiff(t, "warnings", warnings(got.Warnings), c.warn)
-			if got.Warnings = nil; got.Addr != c.want.Addr || got.Source != c.want.Source || got.Reason != c.want.Reason || got.Interface != c.want.Interface {
-				t.Errorf("got %+v, want %+v", got, c.want)
-			}
+			must.Equal(t, "address", fmt.Sprintf("%s of %s by %s: %s", got.Addr, got.Interface, got.Source, got.Reason), c.want)
 		})
 	}
 }

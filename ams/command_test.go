@@ -88,7 +88,7 @@ func TestCommandVerbs(t *testing.T) {
 		}
 	}
 	must.OK(t, c.Reload(t.Context()))
-	if _, err := os.Stat(filepath.Join(dir, "said.reload")); err == nil {
+	if exists(filepath.Join(dir, "said.reload")) {
 		t.Error("Reload ran the program")
 	}
 	c.SetHostAddress(netip.Addr{})
@@ -138,11 +138,16 @@ func TestCommandLeavesServer(t *testing.T) {
 	must.OK(t, err)
 	defer func() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
-		waitFor(t, func() bool { return hasEnded(pid) }) // it writes into the folder that is removed next
+		must.Until(t, "its end", func() bool { return hasEnded(pid) }) // it writes into the folder that is removed next
 	}()
 	// It writes after the agent is gone, fails, and continues.
-	waitFor(t, func() bool { _, err := os.Stat(filepath.Join(dir, "refused")); return err == nil })
+	must.Until(t, "a refused write", func() bool { return exists(filepath.Join(dir, "refused")) })
 	must.Equal(t, "the server is gone", syscall.Kill(pid, 0), nil)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // hasEnded: process 1, the parent, may not reap it.
@@ -151,46 +156,29 @@ func hasEnded(pid int) bool {
 	return err != nil || strings.Contains(string(stat), ") Z ")
 }
 
-func waitFor(t *testing.T, ok func() bool) {
-	t.Helper()
-	deadline := time.After(time.Minute)
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatal("it did not come within a minute")
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
 // TestCommandHangs: at the deadline the program and its children end, though both ignore SIGTERM.
 func TestCommandHangs(t *testing.T) {
 	c, dir := program(t, `trap 'echo asked >asked; exit 0' TERM; (trap '' TERM; echo $$ >started; exec sleep 60) & echo $! >pid; wait`)
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() {
-		defer cancel()
-		deadline := time.Now().Add(time.Minute)
-		for {
-			_, err := os.Stat(filepath.Join(dir, "started"))
-			pid, _ := os.ReadFile(filepath.Join(dir, "pid"))
-			if err == nil && len(pid) > 0 || time.Now().After(deadline) {
-				return
-			}
-			<-time.After(10 * time.Millisecond)
-		}
-	}()
-	err := c.Start(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- c.Start(ctx) }()
+	must.Until(t, "the program and its child", func() bool {
+		pid, _ := os.ReadFile(filepath.Join(dir, "pid"))
+		return len(pid) > 0 && exists(filepath.Join(dir, "started"))
+	})
+	cancel()
+	err := <-ended
 	var job *JobError
 	if !errors.As(err, &job) || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "asked")); err != nil {
+	if !exists(filepath.Join(dir, "asked")) {
 		t.Error("the program was not asked to end first")
 	}
 	b, _ := os.ReadFile(filepath.Join(dir, "pid"))
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	must.OK(t, err)
-	waitFor(t, func() bool { return hasEnded(pid) })
+	must.Until(t, "its end", func() bool { return hasEnded(pid) })
 
 	c, _ = program(t, `exec sleep 60`)
 	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -200,15 +188,6 @@ func TestCommandHangs(t *testing.T) {
 	}
 	if st, err := c.State(ctx); err == nil || st.Known() {
 		t.Errorf("State = %+v, %v", st, err)
-	}
-}
-
-// The kept output does not grow with the program's.
-func TestCommandFloods(t *testing.T) {
-	c, _ := program(t, `head -c 100000000 /dev/zero | tr '\0' x; exit 1`)
-	var job *JobError
-	if err := c.Start(t.Context()); !errors.As(err, &job) || len(job.Output) > 4<<10 {
-		t.Errorf("%d bytes kept, %v", len(job.Output), job)
 	}
 }
 

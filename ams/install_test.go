@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/amsagent/amsagent/conf"
 	"github.com/amsagent/amsagent/files"
@@ -203,55 +205,33 @@ func TestOpenRelative(t *testing.T) {
 }
 
 func TestOpenErrors(t *testing.T) {
-	t.Run("no directory", func(t *testing.T) {
-		root := t.TempDir()
-		_, err := Open(root, "")
-		if !says(err, "not an Ant Media Server tree") || !strings.Contains(err.Error(), filepath.Join(root, DefaultDir)) {
-			t.Errorf("%v", err)
-		}
-		if Hint(err) == "" {
-			t.Error("no hint")
-		}
-	})
-	t.Run("a file in its place", func(t *testing.T) {
-		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "x"}), "")
-		if !says(err, "not an Ant Media Server tree") {
-			t.Errorf("%v", err)
-		}
-	})
-	t.Run("link loop", func(t *testing.T) {
-		_, err := Open(plant(t, map[string]string{"usr/local/antmedia": "-> antmedia"}), "")
-		if !says(err, "unreadable: ") {
-			t.Errorf("%v", err)
-		}
-	})
-	for name, c := range map[string]struct {
-		changes map[string]string
-		missing []string
-	}{
-		"no container": {map[string]string{"conf/jee-container.xml": "-"}, []string{"conf/jee-container.xml"}},
-		"no server":    {map[string]string{"conf/red5.properties": "-"}, []string{"conf/red5.properties"}},
-		"nothing": {
-			map[string]string{
-				"conf/jee-container.xml": "-", "conf/red5.properties": "-", "webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-",
-				"webapps/My App/WEB-INF/red5-web.properties": "-", "webapps/canlı-yayın/WEB-INF/red5-web.properties": "-", "webapps/LiveApp.war": "-",
-			},
-			[]string{"conf/jee-container.xml", "conf/red5.properties", "webapps"},
-		},
-		"webapps is a file": {
-			map[string]string{
-				"webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-", "webapps/LiveApp.war": "-",
-				"webapps/My App/WEB-INF/red5-web.properties": "-", "webapps/canlı-yayın/WEB-INF/red5-web.properties": "-", "webapps": "x",
-			},
-			[]string{"webapps"},
-		},
+	withoutApps := map[string]string{
+		"webapps/root/WEB-INF/red5-web.properties": "-", "webapps/LiveApp/WEB-INF/red5-web.properties": "-", "webapps/LiveApp.war": "-",
+		"webapps/My App/WEB-INF/red5-web.properties": "-", "webapps/canlı-yayın/WEB-INF/red5-web.properties": "-",
+	}
+	nothing, aFile := maps.Clone(withoutApps), maps.Clone(withoutApps)
+	nothing["conf/jee-container.xml"], nothing["conf/red5.properties"] = "-", "-"
+	aFile["webapps"] = "x"
+	tooLarge := tree(t, nil)
+	must.OK(t, os.Truncate(filepath.Join(tooLarge, DefaultDir, "conf/red5.properties"), conf.MaxSettings+1))
+	const noTree = "/usr/local/antmedia is not an Ant Media Server tree: "
+	for name, c := range map[string]struct{ root, want string }{
+		"no directory":        {plant(t, nil), "is not an Ant Media Server tree"},
+		"a file in its place": {plant(t, map[string]string{"usr/local/antmedia": "x"}), "is not an Ant Media Server tree"},
+		"link loop":           {plant(t, map[string]string{"usr/local/antmedia": "-> antmedia"}), "unreadable: "},
+		"no container":        {tree(t, map[string]string{"conf/jee-container.xml": "-"}), noTree + "missing conf/jee-container.xml"},
+		"no server":           {tree(t, map[string]string{"conf/red5.properties": "-"}), noTree + "missing conf/red5.properties"},
+		"nothing":             {tree(t, nothing), noTree + "missing conf/jee-container.xml, conf/red5.properties, webapps"},
+		"webapps is a file":   {tree(t, aFile), noTree + "missing webapps"},
+		"too large":           {tooLarge, "unreadable: "},
 	} {
-		t.Run(name, func(t *testing.T) {
-			_, err := Open(tree(t, c.changes), "")
-			if want := "/usr/local/antmedia is not an Ant Media Server tree: missing " + strings.Join(c.missing, ", "); !says(err, "not an Ant Media Server tree") || !strings.HasSuffix(err.Error(), want) {
-				t.Errorf("%v, want %s", err, want)
-			}
-		})
+		_, err := Open(c.root, "")
+		if !says(err, c.want) || !says(err, DefaultDir) || strings.Contains(c.want, "missing") && !strings.HasSuffix(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %s", name, err, c.want)
+		}
+		if strings.Contains(c.want, "not an Ant") && Hint(err) == "" {
+			t.Errorf("%s: no hint", name)
+		}
 	}
 	t.Run("a pipe does not hold us", func(t *testing.T) {
 		root := tree(t, map[string]string{"conf/jee-container.xml": "-"})
@@ -263,13 +243,6 @@ func TestOpenErrors(t *testing.T) {
 	t.Run("a folder for a file", func(t *testing.T) {
 		root := tree(t, map[string]string{"conf/red5.properties": "-", "conf/red5.properties/": ""})
 		if _, err := Open(root, ""); !says(err, "unreadable: ") || !errors.Is(err, files.ErrNotRegular) {
-			t.Errorf("%v", err)
-		}
-	})
-	t.Run("too large", func(t *testing.T) {
-		root := tree(t, nil)
-		must.OK(t, os.Truncate(filepath.Join(root, DefaultDir, "conf/red5.properties"), conf.MaxSettings+1))
-		if _, err := Open(root, ""); !says(err, "unreadable: ") {
 			t.Errorf("%v", err)
 		}
 	})
@@ -298,24 +271,34 @@ func TestOpenErrors(t *testing.T) {
 	})
 }
 
-// Every shipped release is an installation in its default mode.
-func TestOpenCorpus(t *testing.T) {
-	corpus, err := filepath.Abs("../../shared/corpus/ams")
+// Every shipped release is an installation in its default mode, with the same ports, without a token, and with a database for
+// each application.
+func TestOpenReleases(t *testing.T) {
+	trees, err := filepath.Glob("../testdata/trees/*/conf")
 	must.OK(t, err)
-	releases, err := os.ReadDir(corpus)
-	if err != nil {
-		t.Skip("the tier corpus, without its folder ../shared/corpus (docs/testing.md)")
+	corpus, err := filepath.Glob("../../shared/corpus/ams/*/conf")
+	must.OK(t, err)
+	if len(corpus) == 0 {
+		t.Log("without the folder ../shared/corpus (docs/testing.md)")
 	}
-	for _, r := range releases {
-		t.Run(r.Name(), func(t *testing.T) {
-			in, err := Open("", filepath.Join(corpus, r.Name()))
+	for _, dir := range slices.Concat(trees, corpus) {
+		dir, err := filepath.Abs(filepath.Dir(dir))
+		must.OK(t, err)
+		t.Run(filepath.Base(filepath.Dir(dir))+" "+filepath.Base(dir), func(t *testing.T) {
+			in, err := Open("", dir)
 			must.OK(t, err)
 			if mode, err := in.Mode(); err != nil || mode != conf.ModeStandalone {
 				// 1.9.0 has no sections; its shipped file is the standalone one.
 				t.Errorf("Mode = %q, %v", mode, err)
 			}
-			if in.Ports.HTTP != 5080 || in.Release.Known() || len(in.Apps) < 2 {
+			if in.ServerErr != nil || in.Ports != shipped || len(in.Apps) < 2 {
 				t.Errorf("%+v", in)
+			}
+			if _, err := in.ServerToken(time.Now()); !says(err, "no token for the server's statistics") {
+				t.Errorf("key: %v", err)
+			}
+			if names, err := in.Databases(); err != nil || len(names) == 0 {
+				t.Errorf("databases %q, %v", names, err)
 			}
 			for _, a := range in.Apps {
 				if a.Err != nil || a.DBName == "" && !a.Console() {

@@ -4,6 +4,7 @@
 package ams
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -145,12 +146,7 @@ func TestPollingClient(t *testing.T) {
 	ask(AppServes)
 	opens := func(n int) {
 		t.Helper()
-		for tries := 0; conns.Open() != n; tries++ { // they are closed in the background
-			if tries == 6000 {
-				t.Fatalf("%d connections are open, want %d", conns.Open(), n)
-			}
-			<-time.After(10 * time.Millisecond)
-		}
+		must.Until(t, fmt.Sprintf("%d open connections", n), func() bool { return conns.Open() == n }) // they are closed in the background
 	}
 	opens(1)
 	lost := conns.Lost()

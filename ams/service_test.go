@@ -255,55 +255,34 @@ func TestSystemdCallerGoesAway(t *testing.T) {
 }
 
 func TestSystemdJobNeverEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := &fakeBus{props: map[string]any{"ActiveState": "activating", "SubState": "start", "LoadState": "loaded"}}
-		s, _ := fakeSystemd(b)
-		ctx, cancel := context.WithTimeout(t.Context(), 7*time.Second)
-		defer cancel()
-		begin := time.Now()
-		err := s.Start(ctx)
-		var job *JobError
-		if !errors.As(err, &job) || !job.Pending() || !errors.Is(err, context.DeadlineExceeded) || job.State.Activity != ActivityActivating {
-			t.Errorf("got %v", err)
-		}
-		must.Equal(t, "took", time.Since(begin), 7*time.Second)
-	})
-	t.Run("nor does the caller set a limit", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s, _ := fakeSystemd(&fakeBus{props: map[string]any{"LoadState": "loaded"}})
-			begin := time.Now()
-			if err := s.Stop(t.Context()); !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != systemdJobLimit {
-				t.Errorf("after %s: %v", time.Since(begin), err)
-			}
+	activating := map[string]any{"ActiveState": "activating", "SubState": "start", "LoadState": "loaded"}
+	for name, c := range map[string]struct {
+		bus         fakeBus
+		limit, took time.Duration
+		want        error
+	}{
+		"it takes too long":            {fakeBus{}, 7 * time.Second, 7 * time.Second, context.DeadlineExceeded},
+		"nor does the caller end it":   {fakeBus{}, time.Hour, systemdJobLimit, context.DeadlineExceeded},
+		"connection lost":              {fakeBus{dead: true}, time.Hour, systemdAlivePoll, errLostSystemd},
+		"the call itself hangs":        {fakeBus{jobErr: context.Canceled}, 0, 0, context.DeadlineExceeded},
+		"connection lost while asking": {fakeBus{jobErr: errors.New("connection closed"), dead: true}, time.Hour, systemdAlivePoll, errLostSystemd},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c.bus.props = activating
+				s, _ := fakeSystemd(&c.bus)
+				ctx, cancel := context.WithTimeout(t.Context(), c.limit)
+				defer cancel()
+				begin := time.Now()
+				err := s.Start(ctx)
+				var job *JobError
+				if !errors.As(err, &job) || !job.Pending() || !errors.Is(err, c.want) || job.State.Activity != ActivityActivating {
+					t.Errorf("got %v", err)
+				}
+				must.Equal(t, "took", time.Since(begin), c.took)
+			})
 		})
-	})
-	t.Run("connection lost", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			s, _ := fakeSystemd(&fakeBus{props: map[string]any{"LoadState": "loaded"}, dead: true})
-			begin := time.Now()
-			err := s.Start(t.Context())
-			var job *JobError
-			if !errors.As(err, &job) || !job.Pending() || time.Since(begin) != systemdAlivePoll {
-				t.Errorf("after %s: %v", time.Since(begin), err)
-			}
-		})
-	})
-	t.Run("the call itself hangs", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		s, _ := fakeSystemd(&fakeBus{jobErr: context.Canceled})
-		var job *JobError
-		if err := s.Start(ctx); !errors.As(err, &job) || !job.Pending() {
-			t.Errorf("got %v", err)
-		}
-	})
-	t.Run("connection lost while asking", func(t *testing.T) {
-		s, _ := fakeSystemd(&fakeBus{jobErr: errors.New("connection closed"), dead: true})
-		var job *JobError
-		if err := s.Start(t.Context()); !errors.As(err, &job) || !job.Pending() || !errors.Is(err, errLostSystemd) {
-			t.Errorf("got %v", err)
-		}
-	})
+	}
 }
 
 func TestSystemdErrors(t *testing.T) {

@@ -30,116 +30,73 @@ func page(why string) string {
 		`<h1>HTTP Status 403 – Forbidden</h1><hr class="line" /><p><b>Type</b> Status Report</p><p><b>Message</b> ` + why + `</p></body></html>`
 }
 
-// The responses of the real server, 2.16.2, in the order of its start.
+// said is a response of the server; code 0: it hangs.
+type said struct {
+	code int
+	body string
+}
+
+// The responses of the real server, to the REST call and to a player, in the order of its start. 2.4.3 refuses with its JWT
+// filter's reason until the application is initialized; only a player shows that. An application that was not deployed has
+// no REST interface, and its players get an error from 2.16.2 on; one without a REST interface of its own serves players.
 func TestCheckServing(t *testing.T) {
+	notFound, token := said{404, page("Not Found")}, said{403, page("Invalid Token")}
+	waits := said{403, page("Server is getting initialized.")}
+	unclaimed := func(path string) string {
+		return page("The requested resource [" + strings.ReplaceAll("/LiveApp"+path, "/", "&#47;") + "] is not available")
+	}
+	noREST := said{404, unclaimed("/rest/v2/broadcasts/amsagent-readiness")}
 	for name, c := range map[string]struct {
-		app  string
-		code int
-		body string
-		want AppAnswer
+		app        string
+		rest, play said
+		want       AppAnswer
 	}{
-		"waiting":             {"LiveApp", 403, page("Application is getting initialized"), AppAnswer{"LiveApp", AppStarting, 403, ""}},
-		"a player waiting":    {"LiveApp", 403, page("Server is getting initialized."), AppAnswer{"LiveApp", AppStarting, 403, ""}},
-		"making its context":  {"LiveApp", 500, "", AppAnswer{"LiveApp", AppFailing, 500, "it answers 500 Internal Server Error"}},
-		"serving":             {"LiveApp", 404, page("Not Found"), AppAnswer{"LiveApp", AppServes, 404, ""}},
-		"a stream":            {"LiveApp", 200, "{}", AppAnswer{"LiveApp", AppServes, 200, ""}},
-		"a blank in the name": {"My App", 200, "{}", AppAnswer{"My App", AppServes, 200, ""}},
-		"with JWT":            {"LiveApp", 403, page("Invalid App JWT Token"), AppAnswer{"LiveApp", AppServes, 403, ""}},
-		"with an IP filter":   {"LiveApp", 403, page("Not allowed IP"), AppAnswer{"LiveApp", AppServes, 403, ""}},
-		"without rights":      {"LiveApp", 401, "", AppAnswer{"LiveApp", AppServes, 401, ""}},
-		"another method":      {"LiveApp", 405, "", AppAnswer{"LiveApp", AppServes, 405, ""}},
-		"to HTTPS":            {"LiveApp", 302, "", AppAnswer{"LiveApp", AppServes, 302, ""}},
-		"a proxy":             {"LiveApp", 503, "", AppAnswer{"LiveApp", AppFailing, 503, "it answers 503 Service Unavailable"}},
-		"the console":         {"root", 200, "{}", AppAnswer{"root", AppServes, 200, ""}},
-		"the console waiting": {"root", 403, page("Not allowed IP"), AppAnswer{"root", AppStarting, 403, ""}},
-		"an old console":      {"root", 404, "", AppAnswer{"root", AppServes, 404, ""}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				path := "/" + c.app + "/rest/v2/broadcasts/amsagent-readiness"
-				if r.URL.Path == "/"+c.app+"/streams/amsagent-readiness.m3u8" && c.code == 403 {
-					http.NotFound(w, r) // the application is initialized
-					return
-				}
-				if c.app == "root" {
-					path = "/rest/v2/liveness"
-				}
-				if r.Method != http.MethodGet || r.URL.Path != path || r.Header.Get("X-Forwarded-For") != "" {
-					t.Errorf("%s %s %v", r.Method, r.URL, r.Header)
-				}
-				w.WriteHeader(c.code)
-				_, _ = io.WriteString(w, c.body)
-			}))
-			defer srv.Close()
-			must.NoDiff(t, "answer", CheckServing(t.Context(), nil, srv.URL, c.app), c.want)
-		})
-	}
-}
+		"waiting":             {"LiveApp", said{403, page("Application is getting initialized")}, notFound, AppAnswer{"LiveApp", AppStarting, 403, ""}},
+		"a player waiting":    {"LiveApp", waits, notFound, AppAnswer{"LiveApp", AppStarting, 403, ""}},
+		"making its context":  {"LiveApp", said{500, ""}, notFound, AppAnswer{"LiveApp", AppFailing, 500, "it answers 500 Internal Server Error"}},
+		"serving":             {"LiveApp", notFound, notFound, AppAnswer{"LiveApp", AppServes, 404, ""}},
+		"a stream":            {"LiveApp", said{200, "{}"}, notFound, AppAnswer{"LiveApp", AppServes, 200, ""}},
+		"a blank in the name": {"My App", said{200, "{}"}, notFound, AppAnswer{"My App", AppServes, 200, ""}},
+		"with JWT":            {"LiveApp", said{403, page("Invalid App JWT Token")}, notFound, AppAnswer{"LiveApp", AppServes, 403, ""}},
+		"with an IP filter":   {"LiveApp", said{403, page("Not allowed IP")}, notFound, AppAnswer{"LiveApp", AppServes, 403, ""}},
+		"without rights":      {"LiveApp", said{401, ""}, notFound, AppAnswer{"LiveApp", AppServes, 401, ""}},
+		"another method":      {"LiveApp", said{405, ""}, notFound, AppAnswer{"LiveApp", AppServes, 405, ""}},
+		"to HTTPS":            {"LiveApp", said{302, ""}, notFound, AppAnswer{"LiveApp", AppServes, 302, ""}},
+		"a proxy":             {"LiveApp", said{503, ""}, notFound, AppAnswer{"LiveApp", AppFailing, 503, "it answers 503 Service Unavailable"}},
+		"the console":         {"root", said{200, "{}"}, said{}, AppAnswer{"root", AppServes, 200, ""}},
+		"the console waiting": {"root", said{403, page("Not allowed IP")}, said{}, AppAnswer{"root", AppStarting, 403, ""}},
+		"an old console":      {"root", said{404, ""}, said{}, AppAnswer{"root", AppServes, 404, ""}},
 
-// 2.4.3 refuses with its JWT filter's reason until the application is initialized; only a playlist request shows that.
-func TestCheckServingOldFilter(t *testing.T) {
-	refused, playing := page("Invalid JWT Token"), page("Server is getting initialized.")
-	playCode := http.StatusForbidden
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case "/LiveApp/rest/v2/broadcasts/amsagent-readiness":
-			w.WriteHeader(http.StatusForbidden)
-			_, _ = io.WriteString(w, refused)
-		case "/LiveApp/streams/amsagent-readiness.m3u8":
-			w.WriteHeader(playCode)
-			_, _ = io.WriteString(w, playing)
-		default:
-			t.Error(r.URL)
-		}
-	}))
-	defer srv.Close()
-	ask := func() AppAnswer { return CheckServing(t.Context(), nil, srv.URL, "LiveApp") }
-	if a := ask(); a.State != AppStarting || a.Code != 403 {
-		t.Errorf("while it starts: %+v", a)
-	}
-	playing = page("Invalid Token")
-	if a := ask(); !a.Serves() || a.Code != 403 {
-		t.Errorf("players need a token: %+v", a)
-	}
-	playCode, playing = http.StatusNotFound, page("Not Found")
-	if a := ask(); !a.Serves() || a.Code != 403 {
-		t.Errorf("REST needs a token: %+v", a)
-	}
-}
-
-// An application that was not deployed has no REST interface, and its players get an error from 2.16.2 on. An
-// application without its own REST interface serves players.
-func TestCheckServingNotDeployed(t *testing.T) {
-	nobody := func(path string) string {
-		return page("The requested resource [" + strings.ReplaceAll(path, "/", "&#47;") + "] is not available")
-	}
-	for name, tt := range map[string]struct {
-		playing int
-		want    AppAnswer
-	}{
-		"not deployed":           {500, AppAnswer{"LiveApp", AppMissing, 500, ""}},
-		"not deployed in 2.10.0": {404, AppAnswer{"LiveApp", AppServes, 404, ""}},
-		"players need a token":   {403, AppAnswer{"LiveApp", AppServes, 404, ""}},
-		"hangs":                  {0, AppAnswer{Name: "LiveApp", State: AppSilent}},
+		"2.4.3 starts":                      {"LiveApp", token, waits, AppAnswer{"LiveApp", AppStarting, 403, ""}},
+		"2.4.3, and players need a token":   {"LiveApp", token, token, AppAnswer{"LiveApp", AppServes, 403, ""}},
+		"2.4.3, and only REST needs one":    {"LiveApp", token, notFound, AppAnswer{"LiveApp", AppServes, 403, ""}},
+		"not deployed":                      {"LiveApp", noREST, said{500, unclaimed("/streams/amsagent-readiness.m3u8")}, AppAnswer{"LiveApp", AppMissing, 500, ""}},
+		"not deployed in 2.10.0":            {"LiveApp", noREST, said{404, unclaimed("/streams/amsagent-readiness.m3u8")}, AppAnswer{"LiveApp", AppServes, 404, ""}},
+		"no REST, and players need a token": {"LiveApp", noREST, token, AppAnswer{"LiveApp", AppServes, 404, ""}},
+		"no REST, and it hangs":             {"LiveApp", noREST, said{}, AppAnswer{Name: "LiveApp", State: AppSilent}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
+			rest := "/" + c.app + "/rest/v2/broadcasts/amsagent-readiness"
+			if c.app == "root" {
+				rest = "/rest/v2/liveness"
+			}
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				code := http.StatusNotFound
-				if strings.HasSuffix(r.URL.Path, ".m3u8") {
-					code = tt.playing
+				answer, asked := map[string]said{rest: c.rest, "/" + c.app + "/streams/amsagent-readiness.m3u8": c.play}[r.URL.Path]
+				if !asked || r.Method != http.MethodGet || r.Header.Get("X-Forwarded-For") != "" {
+					t.Errorf("%s %s %v", r.Method, r.URL, r.Header)
 				}
-				if code == 0 {
+				if answer.code == 0 {
 					cancel()
 					<-r.Context().Done()
 					return
 				}
-				w.WriteHeader(code)
-				_, _ = io.WriteString(w, nobody(r.URL.Path))
+				w.WriteHeader(answer.code)
+				_, _ = io.WriteString(w, answer.body)
 			}))
 			defer srv.Close()
-			must.NoDiff(t, "answer", CheckServing(ctx, nil, srv.URL, "LiveApp"), tt.want)
+			must.NoDiff(t, "answer", CheckServing(ctx, nil, srv.URL, c.app), c.want)
 		})
 	}
 }
@@ -213,35 +170,6 @@ func answering(t *testing.T, said string) string {
 	})
 	t.Cleanup(func() { _ = l.Close(); calls.Wait() })
 	return "http://" + l.Addr().String()
-}
-
-// A kept connection is useless after a restart of the server.
-func TestServingClientSurvivesRestart(t *testing.T) {
-	serve := func(addr string, code int) *httptest.Server {
-		l, err := net.Listen("tcp", addr)
-		must.OK(t, err)
-		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }))
-		_ = srv.Listener.Close()
-		srv.Listener = l
-		srv.Start()
-		return srv
-	}
-	client := NewHTTPClient(nil)
-	first := serve(ownPort, 404)
-	base, addr := first.URL, first.Listener.Addr().String()
-	if a := CheckServing(t.Context(), client, base, "LiveApp"); !a.Serves() {
-		t.Fatal(a)
-	}
-	first.CloseClientConnections()
-	first.Close()
-	if a := CheckServing(t.Context(), client, base, "LiveApp"); a.State != AppRefused {
-		t.Errorf("a server that ended: %v", a)
-	}
-	second := serve(addr, 500)
-	defer second.Close()
-	if a := CheckServing(t.Context(), client, base, "LiveApp"); a.Code != 500 {
-		t.Errorf("the next one: %v", a)
-	}
 }
 
 func TestApplications(t *testing.T) {

@@ -11,8 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -111,19 +109,6 @@ func TestUnitsRefused(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	must.NoDiff(t, "calls", b.calls, []string{"disable agent.service", "reload", "stop agent.service"})
-}
-
-func TestUnitsStartTakesLong(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		u, b := fakeUnits(map[string]string{"agent.service": "enabled inactive"})
-		b.result = nil
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		var job *JobError
-		if err := u.Enable(ctx); !errors.As(err, &job) || !job.Pending() {
-			t.Errorf("got %v", err)
-		}
-	})
 }
 
 // A file of EnvironmentFile= overrides every drop-in; of several assignments the last one counts.

@@ -129,15 +129,10 @@ func TestText(t *testing.T) {
 		{"unencoded password in a URI", `"mongodb://u:hun@ter/2@h/"`, `"mongodb://u:***@h/"`, nil},
 		{"quotes in a password", `use mongodb://u:pa'hun"t` + "`" + `er2@h/, not x`, "use mongodb://u:***@h/, not x", nil},
 		{"a quote in a quoted URI", `"mongodb://u:hun\"ter2@h/"`, `"mongodb://u:***@h/"`, nil},
-		{"a token of AWS", "mongodb://u@h/?authMechanismProperties=AWS_SESSION_TOKEN:hunter2", "mongodb://u@h/?authMechanismProperties=***", nil},
 		{"a quoted URI before an address", `Get "https://h:80/a": ask 'me@h'`, `Get "https://h:80/a": ask 'me@h'`, nil},
 		{"JSON on a line", `{"a":[{"u":"https://h:80/a"},{"n":5}],"b":"me@h"}`, `{"a":[{"u":"https://h:80/a"},{"n":5}],"b":"me@h"}`, nil},
 		{"a password in JSON on a line", `{"a":"mongodb://u:hun\"ter2@h","b":"x"}`, `{"a":"mongodb://u:***@h","b":"x"}`, nil},
 		{"URI without password", "see https://h:80/a and mongodb://h", "see https://h:80/a and mongodb://h", nil},
-		{"unknown password in XML", `bad <property name="password" value="hunter2"/>`, `bad <property name="password" value="***"/>`, nil},
-		{"the same, quoted again", `"start property name=\"password\" value=\"hunter2\""`, `"start property name=\"password\" value=\"***\""`, nil},
-		{"unknown password in YAML", "line 2:\n passphrase: hunter2\n", "line 2:\n passphrase: ***\n", nil},
-		{"unknown password, quoted again", `cause="password=\"hunter2\""`, `cause="password=\"***\""`, nil},
 		{"not UTF-8", "x\xff hunter2", "x\xff ***", []redact.Secret{"hunter2"}},
 	}
 	for _, tt := range tests {
