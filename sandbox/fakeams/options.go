@@ -9,99 +9,56 @@ import (
 	"time"
 )
 
-// Options says how to start. Only Root is needed.
+// Options says how to start. Only Root is needed; AddFlags explains each.
 type Options struct {
-	// Root is the installation.
-	Root string
-	// HostAddress is what the environment variable AMS_HOST_ADDRESS says; a release
-	// before 2.5 ignores it, as the server does.
-	HostAddress string
-	// Release replaces what the jar's manifest says.
-	Release string
-	// HTTPHost is the address to bind, in place of http.host, so that two nodes fit
-	// on one machine. Default 127.0.0.1; "file" binds what the file says.
-	HTTPHost string
-	// HTTPPort replaces http.port; 0 means the file's, -1 any free port.
-	HTTPPort int
-	// Control is the address of the HTTP control port; empty: none.
-	Control string
-	// Period is the time between two registrations; default 5 s, as the server's.
-	Period time.Duration
-	// MongoTimeout bounds the wait for a MongoDB at the start; default 30 s, as the
-	// server's.
+	Root         string // the installation
+	HostAddress  string // a release before 2.5 ignores it, as the server does
+	Release      string
+	HTTPHost     string // two nodes fit on one machine
+	HTTPPort     int
+	Control      string
+	Period       time.Duration
 	MongoTimeout time.Duration
-	// RequestTimeout bounds what a request asks MongoDB; default MongoTimeout.
+	// RequestTimeout bounds what a request asks MongoDB.
 	RequestTimeout time.Duration
-	// StreamWait is how long a stop waits for local streams of each application to
-	// end; default 5.5 s, as the server's.
-	StreamWait time.Duration
-	// LocalAddress replaces the address that the server would find by itself when
-	// HostAddress is empty.
+	// StreamWait is how long a stop waits for local streams of each application to end.
+	StreamWait   time.Duration
 	LocalAddress string
-	// InstanceID replaces the first part of the node's id.
-	InstanceID string
-	// Stats is a file that always holds the count of sessions, as [Stats]; empty:
-	// none.
-	Stats string
-	// HostsFile, when set, makes liveness answer 500 unless this file names the
-	// host, as the server does when it cannot resolve its own name.
-	HostsFile string
-	// Litter writes into the installation what the server writes besides settings and
-	// the marks of starts and stops: instance id, local databases.
+	InstanceID   string
+	Stats        string // a file that always holds the count of sessions, as [Stats]
+	HostsFile    string // the server resolves its own name
+	// Litter is what the server writes besides settings and the marks of starts and stops: instance id, local databases.
 	Litter bool
-	// Opening is how long after its HTTP port began to answer liveness is 500;
-	// default: not at all. After that it is 403 for [Behaviour.SlowStart].
+	// Opening is how long after its HTTP port began to answer liveness is 500. After that it is 403 for [Behaviour.SlowStart].
 	Opening time.Duration
-	// AppStart is how long each application takes for its start, one after the
-	// other, LiveApp last, after the server has registered itself; default 20 ms.
-	AppStart time.Duration
-	// SaveAtStart lets each application but the console save its settings in the
-	// course of its start, as the server does in cluster mode; SavePause is the time
-	// between the first and the second half of the file.
-	SaveAtStart bool
+	// AppStart is for one application after the other, LiveApp last, after the server has registered itself.
+	AppStart    time.Duration
+	SaveAtStart bool // of each application but the console
 	SavePause   time.Duration
-	// Community makes it the Community Edition, as far as that is visible from outside.
-	Community bool
-	// Behaviour is how it misbehaves.
-	Behaviour Behaviour
+	Community   bool
+	Behaviour   Behaviour
 	// Log gets one line for every step; default none. No password is in it.
 	Log *slog.Logger
 }
 
-// Behaviour makes the stand-in misbehave. The zero value is a good server.
+// Behaviour makes the stand-in misbehave; AddFlags explains how. The zero value is a good server.
 type Behaviour struct {
-	// OnlyIn restricts all of it to "cluster" or "standalone" mode.
-	OnlyIn string
-	// SlowStart is how long liveness answers 403 and nothing is registered.
-	SlowStart time.Duration
-	// NeverUp makes that last for ever.
-	NeverUp bool
-	// FailStart makes the start fail.
-	FailStart bool
-	// CrashAfter ends the server without any order so long after its HTTP port began to
-	// answer, up or not.
-	CrashAfter time.Duration
-	// RegisterAddress is registered in place of the right address.
+	OnlyIn          string
+	SlowStart       time.Duration // nothing is registered meanwhile
+	NeverUp         bool
+	FailStart       bool
+	CrashAfter      time.Duration // since its HTTP port began to answer, up or not
 	RegisterAddress string
-	// Silent sends no heartbeat.
-	Silent bool
-	// Liveness, when not 0, is the status of every liveness answer.
-	Liveness int
-	// Statistics, when not 0, is the status of every answer to who asks for them with
-	// the right token.
-	Statistics int
-	// Hang answers nothing and sends no heartbeat, as a process that SIGSTOP has
-	// stopped.
-	Hang bool
-	// Applications, when not 0, is the status of every answer of an application.
-	Applications int
-	// AppJWT lets an application's REST calls in with a token only, AppIPFilter none
-	// of them, PlayToken its players with a token only.
-	AppJWT, AppIPFilter, PlayToken bool
-	// SlowStop is how long a stop takes, before anything else in it.
-	SlowStop time.Duration
-	// ClockSkew is added to this machine's clock.
-	ClockSkew time.Duration
+	Silent          bool
+	Liveness        int
+	Statistics      int  // of calls with the right token
+	Hang            bool // as a process that SIGSTOP has stopped
+	Applications    int
+	AppJWT          bool
+	AppIPFilter     bool
+	PlayToken       bool
+	SlowStop        time.Duration // before anything else of a stop
+	ClockSkew       time.Duration
 }
 
 // AddFlags declares a flag for each option.

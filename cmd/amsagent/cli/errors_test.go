@@ -282,24 +282,6 @@ func TestNoSecretComesThrough(t *testing.T) {
 	}
 }
 
-// TestUnknownSecretIsMasked: texts that quote a setting with a password that the agent does not know.
-func TestUnknownSecretIsMasked(t *testing.T) {
-	for _, text := range []string{
-		`bad <property name="password" value="hunter2"/>`, `"start property name=\"password\" value=\"hunter2\""`,
-		"line 2:\n  passphrase: hunter2\n", `cause="password=\"hunter2\""`, "bad <keystorePass>hunter2</keystorePass>",
-	} {
-		for _, form := range []string{"text", "json"} {
-			e := &testEnv{}
-			g := plainGlobals(e)
-			g.out.SetForm(form, "never", -4)
-			sayEverywhere(t, g, text)
-			if all := e.stdout.String() + e.stderr.String(); strings.Contains(all, "hunter2") || !strings.Contains(all, "***") {
-				t.Errorf("%s, %s:\n%s", text, form, all)
-			}
-		}
-	}
-}
-
 // A password that is a word of ours must not break the object that it is kept out of.
 func TestRedactedJSONStaysJSON(t *testing.T) {
 	for _, password := range []string{"kind", "1", "true", `"`, `\`, "schema_version", "null", "a"} {

@@ -5,10 +5,7 @@ package cli
 
 import (
 	"errors"
-	"maps"
 	"net/http/httptest"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,24 +28,6 @@ func TestCloudOfTheFirmware(t *testing.T) {
 	if _, err := a.openCloud(); err != nil || a.opened["gcp"] == nil {
 		t.Errorf("%v, %v", a.opened, err)
 	}
-}
-
-// metadataOfAWS serves the metadata of an EC2 instance with these tags; nil is a launch template that switches tags off.
-func metadataOfAWS(t *testing.T, tags func() map[string]string) *httptest.Server {
-	t.Helper()
-	srv := httptest.NewServer(metadataService(func(path string) (string, bool) {
-		const below = "/latest/meta-data/tags/instance"
-		switch {
-		case path == "/latest/dynamic/instance-identity/document":
-			return `{"accountId":"111122223333","instanceId":"i-0abc1234567890def","region":"eu-west-1","availabilityZone":"eu-west-1a","instanceType":"c5.large","privateIp":"10.0.1.23"}`, true
-		case path == below:
-			return strings.Join(slices.Sorted(maps.Keys(tags())), "\n"), tags() != nil
-		}
-		value, tagged := tags()[strings.TrimPrefix(path, below+"/")]
-		return value, tagged
-	}))
-	t.Cleanup(srv.Close)
-	return srv
 }
 
 // adapterOnAWS is what a daemon that was started just now has, and what it logs.

@@ -29,6 +29,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/amsagent/amsagent/bootstrap"
+	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/locked"
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -103,48 +104,44 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// metadataService serves AWS's metadata, token and all.
-func metadataService(read func(path string) (text string, found bool)) http.Handler {
-	const token = "a-session-token"
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		text, found := "", false
-		switch {
-		case r.Method == http.MethodPut && r.URL.Path == "/latest/api/token":
-			w.Header().Set("X-Aws-Ec2-Metadata-Token-Ttl-Seconds", "21600")
-			text, found = token, true
-		case r.Header.Get("X-Aws-Ec2-Metadata-Token") != token:
-			w.WriteHeader(http.StatusUnauthorized)
-			return
-		default:
-			text, found = read(r.URL.Path)
-		}
-		if !found {
-			http.NotFound(w, r)
-			return
-		}
-		_, _ = io.WriteString(w, text)
-	})
+// serviceOfAWS serves the metadata of an EC2 instance, which has these tags at a request; nil switches tags off.
+func serviceOfAWS(tags func() map[string]string) *httptest.Server {
+	service := fakeaws.New(fakeaws.Options{})
+	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		now := tags()
+		service.Update(func(i *fakeaws.Instance) { i.Tags, i.TagsEnabled = now, now != nil })
+		service.ServeHTTP(w, r)
+	}))
 }
 
-// imds DIR serves the files below DIR as AWS's metadata, and points the agent at it. A folder is answered with the list of
-// what is in it.
+// metadataOfAWS is serviceOfAWS for a test.
+func metadataOfAWS(t *testing.T, tags func() map[string]string) *httptest.Server {
+	t.Helper()
+	srv := serviceOfAWS(tags)
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+// imds TAG=VALUE... points the agent at the metadata of an EC2 instance with these tags, `imds untagged` at one that shows
+// none, `imds empty` at another service.
 func imds(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: imds DIR")
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: imds TAG=VALUE... | untagged | empty")
 	}
-	dir := ts.MkAbs(args[0])
-	srv := httptest.NewServer(metadataService(func(path string) (string, bool) {
-		path = filepath.Join(dir, filepath.Clean(path))
-		if entries, err := os.ReadDir(path); err == nil {
-			var names []string
-			for _, e := range entries {
-				names = append(names, e.Name()+"\n")
-			}
-			return strings.Join(names, ""), true
+	var srv *httptest.Server
+	switch args[0] {
+	case "empty":
+		srv = httptest.NewServer(http.NotFoundHandler())
+	case "untagged":
+		srv = serviceOfAWS(func() map[string]string { return nil })
+	default:
+		tags := map[string]string{}
+		for _, arg := range args {
+			tag, value, _ := strings.Cut(arg, "=")
+			tags[tag] = value
 		}
-		b, err := os.ReadFile(path)
-		return strings.TrimSuffix(string(b), "\n"), err == nil
-	}))
+		srv = serviceOfAWS(func() map[string]string { return maps.Clone(tags) })
+	}
 	ts.Defer(srv.Close)
 	ts.Setenv("AMSAGENT_AWS_ENDPOINT", srv.URL)
 }
