@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -79,9 +77,8 @@ func TestReadDropIn(t *testing.T) {
 	} {
 		// Behind an absolute link, as from configuration management.
 		v, err := ReadDropIn(plant(t, map[string]string{DropInPath: "-> /srv/dropin", "srv/dropin": text}))
-		if diff := cmp.Diff(want, v); err != nil || diff != "" {
-			t.Errorf("%v (-want +got):\n%s", err, diff)
-		}
+		must.OK(t, err)
+		must.Equal(t, text, v, want)
 	}
 	pipe := plant(t, nil)
 	must.OK(t, os.MkdirAll(filepath.Dir(filepath.Join(pipe, DropInPath)), 0o755))

@@ -19,8 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/amsagent/amsagent/internal/must"
 )
 
@@ -198,9 +196,8 @@ func TestApplications(t *testing.T) {
 		{[]string{"none"}, []string{"root"}},
 	} {
 		apps, err := Applications(root, "", c.patterns)
-		if diff := cmp.Diff(c.want, apps); diff != "" || err != nil {
-			t.Errorf("%v: %v (-want +got):\n%s", c.patterns, err, diff)
-		}
+		must.OK(t, err)
+		must.NoDiff(t, fmt.Sprint(c.patterns), apps, c.want)
 	}
 }
 

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 	"go.mongodb.org/mongo-driver/v2/mongo"
 
@@ -79,7 +78,6 @@ func Hold(t *testing.T, s Server) {
 
 const (
 	console  = "root"
-	patience = 5 * time.Minute
 	javaDate = "#Mon Jan 02 15:04:05 MST 2006"
 )
 
@@ -106,15 +104,6 @@ func (h *held) get(t *testing.T, path, token string) (status int, body []byte) {
 		return 0, nil
 	}
 	return resp.StatusCode, body
-}
-
-func (h *held) until(t *testing.T, what string, is func() bool) {
-	t.Helper()
-	for end := time.Now().Add(patience); !is(); <-time.After(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("timed out waiting for %s", what)
-		}
-	}
 }
 
 func (h *held) nodes() *mongo.Collection {
@@ -165,7 +154,7 @@ func (h *held) starts(t *testing.T) {
 		}
 		return status
 	}
-	h.until(t, "all applications", func() bool {
+	must.Until(t, "all applications", func() bool {
 		if ask("liveness", "/rest/v2/liveness", "") == http.StatusOK {
 			first("liveness")
 		}
@@ -204,7 +193,7 @@ var nodeID = regexp.MustCompile(`^[0-9a-f]{32}`)
 
 func (h *held) document(t *testing.T) {
 	// Of a server that has not read its settings yet, the test beans write none: the first may follow the applications.
-	h.until(t, "a document", func() bool {
+	must.Until(t, "a document", func() bool {
 		n, err := h.nodes().CountDocuments(t.Context(), bson.M{})
 		return err == nil && n > 0
 	})
@@ -232,7 +221,7 @@ func (h *held) document(t *testing.T) {
 		t.Errorf("ip %s, _t %s", ip, kind)
 	}
 	at := h.beat(t)
-	h.until(t, "a beat", func() bool { return h.beat(t) > at })
+	must.Until(t, "a beat", func() bool { return h.beat(t) > at })
 }
 
 // beat is the time of the last one.
@@ -345,9 +334,9 @@ func (h *held) stream(t *testing.T) {
 	streams := h.Mongo.Database("liveapp").Collection("broadcast")
 	broadcasting := bson.M{"streamId": "table", "status": "broadcasting"}
 	end := h.Publish(t, "LiveApp", "table")
-	h.until(t, "a stream", func() bool { return h.figures(t)["localLiveStreams"] == 1.0 })
+	must.Until(t, "a stream", func() bool { return h.figures(t)["localLiveStreams"] == 1.0 })
 	var doc bson.Raw
-	h.until(t, "its document", func() bool {
+	must.Until(t, "its document", func() bool {
 		var err error
 		doc, err = streams.FindOne(t.Context(), broadcasting).Raw()
 		return err == nil
@@ -359,12 +348,12 @@ func (h *held) stream(t *testing.T) {
 	if age := time.Since(time.UnixMilli(updated)); !ok || age.Abs() > 20*time.Second {
 		t.Errorf("updateTime is %s", doc.Lookup("updateTime"))
 	}
-	h.until(t, "an update of it", func() bool {
+	must.Until(t, "an update of it", func() bool {
 		now, err := streams.FindOne(t.Context(), broadcasting).Raw()
 		return err == nil && now.Lookup("updateTime").AsInt64() > updated
 	})
 	end()
-	h.until(t, "its end", func() bool {
+	must.Until(t, "its end", func() bool {
 		n, err := streams.CountDocuments(t.Context(), broadcasting)
 		return err == nil && n == 0 && h.figures(t)["localLiveStreams"] == 0.0
 	})
@@ -399,13 +388,11 @@ func (h *held) startsAgain(t *testing.T) {
 	at := h.beat(t)
 	before := h.keys(t)
 	h.complete(t)
-	h.until(t, "a beat", func() bool { return h.beat(t) > at })
+	must.Until(t, "a beat", func() bool { return h.beat(t) > at })
 	if id := h.one(t).Lookup("_id").StringValue(); id != h.id {
 		t.Errorf("the document is %s, was %s", id, h.id)
 	}
-	if diff := cmp.Diff(before, h.keys(t)); diff != "" {
-		t.Errorf("the settings are others after a start (-before +after):\n%s", diff)
-	}
+	must.NoDiff(t, "the settings before (-) and after (+) a start", h.keys(t), before)
 }
 
 // complete starts it, and asks no application anything before its context is complete: it has
@@ -419,10 +406,10 @@ func (h *held) complete(t *testing.T) {
 		}
 	}
 	h.Start(t)
-	h.until(t, "all applications to be complete", func() bool {
+	must.Until(t, "all applications to be complete", func() bool {
 		return !slices.ContainsFunc(h.Apps, func(app string) bool { return !h.Complete(app, started) })
 	})
-	h.until(t, "all applications", func() bool { return h.serves(t) })
+	must.Until(t, "all applications", func() bool { return h.serves(t) })
 	for _, app := range h.Apps {
 		if got, _ := properties(t, h.Settings(t, app)).Get("appName"); got != app {
 			t.Errorf("%s is named %q", app, got)
