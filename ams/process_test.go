@@ -78,21 +78,10 @@ func TestEditedAfter(t *testing.T) {
 
 // Verification applies to the tree that the service runs.
 func TestOtherTree(t *testing.T) {
-	root := t.TempDir()
-	for _, dir := range []string{"opt/a", "opt/b"} {
-		for _, sub := range []string{"conf", "webapps"} {
-			must.OK(t, os.MkdirAll(filepath.Join(root, dir, sub), 0o755))
-		}
-		must.OK(t, os.WriteFile(filepath.Join(root, dir, "conf/jee-container.xml"), nil, 0o644))
-	}
-	link := func(to, name string) {
-		t.Helper()
-		must.OK(t, os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755))
-		must.OK(t, os.Symlink(to, filepath.Join(root, name)))
-	}
-	link("a", "opt/current")
-	link("/opt/b", "proc/12/cwd")
-	link("/", "proc/13/cwd")
+	root := plant(t, map[string]string{
+		"opt/a/conf/jee-container.xml": "", "opt/a/webapps/": "", "opt/b/conf/jee-container.xml": "", "opt/b/webapps/": "",
+		"opt/current": "-> a", "proc/12/cwd": "-> /opt/b", "proc/13/cwd": "-> /",
+	})
 	in := &Installation{Root: root, Dir: "/opt/a"}
 	for _, tt := range []struct {
 		name string

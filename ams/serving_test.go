@@ -171,22 +171,14 @@ func answering(t *testing.T, said string) string {
 }
 
 func TestApplications(t *testing.T) {
-	root := t.TempDir()
-	install := func(name string) {
-		t.Helper()
-		file := filepath.Join(root, DefaultDir, "webapps", name, "WEB-INF/red5-web.properties")
-		must.OK(t, os.MkdirAll(filepath.Dir(file), 0o755))
-		must.OK(t, os.WriteFile(file, nil, 0o644))
-	}
-	if _, err := Applications(root, "", nil); err == nil {
-		t.Error("no installation, no error")
-	}
+	const webapps = "usr/local/antmedia/webapps/"
+	files := map[string]string{webapps + "empty/": "", webapps + "linked": "-> live", webapps + "link\xe9d": "-> live"}
 	for _, name := range []string{"root", "LiveApp", "live", "My App", "caf\xe9"} {
-		install(name)
+		files[webapps+name+"/WEB-INF/red5-web.properties"] = ""
 	}
-	must.OK(t, os.MkdirAll(filepath.Join(root, DefaultDir, "webapps", "empty"), 0o755))
-	for _, name := range []string{"linked", "link\xe9d"} {
-		must.OK(t, os.Symlink("live", filepath.Join(root, DefaultDir, "webapps", name)))
+	root := plant(t, files)
+	if _, err := Applications(t.TempDir(), "", nil); err == nil {
+		t.Error("no installation, no error")
 	}
 	for _, c := range []struct {
 		patterns, want []string

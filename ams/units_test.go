@@ -6,7 +6,6 @@ package ams
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -113,14 +112,11 @@ func TestUnitsRefused(t *testing.T) {
 
 // A file of EnvironmentFile= overrides every drop-in; of several assignments the last one counts.
 func TestAddressInAnEnvironmentFile(t *testing.T) {
-	dir := t.TempDir()
-	write := func(name, text string) string {
-		path := filepath.Join(dir, name)
-		must.OK(t, os.WriteFile(path, []byte(text), 0o644))
-		return path
-	}
-	one := write("one.env", "# AMS_HOST_ADDRESS=10.0.0.1\nJAVA_OPTS=-Xmx1g\n AMS_HOST_ADDRESS=\"10.0.0.2\"\n")
-	two := write("two.env", "OTHER_AMS_HOST_ADDRESS=10.0.0.3\n")
+	dir := plant(t, map[string]string{
+		"one.env": "# AMS_HOST_ADDRESS=10.0.0.1\nJAVA_OPTS=-Xmx1g\n AMS_HOST_ADDRESS=\"10.0.0.2\"\n",
+		"two.env": "OTHER_AMS_HOST_ADDRESS=10.0.0.3\n",
+	})
+	one, two := filepath.Join(dir, "one.env"), filepath.Join(dir, "two.env")
 	for name, tt := range map[string]struct{ path, address, file string }{
 		"quoted":    {one, "10.0.0.2", one},
 		"none":      {two, "10.0.0.9", ""},

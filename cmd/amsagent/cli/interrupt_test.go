@@ -120,35 +120,6 @@ func TestInterruptedWhileItHangs(t *testing.T) {
 	}
 }
 
-// cancelAt ends a context when a text is written to it.
-type cancelAt struct {
-	text   string
-	cancel context.CancelCauseFunc
-}
-
-func (c cancelAt) Write(p []byte) (int, error) {
-	if strings.Contains(string(p), c.text) {
-		c.cancel(&interruptedError{syscall.SIGTERM})
-	}
-	return len(p), nil
-}
-
-// A support report that is interrupted in its last part is not printed.
-func TestSupportInterruptedAtTheEnd(t *testing.T) {
-	e := &testEnv{}
-	env := e.env()
-	ctx, cancel := context.WithCancelCause(t.Context())
-	env.Stderr = cancelAt{"journalctl", cancel}
-	g := globalsOf(env)
-	g.settings.Root = t.TempDir()
-	g.ctx = ctx
-	g.readsOnly.Store(true)
-	g.out.SetForm("text", "auto", 0)
-	if code := report(ctx, g, runSupport(ctx, g)); code != codeInterrupted || e.stdout.String() != "" {
-		t.Errorf("exit %d\n%s", code, e.stdout.String())
-	}
-}
-
 // No change begins after a signal or the command's time.
 func TestNoChangeAfterASignal(t *testing.T) {
 	g := plainGlobals(&testEnv{})
