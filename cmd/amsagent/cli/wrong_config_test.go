@@ -71,13 +71,7 @@ func TestWrongConfig(t *testing.T) {
 				return
 			}
 			var got struct {
-				Role *struct {
-					Value  string
-					Origin struct {
-						Name string
-						Line int
-					}
-				}
+				Role     *shownSetting
 				Disagree []bootstrap.Finding `json:"disagreements"`
 			}
 			if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != codeNotMember || got.Role == nil {
