@@ -183,33 +183,46 @@ func TestErrorLines(t *testing.T) {
 		{ID: "AMS-A", Text: "first\nits detail", Hint: "for a"}, {ID: "AMS-B", Text: "second", Hint: "for both"}, {ID: "AMS-C", Text: "third", Hint: "for both"}, {ID: "AMS-D", Text: "fourth"},
 	}})
 	for _, tt := range []struct {
-		name, form string
-		err        error
-		exit       int
-		want       string
+		name string
+		json bool
+		err  error
+		exit int
+		want string
 	}{
-		{"one cause", "text", &userError{
-			Msg: "cannot switch to cluster mode", Cause: refused, Hints: []string{"the security group of the database must admit port 27017 from this subnet"},
-			State: "nothing was changed on this machine", Exit: codePreflight,
-		}, codePreflight, `amsagent: error: cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection [AMS-MONGO-REFUSED]
+		{
+			name: "one cause", exit: codePreflight,
+			err: &userError{
+				Msg: "cannot switch to cluster mode", Cause: refused, Hints: []string{"the security group of the database must admit port 27017 from this subnet"},
+				State: "nothing was changed on this machine", Exit: codePreflight,
+			},
+			want: `amsagent: error: cannot switch to cluster mode: MongoDB at 10.0.1.7:27017 refused the connection [AMS-MONGO-REFUSED]
 amsagent: cause: dial tcp 10.0.1.7:27017: connect: connection refused
 amsagent: hint: the security group of the database must admit port 27017 from this subnet
 amsagent: nothing was changed on this machine
-`},
-		{"several causes", "text", &userError{
-			Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: codePreflight,
-		}, codePreflight, `amsagent: error: 2 checks failed [AGENT-FAILED]
+`,
+		},
+		{
+			name: "several causes", exit: codePreflight,
+			err: &userError{Msg: "2 checks failed", Cause: errors.Join(errors.New("first\nand more"), fmt.Errorf("x: %w", errors.New("second"))), Exit: codePreflight},
+			want: `amsagent: error: 2 checks failed [AGENT-FAILED]
 amsagent: cause: first
 amsagent: cause:   and more
 amsagent: cause: x: second
 amsagent: nothing was changed on this machine
-`},
-		{"a cause that wraps several things below its own text", "text", &userError{Msg: "m", Cause: errors.Join(notReady, errors.Join(errors.New("z"))), ID: "AMS-X", Hints: []string{"h"}}, codeFailed, `amsagent: error: m [AMS-X]
+`,
+		},
+		{
+			name: "a cause that wraps several things below its own text", exit: codeFailed,
+			err: &userError{Msg: "m", Cause: errors.Join(notReady, errors.Join(errors.New("z"))), ID: "AMS-X", Hints: []string{"h"}},
+			want: `amsagent: error: m [AMS-X]
 amsagent: cause: ` + notReady.Error() + `
 amsagent: cause: z
 amsagent: hint: h
-`},
-		{"hints of several causes", "text", checks, codePreflight, `amsagent: error: cannot join: 4 checks failed [AGENT-PREFLIGHT]
+`,
+		},
+		{
+			name: "hints of several causes", exit: codePreflight, err: checks,
+			want: `amsagent: error: cannot join: 4 checks failed [AGENT-PREFLIGHT]
 amsagent: cause: AMS-A: first
 amsagent: cause:   its detail
 amsagent: hint: for a
@@ -218,21 +231,26 @@ amsagent: cause: AMS-C: third
 amsagent: hint: for both
 amsagent: cause: AMS-D: fourth
 amsagent: nothing was changed on this machine
-`},
-		{
-			"the same as JSON", "json", checks, codePreflight, `{"schema_version":1,"kind":"error","error":{"id":"AGENT-PREFLIGHT","message":"cannot join: 4 checks failed",` +
-				`"cause":"AMS-A: first\nits detail\nAMS-B: second\nAMS-C: third\nAMS-D: fourth","hints":["for a","for both"],"state":"nothing was changed on this machine","exit_code":3}}
 `,
 		},
-		{"secrets in JSON", "json", &userError{
-			Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: codeUnknown, ID: "AMS-X",
-		}, codeUnknown, `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}
-`},
+		{
+			name: "the same as JSON", exit: codePreflight, err: checks, json: true,
+			want: `{"schema_version":1,"kind":"error","error":{"id":"AGENT-PREFLIGHT","message":"cannot join: 4 checks failed",` +
+				`"cause":"AMS-A: first\nits detail\nAMS-B: second\nAMS-C: third\nAMS-D: fourth","hints":["for a","for both"],` +
+				`"state":"nothing was changed on this machine","exit_code":3}}` + "\n",
+		},
+		{
+			name: "secrets in JSON", exit: codeUnknown, json: true,
+			err:  &userError{Msg: "m hunter22", Cause: errors.New("c <&> hunter22"), Hints: []string{"h hunter22"}, State: "s hunter22", Exit: codeUnknown, ID: "AMS-X"},
+			want: `{"schema_version":1,"kind":"error","error":{"id":"AMS-X","message":"m ***","cause":"c <&> ***","hints":["h ***"],"state":"s ***","exit_code":4}}` + "\n",
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e := &testEnv{}
 			g := plainGlobals(e)
-			g.out.SetForm(tt.form, map[string]string{"text": "never", "json": "always"}[tt.form], 0)
+			if tt.json {
+				g.out.SetForm("json", "always", 0)
+			}
 			g.out.AddSecrets("hunter22")
 			must.Equal(t, "exit", report(t.Context(), g, tt.err), tt.exit)
 			must.NoDiff(t, "stderr", e.stderr.String(), tt.want)

@@ -16,12 +16,8 @@ import (
 
 // Only root may change the program that the server's unit calls as root.
 func TestProgramOfTheDropIn(t *testing.T) {
-	dir := t.TempDir()
-	own, open := filepath.Join(dir, "amsagent"), filepath.Join(dir, "open", "amsagent")
-	must.OK(t, os.Mkdir(filepath.Dir(open), 0o755))
-	for _, name := range []string{own, open} {
-		must.OK(t, os.WriteFile(name, nil, 0o755))
-	}
+	dir := tree(t, map[string]string{"amsagent": "", "open/amsagent": ""})
+	own, open := filepath.Join(dir, "amsagent"), filepath.Join(dir, "open/amsagent")
 	must.OK(t, errors.Join(os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(open), 0o777)))
 	installed := "" // unless it is here
 	if _, err := os.Stat(installedProgram); err == nil {
