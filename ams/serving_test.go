@@ -6,7 +6,6 @@ package ams
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -216,27 +215,20 @@ func TestInitialized(t *testing.T) {
 		"the console without its folders": {"root", nil, never, never, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			root := t.TempDir()
-			folder := filepath.Join(root, "ams/webapps", tt.app)
-			settings := filepath.Join(folder, "WEB-INF/red5-web.properties")
-			if tt.folder != never {
-				must.OK(t, os.MkdirAll(filepath.Dir(settings), 0o755))
-			}
-			names := []string{}
+			folder := "ams/webapps/" + tt.app
+			settings := folder + "/WEB-INF/red5-web.properties"
+			files := map[string]string{}
 			for _, mark := range tt.marks {
-				names = append(names, filepath.Join(folder, mark))
+				files[folder+"/"+mark] = ""
 			}
 			if tt.settings != never {
-				names = append(names, settings)
+				files[settings] = ""
 			}
-			for _, name := range names {
-				must.OK(t, os.WriteFile(name, nil, 0o644))
-			}
+			root := plant(t, files)
 			for name, when := range map[string]time.Duration{folder: tt.folder, settings: tt.settings} {
-				if when == never {
-					continue
+				if when != never {
+					must.OK(t, os.Chtimes(filepath.Join(root, name), started.Add(when), started.Add(when)))
 				}
-				must.OK(t, os.Chtimes(name, started.Add(when), started.Add(when)))
 			}
 			in := &Installation{Root: root, Dir: "/ams"}
 			must.Equal(t, "initialized", in.Initialized(tt.app, started), tt.want)
@@ -252,14 +244,13 @@ func TestInitialized(t *testing.T) {
 }
 
 func TestMadeSince(t *testing.T) {
-	root := t.TempDir()
+	const file = "ams/webapps/LiveApp/WEB-INF/web.xml"
+	root, now := plant(t, map[string]string{file: ""}), time.Now()
+	must.OK(t, os.Chtimes(filepath.Join(root, file), time.Time{}, now.Add(-2*time.Hour)))
 	in := &Installation{Root: root, Dir: "/ams"}
-	now := time.Now()
-	if in.MadeSince("LiveApp", now.Add(-time.Hour)) {
+	if in.MadeSince("live", now.Add(-time.Hour)) {
 		t.Error("one that is not there was made")
 	}
-	name := filepath.Join(root, "ams/webapps/LiveApp/WEB-INF/web.xml")
-	must.OK(t, errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, nil, 0o644), os.Chtimes(name, time.Time{}, now.Add(-2*time.Hour))))
 	for age, want := range map[time.Duration]bool{time.Hour: true, -time.Hour: false} {
 		must.Equal(t, fmt.Sprintf("made in the last %s, although its archive is old", age), in.MadeSince("LiveApp", now.Add(-age)), want)
 	}

@@ -131,7 +131,7 @@ func (s *Server) answer(w http.ResponseWriter, err error) {
 
 func (s *Server) status() status {
 	st := status{
-		Mode: s.Mode(), Release: s.Release(), Address: s.address, NodeID: s.nodeID,
+		Mode: s.Mode(), Release: s.in.version, Address: s.address, NodeID: s.nodeID,
 		Apps: map[string]string{}, Applications: map[string]AppState{}, Streams: s.Streams(), Viewers: s.Audience(),
 	}
 	s.mu.Lock()

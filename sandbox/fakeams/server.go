@@ -497,9 +497,6 @@ func (s *Server) Mode() string {
 	return "standalone"
 }
 
-// Release is the version that it behaves as.
-func (s *Server) Release() string { return s.in.version }
-
 // Address is what it registers itself under.
 func (s *Server) Address() string { return s.address }
 
