@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.mongodb.org/mongo-driver/v2/bson"
 
 	"github.com/amsagent/amsagent/internal/must"
@@ -205,22 +204,6 @@ func TestClockSkew(t *testing.T) {
 	}
 }
 
-// With one look a minute, a healthy node stays healthy.
-func TestRareLooks(t *testing.T) {
-	s := newStage(t)
-	for range 4 {
-		s.heartbeat("a", "10.0.0.1")
-		s.write("d", "10.0.0.1", -10*time.Minute)
-		s.pass(4 * time.Second)
-		if s.o.last.IsZero() {
-			s.look()
-		} else {
-			s.want("a 10.0.0.1 healthy")
-		}
-		s.pass(56 * time.Second)
-	}
-}
-
 // MongoDB's clock jumps between looks.
 func TestServerClockJumps(t *testing.T) {
 	for _, jump := range []time.Duration{-10 * time.Minute, 10 * time.Minute} {
@@ -334,23 +317,6 @@ func TestAgeOfAChange(t *testing.T) {
 	s.heartbeat("a", "10.0.0.1")
 	s.skew = 10 * time.Minute
 	must.Equal(t, "the age", s.look()[0].Agent.Age, seconds.Duration(2*time.Second))
-}
-
-// On a first look after an outage of MongoDB, no node is gone.
-func TestFirstLookAfterAnOutage(t *testing.T) {
-	for _, away := range []time.Duration{5 * time.Second, 6 * time.Second, 11 * time.Second, 12 * time.Second, 20 * time.Second, time.Hour} {
-		s := newStage(t)
-		for i := range 10 {
-			s.heartbeat(fmt.Sprint(i), fmt.Sprintf("10.0.0.%d", i))
-			s.pass(500 * time.Millisecond)
-		}
-		s.pass(away)
-		for _, m := range s.look() {
-			if m.Health == Gone {
-				t.Errorf("%s away: %+v", away, m)
-			}
-		}
-	}
 }
 
 // An observer whose first looks fail does not know since when MongoDB was away. A node with old signals is unknown until it sends
@@ -511,20 +477,6 @@ func TestMembersByAddress(t *testing.T) {
 			}
 		}
 	})
-}
-
-func TestLookOrder(t *testing.T) {
-	s := newStage(t)
-	for i := range 12 {
-		s.heartbeat(fmt.Sprintf("i-%02d", 12-i), fmt.Sprintf("10.0.0.%d", i))
-	}
-	var got []string
-	for _, m := range s.look() {
-		got = append(got, m.Address())
-	}
-	if diff := cmp.Diff([]string{"10.0.0.0", "10.0.0.1", "10.0.0.2"}, got[:3]); diff != "" || got[11] != "10.0.0.11" {
-		t.Errorf("%v", got)
-	}
 }
 
 // Only an active node with two fresh signals is not-serving. An older agent reports no Serving, which counts as serving.

@@ -194,6 +194,18 @@ func TestWaitErrorTexts(t *testing.T) {
 			"MongoDB could not be read; the last reading failed: reading: MongoDB at h:1 refused the connection",
 		},
 		{
+			"nothing",
+			AMSNotSeenError{Reads: 3},
+			nil, false,
+			"no document of this address appeared",
+		},
+		{
+			"it stopped",
+			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(10 * time.Minute)}},
+			nil, false,
+			"it wrote its document and stopped, the last time at 2026-03-01T11:50:00Z; the local clock is at 2026-03-01T12:00:00Z",
+		},
+		{
 			"docker0, and an old document of ours",
 			AMSNotSeenError{Reads: 3, Ours: []AMSNode{ours(time.Hour)}, Local: []AMSNode{docker}},
 			[]AMSNode{ours(time.Hour)},

@@ -64,6 +64,7 @@ func TestRegisterRecord(t *testing.T) {
 	}{
 		"none":                     {nil, self(nil), RegisterOptions{}, "origin joining join new"},
 		"the same instance":        {stored(nil), self(nil), RegisterOptions{}, "origin active run 7"},
+		"neither boot nor address": {stored(func(r *record) { r.IP, r.BootID = "", "" }), Node{ID: "i-1", Role: "origin", State: StateJoining}, RegisterOptions{}, "origin active run 7"},
 		"the same state":           {stored(nil), self(func(n *Node) { n.State = StateActive }), RegisterOptions{}, "origin active join 7"},
 		"a record that is bad":     {&record{Node: Node{ID: "i-1"}, bad: &BadRecordError{}}, self(nil), RegisterOptions{}, "origin joining join new"},
 		"a state of the future":    {stored(func(r *record) { r.State = "dancing" }), self(nil), RegisterOptions{}, "origin joining join new"},
@@ -404,6 +405,9 @@ func TestDecode(t *testing.T) {
 		"a heartbeat": {"_id": "i-1", "heartbeat": true},
 		"a large one": {"_id": "i-1", "role": strings.Repeat("x", maxRecord)},
 		"a time":      {"_id": "i-1", "updated_at": "noon"},
+		"a request":   {"_id": "i-1", "drain_request": "drain"},
+		"its id":      {"_id": "i-1", "drain_request": bson.M{"id": 7}},
+		"its options": {"_id": "i-1", "drain_request": bson.M{"id": "x", "now": "yes"}},
 	} {
 		r := decode(raw(t, bad))
 		if r.bad == nil || r.bad.ID != "i-1" || len(r.bad.Error()) > 300 {
