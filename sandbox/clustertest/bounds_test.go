@@ -4,7 +4,6 @@
 package clustertest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -131,12 +130,7 @@ func TestStreamsByIndex(t *testing.T) {
 // short.
 func TestRights(t *testing.T) {
 	t.Parallel()
-	binary := realmongo.Require(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Users: map[string]string{"root": "secret"}})
-	must.OK(t, err)
-	t.Cleanup(func() { _ = s.Close() })
+	s := startReal(t, realmongo.Options{Users: map[string]string{"root": "secret"}})
 	b := openURI(t, s.URI())
 	on := func(role, db string) bson.M { return bson.M{"role": role, "db": db} }
 	run := func(command bson.D) {
@@ -150,7 +144,7 @@ func TestRights(t *testing.T) {
 	})
 	c := connect(t, "mongodb://node:secret@"+s.Addrs()+"/?authSource=admin", cluster.Options{})
 	must.OK(t, c.CheckAccess(t.Context()))
-	err = c.CheckRead(t.Context(), []string{"liveapp"})
+	err := c.CheckRead(t.Context(), []string{"liveapp"})
 	if cluster.KindOf(err) != cluster.KindForbidden || strings.Contains(err.Error(), "lsid") || !strings.Contains(err.Error(), "liveapp") {
 		t.Errorf("without read on liveapp: %v", err)
 	}

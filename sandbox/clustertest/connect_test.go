@@ -81,44 +81,32 @@ func noPassword(t *testing.T, where, text string) {
 	}
 }
 
+// What the agent says of other failures is in package cluster: TestServerErrors, TestNetworkErrors.
 func TestServerMisbehaves(t *testing.T) {
 	t.Parallel()
-	const limit = 1500 * time.Millisecond
-	tests := []struct {
-		name  string
+	for name, tt := range map[string]struct {
 		fault mongod.Fault
 		kind  cluster.Kind // "" means that the call works in spite of it
 	}{
-		{"absent", mongod.Fault{Mode: mongod.Refuse}, cluster.KindRefused},
-		{"slow", mongod.Fault{Mode: mongod.Delay, Delay: time.Minute, Commands: []string{"find"}}, cluster.KindTimeout},
-		{"a little slow", mongod.Fault{Mode: mongod.Delay, Delay: 300 * time.Millisecond, Commands: []string{"find"}}, ""},
-		{"deaf", mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"find"}}, cluster.KindTimeout},
-		{"cut once in a call", mongod.Fault{Mode: mongod.CutReply, Commands: []string{"find"}, Times: 1}, ""},
-		{"half an answer once", mongod.Fault{Mode: mongod.Truncate, Commands: []string{"find"}, Times: 1}, ""},
-		{"closed once", mongod.Fault{Mode: mongod.HalfClose, Commands: []string{"find"}, Times: 1}, ""},
-		{"election", mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Times: 1, Code: 189, Name: "PrimarySteppedDown"}, ""},
-		{"election that does not end", mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Code: 189, Name: "PrimarySteppedDown"}, cluster.KindNotPrimary},
-		{"not implemented", mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Code: 238, Name: "NotImplemented"}, cluster.KindUnsupported},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
+		"cut once in a call": {mongod.Fault{Mode: mongod.CutReply, Commands: []string{"find"}, Times: 1}, ""},
+		"election":           {mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Times: 1, Code: 189, Name: "PrimarySteppedDown"}, ""},
+		"election that does not end": {
+			mongod.Fault{Mode: mongod.Error, Commands: []string{"find"}, Code: 189, Name: "PrimarySteppedDown"}, cluster.KindNotPrimary,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := startServer(t, mongod.Options{})
-			o := cluster.Options{Timeout: limit}
-			if tt.kind == "" || tt.kind == cluster.KindUnsupported {
-				o.Timeout = 30 * time.Second
+			o := cluster.Options{Timeout: 30 * time.Second}
+			if tt.kind != "" {
+				o.Timeout = 1500 * time.Millisecond
 			}
 			c := connect(t, s.URI(), o)
 			must.Until(t, "the server answers", func() bool { return c.Ping(t.Context()) == nil })
 			fault(t, s, tt.fault)
-			start := time.Now()
 			_, err := c.Nodes(t.Context())
-			if took := time.Since(start); took > o.Timeout+30*time.Second {
-				t.Errorf("it took %s", took)
-			}
-			if tt.kind == cluster.KindRefused || tt.kind == cluster.KindNotPrimary {
-				// The driver checks twice, half a second apart, before it drops the connections that were cut. A call whose
-				// time ends in an attempt, and not between two, has the timeout as its error.
+			if tt.kind != "" {
+				// A call whose time ends in an attempt, and not between two, has the timeout as its error.
 				must.Until(t, string(tt.kind), func() bool {
 					_, err = c.Nodes(t.Context())
 					return cluster.KindOf(err) == tt.kind
@@ -166,16 +154,25 @@ func TestBounds(t *testing.T) {
 func TestCloseWhileConnecting(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, mongod.Options{})
-	d := &stuckDialer{dialed: make(chan struct{}, 100), release: make(chan struct{})}
-	defer close(d.release)
+	var stuck atomic.Bool
+	dialed, release := make(chan struct{}, 100), make(chan struct{})
+	defer close(release)
+	dial := dialFunc(func(ctx context.Context, network, address string) (net.Conn, error) {
+		if stuck.Load() { // whatever the context
+			dialed <- struct{}{}
+			<-release
+			return nil, errors.New("released")
+		}
+		return new(net.Dialer).DialContext(ctx, network, address)
+	})
 	target, err := cluster.ParseTarget(s.Addr())
 	must.OK(t, err)
-	c, err := cluster.Connect(t.Context(), target, cluster.Options{Dialer: d})
+	c, err := cluster.Connect(t.Context(), target, cluster.Options{Dialer: dial})
 	must.OK(t, err)
 	must.OK(t, c.Ping(t.Context()))
-	d.stuck.Store(true)
+	stuck.Store(true)
 	fault(t, s, mongod.Fault{Mode: mongod.Cut})
-	<-d.dialed
+	<-dialed
 	closed := make(chan error, 1)
 	go func() { closed <- c.Close(t.Context()) }()
 	select {
@@ -186,19 +183,10 @@ func TestCloseWhileConnecting(t *testing.T) {
 	}
 }
 
-// stuckDialer connects, and hangs once stuck is set, whatever the context.
-type stuckDialer struct {
-	stuck           atomic.Bool
-	dialed, release chan struct{}
-}
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-func (d *stuckDialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	if d.stuck.Load() {
-		d.dialed <- struct{}{}
-		<-d.release
-		return nil, errors.New("released")
-	}
-	return new(net.Dialer).DialContext(ctx, network, address)
+func (f dialFunc) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return f(ctx, network, address)
 }
 
 // An idle client has few connections.
@@ -215,31 +203,5 @@ func TestFewConnections(t *testing.T) {
 	all.Wait()
 	if n := s.Stats().Accepted; n > 4 {
 		t.Errorf("%d connections for 30 calls at once, want 4 at most: 2 to call and 2 to watch", n)
-	}
-}
-
-func TestReplicaSetOption(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{ReplicaSet: "rs0"})
-	must.OK(t, connect(t, s.URI()+"?replicaSet=rs0", cluster.Options{}).CheckAccess(t.Context()))
-	err := connect(t, s.URI()+"?replicaSet=other", cluster.Options{Timeout: 5 * time.Second}).Ping(t.Context())
-	if cluster.KindOf(err) != cluster.KindConfig || !strings.Contains(err.Error(), "replica set other") {
-		t.Errorf("another replica set: %v", err)
-	}
-	// One of several hosts is enough.
-	dead := startServer(t, mongod.Options{})
-	fault(t, dead, mongod.Fault{Mode: mongod.Refuse})
-	must.Equal(t, "one host of two is dead", connect(t, dead.Addr()+","+s.Addr(), cluster.Options{}).Ping(t.Context()), nil)
-}
-
-func TestServerClock(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	for _, skew := range []time.Duration{0, 10 * time.Minute, -10 * time.Minute} {
-		c := connect(t, s.URI(), cluster.Options{Now: func() time.Time { return time.Now().Add(skew) }})
-		got, accuracy, err := c.ClockSkew(t.Context())
-		if err != nil || (got-skew).Abs() > accuracy+time.Second {
-			t.Errorf("skew %s ± %s, %v, want %s", got, accuracy, err, skew)
-		}
 	}
 }

@@ -35,17 +35,7 @@ import (
 // realSet starts a replica set of three real servers.
 func realSet(t *testing.T) *realmongo.Set {
 	t.Helper()
-	binary := realmongo.Require(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Members: 3})
-	must.OK(t, err)
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
+	return startReal(t, realmongo.Options{Members: 3})
 }
 
 // waitHealthy waits until all members are healthy and the first one is the primary, which has the highest priority.
@@ -326,7 +316,6 @@ func TestRealAcknowledgedStays(t *testing.T) {
 // MongoDB is back.
 func TestRealMongoDiskFull(t *testing.T) {
 	t.Parallel()
-	binary := realmongo.Require(t)
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a small disk needs root")
 	}
@@ -334,16 +323,8 @@ func TestRealMongoDiskFull(t *testing.T) {
 	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=512m"); err != nil {
 		t.Skip("mounting a small disk failed: ", err)
 	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(disk, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
-	s, err := realmongo.Start(ctx, realmongo.Options{Binary: binary, Dir: disk})
-	must.OK(t, err)
-	t.Cleanup(func() { _ = s.Close() })
+	t.Cleanup(func() { must.OK(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+	s := startReal(t, realmongo.Options{Dir: disk})
 	a := newAgentAt(t, s.URI(), s.URI())
 	a.start()
 
@@ -473,13 +454,22 @@ func TestRealJoinOutlastsHang(t *testing.T) {
 		}
 		primary, err := s.Primary(t.Context())
 		must.OK(t, err)
-		hangs := &hangingAt{then: sync.OnceValue(primary.Pause)}
-		a.machine.HTTP = &http.Client{Transport: hangs}
+		var asked atomic.Bool
+		hang := sync.OnceValue(primary.Pause)
+		a.machine.HTTP = &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			if strings.Contains(r.URL.Path, "amsagent-readiness") { // to an application
+				asked.Store(true)
+				if err := hang(); err != nil {
+					return nil, err
+				}
+			}
+			return http.DefaultTransport.RoundTrip(r)
+		})}
 		res, err := a.machine.Join(t.Context(), bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify})
 		if err != nil {
 			t.Fatalf("changes %v: %v (%+v)", changes, err, res)
 		}
-		if !hangs.asked.Load() {
+		if !asked.Load() {
 			t.Error("the applications were not asked")
 		}
 		if record := a.door.record(nodeID); record["state"] != "active" {
@@ -488,22 +478,6 @@ func TestRealJoinOutlastsHang(t *testing.T) {
 		must.OK(t, primary.Resume())
 		newPrimary(t, s, primary)
 	}
-}
-
-// hangingAt calls then at the first request to an application.
-type hangingAt struct {
-	then  func() error
-	asked atomic.Bool
-}
-
-func (h *hangingAt) RoundTrip(r *http.Request) (*http.Response, error) {
-	if strings.Contains(r.URL.Path, "amsagent-readiness") {
-		h.asked.Store(true)
-		if err := h.then(); err != nil {
-			return nil, err
-		}
-	}
-	return http.DefaultTransport.RoundTrip(r)
 }
 
 // TestRealOneMemberNamed: an address that names one member of a set is used as AMS uses it, with a warning. Once another

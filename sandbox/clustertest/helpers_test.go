@@ -39,6 +39,25 @@ func startServer(t *testing.T, o mongod.Options) *mongod.Server {
 	return servers.Start(t, o)
 }
 
+// started is a server of a test, with both clients.
+func started(t *testing.T) (*mongod.Server, backdoor, *cluster.Client) {
+	t.Helper()
+	s := startServer(t, mongod.Options{})
+	return s, open(t, s), connect(t, s.URI(), cluster.Options{})
+}
+
+// startReal starts servers without a proxy.
+func startReal(t *testing.T, o realmongo.Options) *realmongo.Set {
+	t.Helper()
+	o.Binary = realmongo.Require(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	defer cancel()
+	s, err := realmongo.Start(ctx, o)
+	must.OK(t, err)
+	t.Cleanup(func() { must.OK(t, s.Close()) })
+	return s
+}
+
 // onBoth runs do on a real mongod, and on the registry in memory of package fakemongo, which must do the same.
 func onBoth(t *testing.T, do func(t *testing.T, b backdoor, c *cluster.Client)) {
 	t.Helper()

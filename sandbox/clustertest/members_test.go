@@ -18,8 +18,6 @@ import (
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
-func num[T any](v T) *T { return &v }
-
 func member(t *testing.T, c *cluster.Client, id, ip string) {
 	t.Helper()
 	_, err := c.Register(t.Context(), cluster.Node{ID: id, IP: ip, State: cluster.StateActive, BootID: "b", Interval: seconds.Duration(5 * time.Second), Port: 5080}, cluster.RegisterOptions{})
@@ -42,16 +40,16 @@ func TestHeartbeat(t *testing.T) {
 		must.OK(t, err)
 		pass(t, c)
 		first := cluster.Heartbeat{
-			Seq: 1, Clock: (*seconds.Duration)(num(-1500 * time.Millisecond)), Serving: &cluster.Serving{Up: true},
+			Seq: 1, Clock: (*seconds.Duration)(new(-1500 * time.Millisecond)), Serving: &cluster.Serving{Up: true},
 			Load: &cluster.Load{
-				CPU: num(83), Mem: num(61), NetRx: num(int64(1) << 40), NetTx: num(int64(7)), Disk: num(3), Score: num(97),
-				GPUs: []cluster.GPULoad{{Name: "A10G", Util: num(40), Enc: num(97), Dec: num(0), Mem: num(12)}, {}},
+				CPU: new(83), Mem: new(61), NetRx: new(int64(1) << 40), NetTx: new(int64(7)), Disk: new(3), Score: new(97),
+				GPUs: []cluster.GPULoad{{Name: "A10G", Util: new(40), Enc: new(97), Dec: new(0), Mem: new(12)}, {}},
 			},
-			Sessions: &cluster.Sessions{Publishers: num(3), Viewers: num(431), By: cluster.CountedByConnections},
+			Sessions: &cluster.Sessions{Publishers: new(3), Viewers: new(431), By: cluster.CountedByConnections},
 			Drain:    &cluster.DrainLimit{Until: time.UnixMilli(1_900_000_000_123).UTC(), By: "hook drain"},
 		}
 		second := cluster.Heartbeat{
-			Seq: 2, Load: &cluster.Load{CPU: num(0)}, Sessions: &cluster.Sessions{Publishers: num(0)}, Serving: &cluster.Serving{Why: "LiveApp fails"},
+			Seq: 2, Load: &cluster.Load{CPU: new(0)}, Sessions: &cluster.Sessions{Publishers: new(0)}, Serving: &cluster.Serving{Why: "LiveApp fails"},
 		}
 		for _, want := range []cluster.Heartbeat{first, second, first} {
 			must.OK(t, c.Heartbeat(t.Context(), self, want))
@@ -73,27 +71,10 @@ func TestHeartbeat(t *testing.T) {
 	})
 }
 
-// A cut connection costs one heartbeat; the next one is written.
-func TestHeartbeatCut(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	c := connect(t, s.URI(), cluster.Options{Timeout: 5 * time.Second})
-	member(t, c, "i-1", own)
-	fault(t, s, mongod.Fault{Mode: mongod.Cut, Times: 1, Commands: []string{"update"}})
-	if err := c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 1}); cluster.KindOf(err) != cluster.KindLost {
-		t.Errorf("%v", err)
-	}
-	must.OK(t, c.Heartbeat(t.Context(), memberOf("i-1", own), cluster.Heartbeat{Seq: 2}))
-	if n, err := c.Node(t.Context(), "i-1"); err != nil || n.Seq != 2 {
-		t.Errorf("%+v, %v", n, err)
-	}
-}
-
 // The clocks of the nodes are ten minutes off.
 func TestLookAndJudge(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	_, b, c := started(t)
 	var o cluster.Observer
 	says := func() string {
 		t.Helper()
@@ -122,7 +103,7 @@ func TestLookAndJudge(t *testing.T) {
 			seq++
 			self, h := memberOf("plain", "fd00::2"), cluster.Heartbeat{Seq: seq}
 			if id == "skewed" {
-				self, h.Clock = memberOf(id, "10.0.0.1"), (*seconds.Duration)(num(-10*time.Minute))
+				self, h.Clock = memberOf(id, "10.0.0.1"), (*seconds.Duration)(new(-10*time.Minute))
 			}
 			must.OK(t, c.Heartbeat(t.Context(), self, h))
 		}
@@ -141,8 +122,7 @@ func TestLookAndJudge(t *testing.T) {
 
 func TestRemoveNode(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	s, b, c := started(t)
 	member(t, c, "i-1", own)
 	member(t, c, "i-2", "10.0.0.4")
 	n, err := c.Node(t.Context(), "i-1")

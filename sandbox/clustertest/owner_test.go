@@ -6,7 +6,6 @@ package clustertest
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,7 +18,6 @@ import (
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/internal/seconds"
-	"github.com/amsagent/amsagent/metadata"
 	"github.com/amsagent/amsagent/sandbox/mongod"
 )
 
@@ -61,7 +59,7 @@ func TestOneRowOneMachine(t *testing.T) {
 		}
 		unchanged("its heartbeat", heartbeat(copied, 7), was)
 		unchanged("its leave", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{}), was)
-		unchanged("its end", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{Cut: num(3)}), was)
+		unchanged("its end", c.SetOwnState(t.Context(), copied, cluster.StateLeft, "shutdown", cluster.Details{Cut: new(3)}), was)
 
 		// An operator replaces the record. Now the first machine is refused.
 		if r, err := c.Register(t.Context(), copied, cluster.RegisterOptions{Replace: true}); err != nil || r.IP != copied.IP {
@@ -168,17 +166,11 @@ func TestLeaveAfterAReboot(t *testing.T) {
 func TestJoinOverALiveMachine(t *testing.T) {
 	t.Parallel()
 	a := newAgent(t)
-	boot(t, a.root, "boot-1")
 	n := other()
 	n.ID, n.Interval, n.State = nodeID, seconds.Duration(3*time.Second), cluster.StateActive
 	_, err := a.client.Register(t.Context(), n, cluster.RegisterOptions{Replace: true})
 	must.OK(t, err)
-	req := bootstrap.JoinRequest{
-		Mongo: a.client.Target(), Role: "edge",
-		Identify: func(context.Context) (metadata.Instance, error) {
-			return metadata.Instance{ID: nodeID, Provider: "generic", Address: netip.MustParseAddr(own)}, nil
-		},
-	}
+	req := bootstrap.JoinRequest{Mongo: a.client.Target(), Role: "edge", Identify: a.o.Identify}
 	ctx, cancel := context.WithCancel(t.Context())
 	stopped := make(chan struct{})
 	go func() {

@@ -25,25 +25,18 @@ import (
 // Each time the error is what its members say.
 func TestRealMembersSay(t *testing.T) {
 	t.Parallel()
-	binary := realmongo.Require(t)
 	if os.Geteuid() != 0 {
 		t.Skip("a hosts file for mongod alone needs root")
 	}
 	const name = "mongo1.cluster.local"
 	hosts := filepath.Join(t.TempDir(), "hosts")
 	must.OK(t, os.WriteFile(hosts, []byte("127.0.0.1 localhost "+name+"\n"), 0o644))
-	o := realmongo.Options{Binary: binary, Prefix: []string{"unshare", "-m", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts}}
-	plain, err := realmongo.Start(t.Context(), o)
-	must.OK(t, err)
-	t.Cleanup(func() { _ = plain.Close() })
+	o := realmongo.Options{Prefix: []string{"unshare", "-m", "sh", "-c", `mount --bind "$0" /etc/hosts && exec "$@"`, hosts}}
+	plain := startReal(t, o)
 	o.Members = 3
-	s, err := realmongo.Start(t.Context(), o)
-	must.OK(t, err)
-	t.Cleanup(func() { _ = s.Close() })
+	s := startReal(t, o)
 	o.Members, o.Args = 0, []string{"--replSet", "rs0"}
-	empty, err := realmongo.Start(t.Context(), o)
-	must.OK(t, err)
-	t.Cleanup(func() { _ = empty.Close() })
+	empty := startReal(t, o)
 
 	says := func(uri string, kind cluster.Kind, text string) {
 		t.Helper()

@@ -4,7 +4,6 @@
 package clustertest
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -95,19 +94,6 @@ func TestRegister(t *testing.T) {
 	})
 }
 
-// Without a boot id and an address, the same rules hold.
-func TestRegisterWithoutBootID(t *testing.T) {
-	onBoth(t, func(t *testing.T, _ backdoor, c *cluster.Client) {
-		n := cluster.Node{ID: "m-1", State: cluster.StateActive}
-		first := register(t, c, n)
-		pass(t, c)
-		again := register(t, c, n)
-		if !again.StateSince.Equal(first.StateSince) {
-			t.Errorf("state_since %v, then %v", first.StateSince, again.StateSince)
-		}
-	})
-}
-
 // old is a row as another program or an earlier release wrote it.
 func old(id string, state cluster.State) bson.M {
 	return bson.M{
@@ -132,43 +118,39 @@ func (b backdoor) kept(id string) (kept string) {
 }
 
 // The tables of states are in package cluster. These are one write of each kind.
-func TestRejoinReplacesTheRow(t *testing.T) {
+func TestRegisterAgain(t *testing.T) {
 	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
-		for id, change := range map[string]func(*cluster.Node){
-			"another boot":    func(n *cluster.Node) { n.BootID = "boot-2" },
-			"another address": func(n *cluster.Node) { n.IP = "10.0.0.99" },
-		} {
-			b.insert(b.nodes(), old(id, cluster.StateActive))
-			n := node()
-			n.ID, n.Hostname = id, ""
-			change(&n)
-			must.NoDiff(t, id, register(t, c, n), n, byServer)
-			must.Equal(t, id+" keeps", b.kept(id), "")
-			must.Equal(t, id+": records", b.count(b.nodes(), bson.M{"_id": id}), 1)
-		}
-	})
-}
-
-// Registering the same instance again keeps its state.
-func TestRegisterAgainKeepsTheState(t *testing.T) {
-	onBoth(t, func(t *testing.T, b backdoor, c *cluster.Client) {
-		for _, tt := range []struct {
+		for name, tt := range map[string]struct {
 			was, as, is cluster.State
+			change      func(*cluster.Node)
 			kept        string
 		}{
-			{cluster.StateActive, cluster.StateJoining, cluster.StateActive, "hostname heartbeat since"},
-			{cluster.StateJoining, cluster.StateActive, cluster.StateActive, "hostname heartbeat "},
-			{cluster.StateLeft, cluster.StateJoining, cluster.StateJoining, "hostname "},
-			{cluster.StateLeft, cluster.StateLeft, cluster.StateLeft, "hostname heartbeat left_at since"},
+			"it keeps its state":     {was: cluster.StateActive, as: cluster.StateJoining, is: cluster.StateActive, kept: "heartbeat since"},
+			"it is active now":       {was: cluster.StateJoining, as: cluster.StateActive, is: cluster.StateActive, kept: "heartbeat "},
+			"it left, and joins":     {was: cluster.StateLeft, as: cluster.StateJoining, is: cluster.StateJoining},
+			"it left, as registered": {was: cluster.StateLeft, as: cluster.StateLeft, is: cluster.StateLeft, kept: "heartbeat left_at since"},
+			"another boot": {
+				was: cluster.StateActive, as: cluster.StateJoining, is: cluster.StateJoining,
+				change: func(n *cluster.Node) { n.BootID = "boot-2" },
+			},
+			"another address": {
+				was: cluster.StateActive, as: cluster.StateJoining, is: cluster.StateJoining,
+				change: func(n *cluster.Node) { n.IP = "10.0.0.99" },
+			},
 		} {
-			id := fmt.Sprintf("%s as %s", tt.was, tt.as)
-			b.insert(b.nodes(), old(id, tt.was))
+			b.insert(b.nodes(), old(name, tt.was))
 			n := node()
-			n.ID, n.State = id, tt.as
-			got := register(t, c, n)
-			must.Equal(t, id+": became", got.State, tt.is)
-			must.Equal(t, id+": role", got.Role, "origin")
-			must.Equal(t, id+" keeps", b.kept(id), tt.kept)
+			n.ID, n.Hostname, n.State = name, "", tt.as
+			if tt.change != nil {
+				tt.change(&n)
+			}
+			want := n
+			if want.State = tt.is; tt.is != tt.as {
+				want.Reason = "old"
+			}
+			must.NoDiff(t, name, register(t, c, n), want, byServer, cmpopts.IgnoreFields(cluster.Node{}, "Heartbeat"))
+			must.Equal(t, name+": kept", b.kept(name), tt.kept)
+			must.Equal(t, name+": records", b.count(b.nodes(), bson.M{"_id": name}), 1)
 		}
 	})
 }
@@ -244,36 +226,10 @@ func TestManyAtOnce(t *testing.T) {
 				t.Errorf("%+v", n)
 			}
 		}
-		if !slices.IsSortedFunc(nodes, func(a, b cluster.Node) int { return cmpText(a.ID, b.ID) }) {
+		if !slices.IsSortedFunc(nodes, func(a, b cluster.Node) int { return strings.Compare(a.ID, b.ID) }) {
 			t.Error("the nodes are not in order")
 		}
-
-		// state_since changes only with the state.
-		since := nodes[0].StateSince
-		pass(t, c)
-		for range 10 {
-			all.Go(func() {
-				must.Equal(t, "setting the state again", c.SetOwnState(t.Context(), nodes[0], cluster.StateActive, "again", cluster.Details{}), nil)
-				if _, err := c.Register(t.Context(), nodes[0], cluster.RegisterOptions{}); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		all.Wait()
-		if n, err := c.Node(t.Context(), nodes[0].ID); err != nil || !n.StateSince.Equal(since) {
-			t.Errorf("state_since moved from %v to %v (%v)", since, n.StateSince, err)
-		}
 	})
-}
-
-func cmpText(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // A write whose answer is lost is done once: the record is read, and has the rev of that write.
@@ -368,8 +324,7 @@ func answerLost(t *testing.T, o mongod.Options) {
 // With the indexes, the server removes old documents only.
 func TestIndexes(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	_, b, c := started(t)
 	must.OK(t, c.EnsureIndexes(t.Context()))
 	must.Equal(t, "a second time", c.EnsureIndexes(t.Context()), nil)
 	specs, err := b.nodes().Indexes().ListSpecifications(t.Context())
@@ -402,8 +357,7 @@ func TestIndexesAreOptional(t *testing.T) {
 // CheckAccess detects a missing right, and changes nothing.
 func TestCheckAccess(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	s, b, c := started(t)
 	b.write("a", own, time.Now())
 	b.write("", own, time.Now())
 	must.OK(t, c.CheckAccess(t.Context()))
@@ -424,24 +378,6 @@ func TestCheckAccess(t *testing.T) {
 			t.Errorf("%s on a secondary: %v", command, err)
 		}
 		s.Faults().Clear()
-	}
-}
-
-func TestInterrupted(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	c := connect(t, s.URI(), cluster.Options{})
-	fault(t, s, mongod.Fault{Mode: mongod.BlackHole, Commands: []string{"findAndModify"}})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() {
-		_, err := c.Register(ctx, node(), cluster.RegisterOptions{})
-		done <- err
-	}()
-	must.Until(t, "the update arrives", func() bool { return s.Stats().Struck > 0 })
-	cancel()
-	if err := <-done; cluster.KindOf(err) != cluster.KindCanceled || !errors.Is(err, context.Canceled) {
-		t.Errorf("interrupted: %v", err)
 	}
 }
 
@@ -469,8 +405,7 @@ func databases(b backdoor) map[string]int64 {
 // TestOddFields: another program wrote fields that no update can name. The record is registered again, also if it cannot be read.
 func TestOddFields(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, mongod.Options{})
-	b, c := open(t, s), connect(t, s.URI(), cluster.Options{})
+	_, b, c := started(t)
 	n := node()
 	for name, more := range map[string]bson.M{
 		"odd names":           {},

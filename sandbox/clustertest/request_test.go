@@ -86,16 +86,14 @@ func TestDrainRequest(t *testing.T) {
 		}
 
 		// An invalid request is reported, and replaced by the next registration.
-		for _, bad := range []any{1, "drain", bson.M{"id": 7}, bson.A{1}, bson.M{"id": "x", "now": "yes"}} {
-			_, err = b.nodes().UpdateByID(t.Context(), n.ID, bson.M{"$set": bson.M{"drain_request": bad}})
-			must.OK(t, err)
-			_, err := c.Node(t.Context(), n.ID)
-			if is, ok := errors.AsType[*cluster.BadRecordError](err); !ok || is.ID != n.ID {
-				t.Errorf("%v: %v", bad, err)
-			}
-			if l, err := c.Look(t.Context()); err != nil || len(l.Bad) != 1 || len(l.Nodes) != 0 {
-				t.Errorf("%v: %+v, %v", bad, l, err)
-			}
+		_, err = b.nodes().UpdateByID(t.Context(), n.ID, bson.M{"$set": bson.M{"drain_request": "drain"}})
+		must.OK(t, err)
+		_, err = c.Node(t.Context(), n.ID)
+		if is, ok := errors.AsType[*cluster.BadRecordError](err); !ok || is.ID != n.ID {
+			t.Errorf("reading it: %v", err)
+		}
+		if l, err := c.Look(t.Context()); err != nil || len(l.Bad) != 1 || len(l.Nodes) != 0 {
+			t.Errorf("a look: %+v, %v", l, err)
 		}
 		register(t, c, n)
 		must.Equal(t, "request", record().DrainRequest, nil)

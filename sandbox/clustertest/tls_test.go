@@ -4,7 +4,6 @@
 package clustertest
 
 import (
-	"context"
 	"crypto/x509/pkix"
 	"errors"
 	"net"
@@ -20,19 +19,11 @@ import (
 // TestCertificates: a real mongod with TLS, with passwords and client certificates (x.509), and errors for both.
 func TestCertificates(t *testing.T) {
 	t.Parallel()
-	binary := realmongo.Require(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
-	defer cancel()
 	ca, otherCA := realmongo.NewAuthority(t), realmongo.NewAuthority(t)
-	s, err := realmongo.Start(ctx, realmongo.Options{
-		Binary: binary, Users: map[string]string{"root": "secret"},
-		Args: ca.Mongod(net.IPv4(127, 0, 0, 1)),
-	})
-	must.OK(t, err)
-	t.Cleanup(func() { _ = s.Close() })
+	s := startReal(t, realmongo.Options{Users: map[string]string{"root": "secret"}, Args: ca.Mongod(net.IPv4(127, 0, 0, 1))})
 	b := openURI(t, s.URI())
 	subject := pkix.Name{CommonName: "node", OrganizationalUnit: []string{"nodes"}, Organization: []string{"amsagent"}}
-	must.OK(t, s.AddSubject(ctx, subject.String()))
+	must.OK(t, s.AddSubject(t.Context(), subject.String()))
 	known, stranger := ca.Issue(subject), ca.Issue(pkix.Name{CommonName: "stranger", Organization: []string{"amsagent"}})
 	foreign := otherCA.Issue(subject)
 
@@ -68,8 +59,8 @@ func TestCertificates(t *testing.T) {
 		})
 	}
 
-	must.OK(t, s.RequireTLS(ctx))
-	err = connect(t, password, cluster.Options{Timeout: 5 * time.Second}).CheckAccess(t.Context())
+	must.OK(t, s.RequireTLS(t.Context()))
+	err := connect(t, password, cluster.Options{Timeout: 5 * time.Second}).CheckAccess(t.Context())
 	if e, ok := errors.AsType[*cluster.Error](err); !ok || e.Kind != cluster.KindLost || !strings.Contains(e.Hint, "add tls=true") {
 		t.Errorf("without TLS: kind %s: %v", cluster.KindOf(err), err)
 	}
