@@ -6,7 +6,6 @@ package daemon
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -18,7 +17,6 @@ import (
 
 	"github.com/amsagent/amsagent/internal/bounded"
 	"github.com/amsagent/amsagent/internal/must"
-	"github.com/amsagent/amsagent/internal/sleep"
 )
 
 // TestFlood opens thousands of connections that never finish their request, and asks for health among them. TestDaemonCrowd
@@ -31,20 +29,8 @@ func TestFlood(t *testing.T) {
 		o.Settings = func() Settings { return Settings{Interval: 10 * time.Millisecond} }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", "127.0.0.1:0"
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	wait, stop := context.WithTimeout(ctx, 5*time.Minute)
-	defer stop()
-	var v View
-	for v.Metrics == "" {
-		if b, _, err := askSocket(path); err == nil {
-			must.OK(t, json.Unmarshal(b, &v))
-		}
-		if !sleep.For(wait, time.Millisecond) {
-			t.Fatalf("the daemon does not listen: %s", l.text())
-		}
-	}
+	stop := runs(t, d)
+	v := listens(t, path)
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -77,11 +63,7 @@ func TestFlood(t *testing.T) {
 	if used := int64(after.HeapInuse+after.StackInuse) - int64(before.HeapInuse+before.StackInuse); used > 8<<20 {
 		t.Errorf("%d connections take %d kB", flood, used>>10)
 	}
-	for len(l.rounds()) == 0 { // beats go on while they are open
-		if !sleep.For(wait, time.Millisecond) {
-			t.Fatal("there was no beat meanwhile")
-		}
-	}
+	must.Until(t, "beats go on while they are open", func() bool { return len(l.rounds()) > 0 })
 	// All but the last are closed.
 	for i, c := range mine {
 		_ = c.SetReadDeadline(time.Now().Add(time.Minute))
@@ -94,8 +76,7 @@ func TestFlood(t *testing.T) {
 		}
 		_ = c.Close()
 	}
-	cancel()
-	must.OK(t, <-ended)
+	stop()
 }
 
 func TestRequestBounds(t *testing.T) {
@@ -145,29 +126,17 @@ func TestPortTaken(t *testing.T) {
 		o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 		o.Control, o.Lock, o.Metrics = path, path+".lock", other.Addr().String()
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	until := func(what string, done func(View) bool) {
-		t.Helper()
-		wait, stop := context.WithTimeout(ctx, time.Minute)
-		defer stop()
-		for !done(d.view.get()) {
-			if !sleep.For(wait, time.Millisecond) {
-				t.Fatalf("%s: %+v", what, d.view.get())
-			}
-		}
-	}
+	stop := runs(t, d)
 	want := "another program listens on " + other.Addr().String()
-	until("the error", func(v View) bool { return v.MetricsError == want && v.Metrics == "" })
+	must.Until(t, "the error", func() bool { return d.view.get().MetricsError == want })
+	must.Equal(t, "the port", d.view.get().Metrics, "")
 	must.Contain(t, "the service manager's line", d.view.line(), want)
 	must.OK(t, other.Close())
-	until("the port", func(v View) bool { return v.MetricsError == "" && v.Metrics != "" })
+	must.Equal(t, "the error with a port", listens(t, path).MetricsError, "")
 	resp, err := http.Get("http://" + other.Addr().String() + "/healthz")
 	must.OK(t, err)
 	_ = resp.Body.Close()
-	cancel()
-	must.OK(t, <-ended)
+	stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.sent) == 0 || !strings.HasPrefix(l.sent[0], "READY=1") {

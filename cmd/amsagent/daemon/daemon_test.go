@@ -8,7 +8,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -16,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -117,6 +117,13 @@ func (p *fakeMachine) looks() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.converged
+}
+
+// joined are the times of the joins that began.
+func (p *fakeMachine) joined() []time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.joins)
 }
 
 // still is a sampler that sees nothing.
@@ -237,6 +244,41 @@ func newTestDaemon(p *fakeMachine, l *notified, change func(*Options)) *Daemon {
 	return d
 }
 
+// follows runs the daemon's sessions until the test ends.
+func follows(t *testing.T, d *Daemon) {
+	t.Helper()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		d.follow(t.Context())
+	}()
+	t.Cleanup(func() { <-ended })
+}
+
+// runs runs the daemon until stop.
+func runs(t *testing.T, d *Daemon) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	return func() {
+		t.Helper()
+		cancel()
+		must.OK(t, <-ended)
+	}
+}
+
+// listens waits until a daemon that runs has its socket and its port.
+func listens(t *testing.T, socket string) (v View) {
+	t.Helper()
+	must.Until(t, "the daemon listens", func() (ok bool) {
+		var err error
+		v, err = NewClient(socket, nil).Status(t.Context())
+		return err == nil && v.Metrics != ""
+	})
+	return v
+}
+
 // A convergence by hand writes the state file, and is no join after a drain.
 func TestOnlyAJoinForgetsADrain(t *testing.T) {
 	since := time.Now()
@@ -262,16 +304,14 @@ func TestJoinThatFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoining}, restarts: true}
 		p.join = func(ctx context.Context) error {
-			sleep.For(ctx, 3*time.Minute)
+			sleep.For(t.Context(), 3*time.Minute)
 			return &bootstrap.FailedError{Step: "starting", Err: errors.New("it died"), State: "undone"}
 		}
 		l := &notified{}
 		d := newTestDaemon(p, l, nil)
 		begin := time.Now()
-		ctx, cancel := context.WithCancel(t.Context())
-		var work sync.WaitGroup
-		work.Go(func() { d.follow(ctx) })
-		sleep.For(ctx, 150*time.Minute)
+		follows(t, d)
+		sleep.For(t.Context(), 150*time.Minute)
 		synctest.Wait()
 		if gap := l.longest(begin); gap > 11*time.Second {
 			t.Errorf("no round for %s", gap)
@@ -280,8 +320,9 @@ func TestJoinThatFails(t *testing.T) {
 			t.Errorf("%+v", h)
 		}
 		var pauses []time.Duration
-		for i, at := range p.joins[1:] {
-			pauses = append(pauses, (at.Sub(p.joins[i]) - 3*time.Minute).Round(time.Second))
+		joins := p.joined()
+		for i, at := range joins[1:] {
+			pauses = append(pauses, (at.Sub(joins[i]) - 3*time.Minute).Round(time.Second))
 		}
 		must.NoDiff(t, "pauses", pauses, []time.Duration{15 * time.Second, time.Hour, time.Hour})
 		if n := strings.Count(l.text(), "in=1h0m0s"); n != 3 || !strings.Contains(l.text(), "systemctl reload amsagent") {
@@ -293,13 +334,11 @@ func TestJoinThatFails(t *testing.T) {
 		}
 		// A join by hand does not wait for the next attempt.
 		p.set(nil)
-		sleep.For(ctx, d.o.Periods.State)
+		sleep.For(t.Context(), d.o.Periods.State)
 		synctest.Wait()
 		if !strings.Contains(l.text(), "it is tried again") || d.view.get().Phase != "" {
 			t.Errorf("the state file is not followed: %+v", d.view.get())
 		}
-		cancel()
-		work.Wait()
 	})
 }
 
@@ -311,13 +350,9 @@ func TestJoinThatFailsEarly(t *testing.T) {
 			return &bootstrap.FailedError{Step: "waiting for the lock", Err: errors.New("busy")}
 		}
 		d := newTestDaemon(p, &notified{}, nil)
-		ctx, cancel := context.WithCancel(t.Context())
-		var work sync.WaitGroup
-		work.Go(func() { d.follow(ctx) })
-		sleep.For(ctx, 20*time.Minute)
-		cancel()
-		work.Wait()
-		if n := len(p.joins); n < 20 || n > 30 {
+		follows(t, d)
+		sleep.For(t.Context(), 20*time.Minute)
+		if n := len(p.joined()); n < 20 || n > 30 {
 			t.Errorf("%d joins", n)
 		}
 	})
@@ -350,31 +385,22 @@ func TestLeaveByHandLasts(t *testing.T) {
 						return nil, errors.New("no network")
 					}
 				})
-				ctx, cancel := context.WithCancel(t.Context())
-				var work sync.WaitGroup
-				defer work.Wait()
-				defer cancel()
-				joins := func() int {
-					p.mu.Lock()
-					defer p.mu.Unlock()
-					return len(p.joins)
-				}
 				before := 0
 				for i, phase := range tt.phases {
 					if p.set(nil); phase != "" {
 						p.set(&bootstrap.State{Phase: phase, Since: time.Now()})
 					}
 					if i == 0 {
-						work.Go(func() { d.follow(ctx) })
+						follows(t, d)
 					}
-					sleep.For(ctx, 5*time.Minute)
+					sleep.For(t.Context(), 5*time.Minute)
 					asked.Store(0)
-					before = joins()
-					sleep.For(ctx, 5*time.Minute)
+					before = len(p.joined())
+					sleep.For(t.Context(), 5*time.Minute)
 				}
 				// Without a state, the daemon asks MongoDB only before a join.
-				if n := asked.Load(); n > 0 != tt.joins || joins() > before {
-					t.Errorf("it asked the registry %d times and joined %d times", n, joins()-before)
+				if n := asked.Load(); n > 0 != tt.joins || len(p.joined()) > before {
+					t.Errorf("it asked the registry %d times and joined %d times", n, len(p.joined())-before)
 				}
 			})
 		})
@@ -386,7 +412,7 @@ func TestReloadDuringStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, l := &fakeMachine{}, &notified{}
 		p.converge = func(ctx context.Context) (*bootstrap.Convergence, error) {
-			sleep.For(ctx, 30*time.Second)
+			sleep.For(t.Context(), 30*time.Second)
 			return &bootstrap.Convergence{}, ctx.Err()
 		}
 		reload := make(chan struct{})
@@ -394,15 +420,11 @@ func TestReloadDuringStep(t *testing.T) {
 			o.Mongo = func(context.Context) (Named, error) { return Named{}, ErrNoMongo }
 			o.Reload = reload
 		})
-		ctx, cancel := context.WithCancel(t.Context())
-		var work sync.WaitGroup
-		work.Go(func() { d.follow(ctx) })
-		sleep.For(ctx, 10*time.Second)
+		follows(t, d)
+		sleep.For(t.Context(), 10*time.Second)
 		reload <- struct{}{}
-		sleep.For(ctx, 25*time.Second) // the first look ended at 30 s, and the settings are looked at within two
+		sleep.For(t.Context(), 25*time.Second) // the first look ended at 30 s, and the settings are looked at within two
 		must.Equal(t, "it looked (times)", p.looks(), 2)
-		cancel()
-		work.Wait()
 	})
 }
 
@@ -437,17 +459,15 @@ func TestWrongSettings(t *testing.T) {
 			}
 		}
 		shows("at the start", "unknown key")
-		ctx, cancel := context.WithCancel(t.Context())
-		var work sync.WaitGroup
-		work.Go(func() { d.follow(ctx) })
-		sleep.For(ctx, time.Minute)
+		follows(t, d)
+		sleep.For(t.Context(), time.Minute)
 		synctest.Wait()
 		if shows("idle", "unknown key"); !strings.Contains(d.view.get().Activity, "not a member") {
 			t.Errorf("it does not wait: %q", d.view.get().Activity)
 		}
 		wrong.Store("")
 		reload <- struct{}{}
-		sleep.For(ctx, time.Minute)
+		sleep.For(t.Context(), time.Minute)
 		synctest.Wait()
 		if shows("corrected", ""); d.view.get().Activity != "joining" {
 			t.Errorf("it does not join: %q", d.view.get().Activity)
@@ -456,8 +476,6 @@ func TestWrongSettings(t *testing.T) {
 		reload <- struct{}{}
 		synctest.Wait()
 		shows("unread", "not YAML")
-		cancel()
-		work.Wait()
 	})
 }
 
@@ -491,11 +509,10 @@ func TestStateChangedByOthers(t *testing.T) {
 				must.Equal(t, "changed", d.changed(false), tt.want)
 				return nil
 			}
-			if tt.step == "" {
-				_ = look()
-			} else {
-				_ = d.step(tt.step == "join", look)
+			if tt.step != "" {
+				must.OK(t, d.step(tt.step == "join", look))
 			}
+			must.OK(t, look()) // what others wrote is not taken for the step's own
 		})
 	}
 }
@@ -523,15 +540,11 @@ func TestStepsTogether(t *testing.T) {
 	<-begun
 	<-begun
 	close(go1)
-	for {
+	must.Until(t, "one step has ended", func() bool {
 		d.mu.Lock()
-		steps := d.steps
-		d.mu.Unlock()
-		if steps == 1 {
-			break
-		}
-		sleep.For(t.Context(), time.Millisecond)
-	}
+		defer d.mu.Unlock()
+		return d.steps == 1
+	})
 	p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, RestartPending: true})
 	if !d.stepping() || d.changed(false) {
 		t.Error("the step that is still under way is forgotten")
@@ -540,24 +553,6 @@ func TestStepsTogether(t *testing.T) {
 	work.Wait()
 	if d.stepping() || d.changed(false) {
 		t.Error("a step that has ended is remembered")
-	}
-}
-
-// A convergence waits for the lock of a join by hand: what that join wrote is not taken
-// for its own, or a drain before the join would never be forgotten.
-func TestJoinWhileAStepWaits(t *testing.T) {
-	p := &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(1000, 0)}}
-	d := newTestDaemon(p, &notified{}, nil)
-	d.begin()
-	err := d.step(false, func() error {
-		p.set(&bootstrap.State{Phase: bootstrap.PhaseJoined, Since: time.Unix(2000, 0)})
-		if !d.changed(false) {
-			t.Error("the session goes on while the step is under way")
-		}
-		return nil
-	})
-	if err != nil || !d.changed(false) {
-		t.Errorf("the session goes on: %v", err)
 	}
 }
 
@@ -667,16 +662,8 @@ func TestHang(t *testing.T) {
 		o.Control, o.Lock, o.Metrics = path, path+".lock", "127.0.0.1:0"
 		o.Periods.Stop = 50 * time.Millisecond
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- d.Run(ctx) }()
-	var v View
-	for v.Metrics == "" {
-		if b, _, err := askSocket(path); err == nil {
-			must.OK(t, json.Unmarshal(b, &v))
-		}
-		sleep.For(ctx, time.Millisecond)
-	}
+	stop := runs(t, d)
+	v := listens(t, path)
 	get := func() int {
 		resp, err := http.Get("http://" + v.Metrics + "/healthz")
 		must.OK(t, err)
@@ -688,31 +675,13 @@ func TestHang(t *testing.T) {
 	d.view.change(func(v *View) { v.Started = v.Started.Add(-time.Minute) })
 	must.Equal(t, "health after a minute", get(), http.StatusServiceUnavailable)
 	must.Equal(t, "the watchdog was fed (times) by a loop that hangs", len(l.rounds()), 0)
-	cancel()
-	if err := <-ended; err != nil || !strings.Contains(l.text(), "something hangs") {
-		t.Errorf("%v\n%s", err, l.text())
-	}
+	stop()
+	must.Contain(t, "log", l.text(), "something hangs")
 	close(hang)
 	// The socket stays: a command waits for the next daemon, as it does after a kill.
 	if _, err := net.Dial("unix", path); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("connecting after the end: %v", err)
 	}
-}
-
-func askSocket(path string) ([]byte, int, error) {
-	c := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", path)
-		},
-	}}
-	resp, err := c.Get("http://daemon/v1/status")
-	if err != nil {
-		return nil, 0, err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return b, resp.StatusCode, err
 }
 
 // A secret that an error quotes comes neither to the public port nor into the status of the unit.

@@ -92,7 +92,7 @@ func metricsTable(doc *strings.Builder, page string) {
 // balanceMetrics are those of a list whose only server is lost.
 func balanceMetrics(t *testing.T) string {
 	t.Helper()
-	feed := lb.NewFeed(lb.Options{Looker: emptyCluster{}, Store: lastList{}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	feed := lb.NewFeed(lb.Options{Looker: emptyCluster{}, Store: &eventStore{[]byte(`[{"id":"e1","role":"edge","address":"10.0.0.1","port":5080}]`)}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
 	must.OK(t, feed.Look(t.Context()))
 	w := httptest.NewRecorder()
 	lb.Handler(feed).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
@@ -143,13 +143,6 @@ type emptyCluster struct{}
 func (emptyCluster) Look(context.Context) (cluster.Look, error) {
 	return cluster.Look{At: time.Now()}, nil
 }
-
-type lastList struct{}
-
-func (lastList) Load() ([]byte, error) {
-	return []byte(`[{"id":"e1","role":"edge","address":"10.0.0.1","port":5080}]`), nil
-}
-func (lastList) Save([]byte) error { return nil }
 
 // fill sets all that is exported to something that is not zero.
 func fill(v reflect.Value) {

@@ -13,8 +13,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -568,7 +566,7 @@ func TestReadyKeepsUpWithDrain(t *testing.T) {
 // joinedLife is the lifecycle of a joined machine, with a record of its own.
 func (w *watched) joinedLife() *life {
 	w.t.Helper()
-	w.d.o.Machine = joinedMachine(w.t)
+	w.d.o.Machine = &fakeMachine{state: &bootstrap.State{Phase: bootstrap.PhaseJoined}}
 	w.d.o.Lifecycle = drains(&conf.Store{Root: w.t.TempDir(), Dir: bootstrap.StateDir})
 	w.d.o.Lifecycle.Uptime = func() (string, time.Duration) { return "boot", time.Hour }
 	return newLife(w.d)
@@ -622,34 +620,20 @@ func TestRecordDrainsWithoutDrain(t *testing.T) {
 	})
 }
 
-// joinedMachine is a machine that has joined.
-func joinedMachine(t *testing.T) *bootstrap.Machine {
-	root := t.TempDir()
-	name := filepath.Join(root, bootstrap.StateDir, "state.json")
-	must.OK(t, os.MkdirAll(filepath.Dir(name), 0o700))
-	must.OK(t, os.WriteFile(name, []byte(`{"version":1,"phase":"joined"}`), 0o600))
-	return &bootstrap.Machine{Root: root}
-}
-
 // A node that joins a second time is a node meanwhile, with people on it.
 func TestJoinedWhileItJoins(t *testing.T) {
-	watchServer(t, func(w *watched) {
-		root := w.t.TempDir()
-		w.d.o.Machine = &bootstrap.Machine{Root: root}
-		l := &life{d: w.d}
-		name := filepath.Join(root, bootstrap.StateDir, "state.json")
-		must.OK(w.t, os.MkdirAll(filepath.Dir(name), 0o700))
-		for text, want := range map[string]bool{
-			`{"version":1,"phase":"joined"}`: true, `{"version":1,"phase":"joining"}`: false,
-			`{"version":1,"phase":"joining","was_joined":true}`: true, `{"version":1,"phase":"leaving"}`: false,
-		} {
-			must.OK(w.t, os.WriteFile(name, []byte(text), 0o600))
-			if s, err := w.d.o.Machine.StateFile(); err != nil || s == nil {
-				w.t.Fatal(s, err)
-			}
-			must.Equal(w.t, text+": joined", l.Joined(), want)
-		}
-	})
+	for _, tt := range []struct {
+		state  bootstrap.State
+		joined bool
+	}{
+		{bootstrap.State{Phase: bootstrap.PhaseJoined}, true},
+		{bootstrap.State{Phase: bootstrap.PhaseJoining}, false},
+		{bootstrap.State{Phase: bootstrap.PhaseJoining, WasJoined: true}, true},
+		{bootstrap.State{Phase: bootstrap.PhaseLeaving}, false},
+	} {
+		l := &life{d: newTestDaemon(&fakeMachine{state: &tt.state}, &notified{}, nil)}
+		must.Equal(t, fmt.Sprintf("%s: joined", tt.state.Phase), l.Joined(), tt.joined)
+	}
 }
 
 // beats makes the loop go round for a time, with or without MongoDB.
@@ -969,6 +953,10 @@ func TestReadyWithoutMongo(t *testing.T) {
 				c.becomes(false, 2*time.Second)
 				c.f.set("")
 				c.becomes(true, 2*time.Second)
+				must.Equal(t, "/healthz", c.health(), http.StatusOK)
+				c.link.Cut.Store(false)
+				c.serves()
+				c.becomes(true, 0)
 			})
 		})
 	}

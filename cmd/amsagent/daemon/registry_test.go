@@ -149,17 +149,6 @@ func TestDaemonKeepsWhatIsNamed(t *testing.T) {
 	})
 }
 
-// TestDaemonCancelsStaleDrain: a leave that failed could not restore the state, or the record of a drain was lost. The daemon
-// of a node that does not drain sets the state to active.
-func TestDaemonCancelsStaleDrain(t *testing.T) {
-	inCluster(t, func(t *testing.T, c *clustered) {
-		c.edit("state", "draining")
-		c.edit("left_by", cluster.LeftByLeave)
-		c.start()
-		must.Equal(t, "state", c.node().State, cluster.StateActive)
-	})
-}
-
 // cloudAway is a cloud whose API fails until it is back.
 type cloudAway struct {
 	hookCalls
@@ -220,19 +209,6 @@ func TestJoinWhileCloudIsAway(t *testing.T) {
 	})
 }
 
-// An undrain corrects a record in the state draining although the node does not drain: the drain's local record was lost on a
-// full disk, or an operator edited the registry.
-func TestUndrainOfTheRecord(t *testing.T) {
-	inCluster(t, func(t *testing.T, c *clustered) {
-		c.start()
-		must.OK(t, c.client.SetOwnState(t.Context(), c.machine.node, cluster.StateDraining, "operator", cluster.Details{}))
-		must.Until(t, "the daemon reports the state of the record", func() bool { return c.d.view.get().State == cluster.StateDraining })
-		c.post(PathUndrain, `{"asked_by":"uid 0"}`)
-		c.turns(cluster.StateActive)
-		c.serves()
-	})
-}
-
 // A record that an operator removed during a drain is registered again in the state draining, even if the answer to the
 // registration comes too late.
 func TestRecordRemovedDuringADrain(t *testing.T) {
@@ -273,15 +249,17 @@ func TestRecordRemovedDuringADrain(t *testing.T) {
 }
 
 // TestDaemonOnACopiedDisk: while it is not known whether the machine is the node, it does not register, is not ready and
-// drains alone. The status shows why. Once it is known, the record of another boot must be silent.
+// drains alone. The status shows why. Once it is known, the record of another boot must be silent, and the other hardware is an event.
 func TestDaemonOnACopiedDisk(t *testing.T) {
 	inCluster(t, func(t *testing.T, c *clustered) {
 		was := c.alive(c.machine.node)
 		c.machine.node.BootID = "boot-2"
-		var known atomic.Bool
+		var known, told atomic.Bool
 		c.machine.converge = func(context.Context) (*bootstrap.Convergence, error) {
 			found := &bootstrap.Convergence{Phase: bootstrap.PhaseJoined, Node: c.machine.node}
-			if !known.Load() {
+			if known.Load() {
+				found.OtherHardware = !told.Swap(true)
+			} else {
 				found.Unidentified = "other hardware than " + nodeID
 			}
 			return found, nil
@@ -301,27 +279,11 @@ func TestDaemonOnACopiedDisk(t *testing.T) {
 		c.begin()
 		must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(c.d.view.line(), "uses this node's record") })
 		must.NoDiff(t, "the next boot changed a fresh record", c.row(), was)
-		c.silent(11 * time.Minute)
-		c.serves()
-	})
-}
-
-// TestDaemonOnOtherHardware: a machine on other hardware takes the record once it is silent, with an event.
-func TestDaemonOnOtherHardware(t *testing.T) {
-	inCluster(t, func(t *testing.T, c *clustered) {
-		c.alive(c.machine.node)
-		c.machine.node.BootID = "boot-2"
-		var told atomic.Bool
-		c.machine.converge = func(context.Context) (*bootstrap.Convergence, error) {
-			return &bootstrap.Convergence{Phase: bootstrap.PhaseJoined, Node: c.machine.node, OtherHardware: !told.Swap(true)}, nil
-		}
-		c.begin()
-		must.Until(t, "the status shows that the record is fresh", func() bool { return strings.Contains(c.d.view.line(), "uses this node's record") })
 		sleep.For(t.Context(), time.Minute)
 		must.Equal(t, "events of another machine's record", c.kinds(), "")
 		c.silent(11 * time.Minute)
 		c.serves()
-		must.Until(t, "an event of it", func() bool { return strings.Count(c.kinds(), "hardware") == 1 })
+		must.Until(t, "an event of the other hardware", func() bool { return strings.Count(c.kinds(), "hardware") == 1 })
 	})
 }
 
