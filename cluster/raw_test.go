@@ -24,8 +24,6 @@ func raw(t *testing.T, doc any) bson.Raw {
 	return data
 }
 
-func ptr[T any](v T) *T { return &v }
-
 func TestReadAMSNodeTolerates(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, int(250*time.Millisecond), time.UTC)
 	ms := at.UnixMilli()
@@ -45,7 +43,7 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 			{Key: "dbQueryAveargeTimeMs", Value: int32(3)},
 		}, AMSNode{
 			ID: "0cc175b9c0f1b6a831c399e26977266110.0.0.3", IP: "10.0.0.3", LastUpdate: at, Memory: "586/1945",
-			CPU: ptr(7.0),
+			CPU: new(7.0),
 		}},
 		{"as AMS 2.0 wrote it", bson.D{
 			{Key: "_id", Value: "c6b4..10.0.0.3"},
@@ -53,14 +51,14 @@ func TestReadAMSNodeTolerates(t *testing.T) {
 			{Key: "ip", Value: "10.0.0.3"},
 			{Key: "lastUpdateTime", Value: ms},
 			{Key: "cpu", Value: int32(7)},
-		}, AMSNode{ID: "c6b4..10.0.0.3", IP: "10.0.0.3", LastUpdate: at, CPU: ptr(7.0)}},
+		}, AMSNode{ID: "c6b4..10.0.0.3", IP: "10.0.0.3", LastUpdate: at, CPU: new(7.0)}},
 		{"empty id", bson.D{{Key: "_id", Value: ""}, {Key: "ip", Value: "10.0.0.3"}}, AMSNode{IP: "10.0.0.3"}},
 		{"object id", bson.D{{Key: "_id", Value: oid}}, AMSNode{ID: oid.Hex()}},
 		{"number as id", bson.D{{Key: "_id", Value: int32(4)}}, AMSNode{ID: `{"$numberInt":"4"}`}},
 		{"nothing", bson.D{}, AMSNode{}},
-		{"double time", bson.D{{Key: "lastUpdateTime", Value: float64(ms)}, {Key: "cpu", Value: 7.5}}, AMSNode{LastUpdate: at, CPU: ptr(7.5)}},
-		{"text as a number", bson.D{{Key: "cpu", Value: " 7.5 "}}, AMSNode{CPU: ptr(7.5)}},
-		{"date", bson.D{{Key: "lastUpdateTime", Value: at}, {Key: "cpu", Value: int64(7)}}, AMSNode{LastUpdate: at, CPU: ptr(7.0)}},
+		{"double time", bson.D{{Key: "lastUpdateTime", Value: float64(ms)}, {Key: "cpu", Value: 7.5}}, AMSNode{LastUpdate: at, CPU: new(7.5)}},
+		{"text as a number", bson.D{{Key: "cpu", Value: " 7.5 "}}, AMSNode{CPU: new(7.5)}},
+		{"date", bson.D{{Key: "lastUpdateTime", Value: at}, {Key: "cpu", Value: int64(7)}}, AMSNode{LastUpdate: at, CPU: new(7.0)}},
 		{"int32 time is what it says", bson.D{{Key: "lastUpdateTime", Value: int32(1000)}}, AMSNode{LastUpdate: time.Unix(1, 0).UTC()}},
 		{"null", bson.D{{Key: "lastUpdateTime", Value: nil}, {Key: "cpu", Value: nil}, {Key: "ip", Value: nil}}, AMSNode{}},
 		{"nonsense", bson.D{

@@ -366,12 +366,12 @@ func TestAskLostAndTaken(t *testing.T) {
 
 // TestHeartbeatSize: a heartbeat fits into 1 kB, and each GPU takes no more than 150 bytes.
 func TestHeartbeatSize(t *testing.T) {
-	n, rate := ptr(100), ptr(int64(1)<<40)
+	n, rate := new(100), new(int64(1)<<40)
 	ms := -1500 * time.Millisecond
 	h := Heartbeat{
 		Seq: 1 << 40, Clock: (*seconds.Duration)(&ms), Serving: &Serving{Why: strings.Repeat("x", maxWhy)},
 		Load:     &Load{CPU: n, Mem: n, NetRx: rate, NetTx: rate, Disk: n, Score: n},
-		Sessions: &Sessions{Publishers: ptr(1 << 30), Viewers: ptr(1 << 30), By: CountedByConnections},
+		Sessions: &Sessions{Publishers: new(1 << 30), Viewers: new(1 << 30), By: CountedByConnections},
 		Drain:    &DrainLimit{Until: time.Now(), By: strings.Repeat("x", maxWhy)},
 	}
 	size := func() int {

@@ -4,6 +4,7 @@
 package mongod
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -35,18 +36,13 @@ const (
 	// BlackHole takes connections and matching commands and never answers. Their commands are
 	// never executed: when the fault ends, those connections are reset.
 	BlackHole Mode = "black-hole"
-	// HalfClose answers a matching command by closing the server's sending side
-	// only (FIN), and goes on reading.
-	HalfClose Mode = "half-close"
-	// Truncate executes a matching command, sends half of the reply and closes.
-	Truncate Mode = "truncate"
 	// Error answers a matching command with the command error [Fault.Code].
 	Error Mode = "error"
 )
 
 // Modes lists every mode.
 func Modes() []Mode {
-	return []Mode{None, Delay, Cut, CutReply, Refuse, BlackHole, HalfClose, Truncate, Error}
+	return []Mode{None, Delay, Cut, CutReply, Refuse, BlackHole, Error}
 }
 
 // Fault says how the server misbehaves from now on.
@@ -151,27 +147,17 @@ func (f *Faults) enter(fault Fault) {
 	f.changed = make(chan struct{})
 	f.mu.Unlock()
 
-	switch {
-	case immediate == Cut && fault.Mode != Cut:
+	if immediate == Cut && fault.Mode != Cut {
 		f.apply(Cut)
-		if fault.Mode == Refuse {
-			f.apply(Refuse)
-		} else {
-			f.apply(None)
-		}
-	case fault.Mode == Refuse:
+	}
+	if fault.Mode == Refuse {
 		f.apply(Refuse)
-	default:
+	} else {
 		f.apply(None)
 	}
 }
 
-func orNone(m Mode) Mode {
-	if m == "" {
-		return None
-	}
-	return m
-}
+func orNone(m Mode) Mode { return cmp.Or(m, None) }
 
 // strike is asked once per command. It returns the fault to apply to it (Mode
 // None for no fault) and a channel that closes when the state changes.

@@ -35,7 +35,6 @@ type proxy struct {
 }
 
 type clientConn struct {
-	id     int64
 	net    net.Conn
 	raw    net.Conn // below TLS
 	cancel context.CancelFunc
@@ -69,12 +68,12 @@ func (p *proxy) acceptFrom(ctx context.Context, ln net.Listener, wrap func(net.C
 		p.conns[c] = struct{}{}
 		p.wg.Add(1)
 		p.mu.Unlock()
-		c.id = p.stats.opened()
+		p.stats.opened()
 		go func() {
 			defer p.wg.Done()
 			err := p.serve(connCtx, c)
 			p.drop(c, false)
-			p.log.Debug("connection ended", "conn", c.id, "error", err)
+			p.log.Debug("connection ended", "client", raw.RemoteAddr().String(), "error", err)
 		}()
 	}
 }
@@ -181,7 +180,7 @@ func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 	backend net.Conn, fromBackend *bufio.Reader, gone <-chan struct{},
 ) error {
 	fault, changed := p.faults.strike(req.command, req.db)
-	entry := p.stats.received(c.id, req, len(raw), fault.Mode)
+	p.stats.received(req, fault.Mode)
 	switch fault.Mode {
 	case Delay:
 		select {
@@ -202,22 +201,11 @@ func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 		}
 		p.drop(c, true)
 		return errStruck
-	case HalfClose:
-		if cw, ok := c.net.(interface{ CloseWrite() error }); ok {
-			_ = cw.CloseWrite()
-		}
-		select {
-		case <-gone:
-		case <-ctx.Done():
-		}
-		return errStruck
 	case Error:
 		if req.moreToCome {
 			return nil // the client does not read a reply
 		}
-		reply := replyTo(req, fault.document())
-		p.stats.answered(entry, len(reply), false)
-		_, err := c.net.Write(reply)
+		_, err := c.net.Write(replyTo(req, fault.document()))
 		return err
 	}
 
@@ -226,15 +214,10 @@ func (p *proxy) one(ctx context.Context, c *clientConn, req request, raw []byte,
 		return err
 	}
 	for _, reply := range replies {
-		switch fault.Mode {
-		case CutReply:
+		if fault.Mode == CutReply {
 			p.drop(c, true)
 			return errStruck
-		case Truncate:
-			_, _ = c.net.Write(reply[:len(reply)/2])
-			return errStruck
 		}
-		p.stats.answered(entry, len(reply), succeeded(reply))
 		if _, err := c.net.Write(reply); err != nil {
 			return err
 		}
@@ -280,19 +263,6 @@ func rewrite(req request, reply []byte, change func(bsoncore.Document) bsoncore.
 		return reply
 	}
 	return replyTo(req, changed)
-}
-
-func succeeded(reply []byte) bool {
-	doc := bodyOfReply(reply)
-	if doc == nil {
-		return false
-	}
-	ok, isNumber := doc.Lookup("ok").AsFloat64OK()
-	if !isNumber || ok != 1 {
-		return false
-	}
-	_, err := doc.LookupErr("writeErrors")
-	return err != nil
 }
 
 func (f Fault) document() bsoncore.Document {

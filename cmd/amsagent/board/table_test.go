@@ -17,8 +17,6 @@ import (
 	"github.com/amsagent/amsagent/internal/seconds"
 )
 
-func ptr[T any](v T) *T { return &v }
-
 // aNode is a node that is well; change makes it another.
 func aNode(i int, change ...func(*Node)) Node {
 	v := Node{Member: cluster.Member{
@@ -27,8 +25,8 @@ func aNode(i int, change ...func(*Node)) Node {
 			Zone: "eu-west-1a", Agent: "0.3.0", AMS: "3.0.3", State: cluster.StateActive, Interval: seconds.Duration(5 * time.Second),
 			Heartbeat: cluster.Heartbeat{
 				Seq:      7,
-				Load:     &cluster.Load{CPU: ptr((i * 37) % 101), Mem: ptr((i*13 + 40) % 101), Score: ptr(max((i*37)%101, (i*13+40)%101))},
-				Sessions: &cluster.Sessions{Publishers: ptr(i % 7), Viewers: ptr(i * 31 % 400), By: cluster.CountedByAMS},
+				Load:     &cluster.Load{CPU: new((i * 37) % 101), Mem: new((i*13 + 40) % 101), Score: new(max((i*37)%101, (i*13+40)%101))},
+				Sessions: &cluster.Sessions{Publishers: new(i % 7), Viewers: new(i * 31 % 400), By: cluster.CountedByAMS},
 			},
 		},
 		AMS:    []cluster.AMSNode{{ID: fmt.Sprint("x", i)}},
@@ -47,11 +45,11 @@ func aCluster() []Node {
 	edge := func(v *Node) { v.Node.Role, v.Node.Group = "edge", "edges" }
 	return []Node{
 		aNode(1, func(v *Node) {
-			v.Node.Load = &cluster.Load{CPU: ptr(83), Mem: ptr(61), Score: ptr(97), GPUs: []cluster.GPULoad{{Util: ptr(40), Enc: ptr(97)}, {Util: ptr(12)}}}
+			v.Node.Load = &cluster.Load{CPU: new(83), Mem: new(61), Score: new(97), GPUs: []cluster.GPULoad{{Util: new(40), Enc: new(97)}, {Util: new(12)}}}
 		}),
 		aNode(2, func(v *Node) { // the driver reports nothing about its devices
-			v.Node.Load = &cluster.Load{CPU: ptr(0), Mem: ptr(100), GPUs: make([]cluster.GPULoad, 4)}
-			v.Node.Sessions = &cluster.Sessions{Publishers: ptr(0), Viewers: ptr(12), By: cluster.CountedByConnections}
+			v.Node.Load = &cluster.Load{CPU: new(0), Mem: new(100), GPUs: make([]cluster.GPULoad, 4)}
+			v.Node.Sessions = &cluster.Sessions{Publishers: new(0), Viewers: new(12), By: cluster.CountedByConnections}
 		}),
 		aNode(3, edge, func(v *Node) {
 			v.Health, v.Server = cluster.AMSStale, cluster.Signal{Known: true, Age: seconds.Duration(80 * time.Second), Estimated: true}
@@ -65,7 +63,7 @@ func aCluster() []Node {
 		}),
 		aNode(6, func(v *Node) {
 			*v = Node{Member: cluster.Member{
-				AMS:    []cluster.AMSNode{{ID: "0c8a10.0.0.99", IP: "10.0.0.99", CPU: ptr(7.0), Memory: "586/1945"}},
+				AMS:    []cluster.AMSNode{{ID: "0c8a10.0.0.99", IP: "10.0.0.99", CPU: new(7.0), Memory: "586/1945"}},
 				Server: cluster.Signal{Known: true, Fresh: true, Age: seconds.Duration(2 * time.Second), Estimated: true}, Health: cluster.NoAgent,
 			}}
 		}),
