@@ -241,7 +241,5 @@ func (c *clustered) happens(kinds string) {
 
 // health asks /healthz, as a cloud does that replaces machines.
 func (c *clustered) health() int {
-	w := httptest.NewRecorder()
-	c.d.metricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/healthz", nil))
-	return w.Code
+	return get(c.d.metricsHandler(), "/healthz").Code
 }

@@ -268,6 +268,13 @@ func runs(t *testing.T, d *Daemon) (stop func()) {
 	}
 }
 
+// get asks a handler of the daemon.
+func get(h http.Handler, path string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w
+}
+
 // listens waits until a daemon that runs has its socket and its port.
 func listens(t *testing.T, socket string) (v View) {
 	t.Helper()
@@ -694,9 +701,7 @@ func TestPublicTextsAreRedacted(t *testing.T) {
 	d.status()
 	said := strings.Join(l.sent, "\n")
 	for _, path := range []string{"/readyz", "/healthz", "/application-health"} {
-		w := httptest.NewRecorder()
-		d.metricsHandler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
-		said += w.Body.String()
+		said += get(d.metricsHandler(), path).Body.String()
 	}
 	if strings.Contains(said, "hunter2") || strings.Count(said, "***") != 2 {
 		t.Errorf("%s", said)

@@ -10,8 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"slices"
@@ -356,9 +354,8 @@ func (n *eventNode) start() {
 	n.clustered.begin()
 	ctx, cancel := context.WithCancel(n.c.ctx)
 	n.asks = make(chan net.Conn)
-	listener := &eventListener{asks: n.asks, ended: make(chan struct{})}
 	var work sync.WaitGroup
-	work.Go(func() { n.d.check.Serve(ctx, listener) })
+	work.Go(func() { n.d.check.Serve(ctx, eventListener(n.asks)) })
 	n.dead = false
 	n.kill = func() {
 		cancel()
@@ -427,9 +424,7 @@ func (n *eventNode) readyz() string {
 	if n.dead {
 		return "none"
 	}
-	rec := httptest.NewRecorder()
-	n.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, PathReady, nil))
-	return fmt.Sprint(rec.Code)
+	return fmt.Sprint(get(n.d.metricsHandler(), PathReady).Code)
 }
 
 // agentCheck asks as HAProxy does, and leaves out the reason.
@@ -458,8 +453,7 @@ func (n *eventNode) ended() string {
 
 // asksForSessions is the daemon's count, which `amsagent leave` asks for.
 func (n *eventNode) asksForSessions() int {
-	rec := httptest.NewRecorder()
-	n.d.controlHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, PathSessions, nil))
+	rec := get(n.d.controlHandler(), PathSessions)
 	var v SessionsView
 	must.OK(n.c.t, json.Unmarshal(rec.Body.Bytes(), &v))
 	if v.Sessions.Viewers == nil {
@@ -475,24 +469,19 @@ func (s *eventStore) Load() ([]byte, error) { return s.b, nil }
 func (s *eventStore) Save(b []byte) error   { s.b = b; return nil }
 
 // eventListener accepts the connections of a test.
-type eventListener struct {
-	asks  chan net.Conn
-	once  sync.Once
-	ended chan struct{}
-}
+type eventListener chan net.Conn
 
-func (l *eventListener) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.asks:
-		return conn, nil
-	case <-l.ended:
+func (l eventListener) Accept() (net.Conn, error) {
+	conn, ok := <-l
+	if !ok {
 		return nil, net.ErrClosed
 	}
+	return conn, nil
 }
 
-func (l *eventListener) Close() error {
-	l.once.Do(func() { close(l.ended) })
+func (l eventListener) Close() error {
+	close(l)
 	return nil
 }
 
-func (l *eventListener) Addr() net.Addr { return &net.TCPAddr{} }
+func (l eventListener) Addr() net.Addr { return &net.TCPAddr{} }

@@ -4,9 +4,7 @@
 package daemon
 
 import (
-	"bufio"
 	"fmt"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -33,32 +31,18 @@ func TestHold(t *testing.T) {
 	must.OK(t, err)
 	go d.serveHTTP(t.Context(), l, d.controlHandler(), commandTime)
 
-	hold := func(command string) net.Conn {
+	hold := func(command string) (release func()) {
 		t.Helper()
-		c, err := net.Dial("unix", path)
+		release, err := NewClient(path, nil).Hold(t.Context(), HoldRequest{Command: command})
 		must.OK(t, err)
-		body := `{"command":"` + command + `"}`
-		_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", PathHold, len(body), body)
-		must.OK(t, err)
-		for r := bufio.NewReader(c); ; {
-			line, err := r.ReadString('\n')
-			must.OK(t, err)
-			if strings.HasPrefix(line, "{") {
-				return c
-			}
-		}
+		return release
 	}
 	ready := func(want bool, why string) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); ; <-time.After(10 * time.Millisecond) {
+		must.Until(t, fmt.Sprintf("ready is %v %q", want, why), func() bool {
 			v := d.view.get()
-			if v.Ready == want && strings.Contains(v.NotReady, why) {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatalf("ready is %v: %q, want %v: %q", v.Ready, v.NotReady, want, why)
-			}
-		}
+			return v.Ready == want && strings.Contains(v.NotReady, why)
+		})
 	}
 
 	ready(true, "")
@@ -69,15 +53,15 @@ func TestHold(t *testing.T) {
 	second := hold("join")
 	<-time.After(requestTime + 500*time.Millisecond) // longer than a request may take
 	ready(false, "amsagent join is at work")
-	_ = second.Close()
+	second()
 	<-time.After(100 * time.Millisecond)
 	ready(false, "is at work")
-	_ = first.Close()
+	first()
 	ready(true, "")
 
 	third := hold("leave")
 	p.set(nil)
-	_ = third.Close()
+	third()
 	ready(false, "not a cluster node")
 	d.view.setPhase("")
 	ready(false, "not a cluster node")

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"reflect"
 	"regexp"
@@ -94,9 +93,7 @@ func balanceMetrics(t *testing.T) string {
 	t.Helper()
 	feed := lb.NewFeed(lb.Options{Looker: emptyCluster{}, Store: &eventStore{[]byte(`[{"id":"e1","role":"edge","address":"10.0.0.1","port":5080}]`)}, Log: slog.New(slog.DiscardHandler), Now: time.Now})
 	must.OK(t, feed.Look(t.Context()))
-	w := httptest.NewRecorder()
-	lb.Handler(feed).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
-	return w.Body.String()
+	return get(lb.Handler(feed), "/metrics").Body.String()
 }
 
 // webMetrics are those of a cluster with one node.

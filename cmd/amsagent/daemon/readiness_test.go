@@ -12,7 +12,6 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -191,11 +190,12 @@ func watchFake(t *testing.T, f *fakeServer, do func(w *watched)) {
 			v.State, v.Proved = cluster.StateActive, true
 			v.Lifecycle = &lifecycle.View{Ready: true}
 		})
-		ctx, cancel := context.WithCancel(t.Context())
-		var work sync.WaitGroup
-		work.Go(func() { w.d.followServer(ctx) })
-		defer work.Wait()
-		defer cancel()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			w.d.followServer(t.Context())
+		}()
+		t.Cleanup(func() { <-ended })
 		do(w)
 	})
 }
@@ -204,8 +204,7 @@ func watchFake(t *testing.T, f *fakeServer, do func(w *watched)) {
 func (w *watched) ready() (bool, Readiness) {
 	w.t.Helper()
 	synctest.Wait()
-	rec := httptest.NewRecorder()
-	w.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	rec := get(w.d.metricsHandler(), "/readyz")
 	var r Readiness
 	if err := json.Unmarshal(rec.Body.Bytes(), &r); err != nil {
 		w.t.Fatalf("%v: %s", err, rec.Body)
@@ -764,8 +763,7 @@ func TestApplicationHealth(t *testing.T) {
 						tt.change(v)
 					}
 				})
-				rec := httptest.NewRecorder()
-				w.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/application-health", nil))
+				rec := get(w.d.metricsHandler(), "/application-health")
 				skips := strings.Contains(rec.Body.String(), `\"SkipUpgrade\":true`)
 				healthy := strings.Contains(rec.Body.String(), `"ApplicationHealthState":"Healthy"`)
 				if rec.Code != http.StatusOK || skips == tt.idle || healthy == strings.HasPrefix(name, "dead") {
@@ -867,9 +865,7 @@ func TestServingMetrics(t *testing.T) {
 	watchServer(t, func(w *watched) {
 		page := func() string {
 			synctest.Wait()
-			rec := httptest.NewRecorder()
-			w.d.metricsHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-			return rec.Body.String()
+			return get(w.d.metricsHandler(), "/metrics").Body.String()
 		}
 		w.becomes(true, time.Second)
 		if p := page(); !strings.Contains(p, "\namsagent_ready 1\n") || !strings.Contains(p, "\namsagent_server_up 1\n") {
