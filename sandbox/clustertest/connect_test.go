@@ -81,7 +81,7 @@ func noPassword(t *testing.T, where, text string) {
 	}
 }
 
-// What the agent says of other failures is in package cluster: TestServerErrors, TestNetworkErrors.
+// TestServerErrors and TestNetworkErrors in package cluster have the errors of other failures.
 func TestServerMisbehaves(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
