@@ -37,10 +37,6 @@ func TestBalancers(t *testing.T) {
 			}
 			return found
 		}
-		is := func(what string, got, want map[string]bool) {
-			t.Helper()
-			must.NoDiff(t, what, got, want)
-		}
 		must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-1", "i-2"}))
 		must.OK(t, c.SetBalancer(t.Context(), "lb-2", []string{"i-1"}))
 		must.OK(t, c.SetBalancer(t.Context(), "lb-2", nil))
@@ -48,10 +44,10 @@ func TestBalancers(t *testing.T) {
 		first.ID = "i-1"
 		must.OK(t, c.SetOwnState(t.Context(), first, cluster.StateActive, "verified", cluster.Details{}))
 		for id, want := range map[string]map[string]bool{"i-1": {"lb-1": true, "lb-2": false}, "i-2": {"lb-1": true}, "i-3": {}} {
-			is(id, uses(id), want)
+			must.NoDiff(t, id, uses(id), want)
 		}
 		must.OK(t, c.SetBalancer(t.Context(), "lb-1", []string{"i-2"}))
-		is("i-1 is taken out", uses("i-1"), map[string]bool{"lb-1": false, "lb-2": false})
+		must.NoDiff(t, "i-1 is taken out", uses("i-1"), map[string]bool{"lb-1": false, "lb-2": false})
 
 		// Old confirmations are removed.
 		_, err := b.nodes().UpdateMany(t.Context(), bson.M{"balancers.lb-2": bson.M{"$exists": true}},
@@ -65,7 +61,7 @@ func TestBalancers(t *testing.T) {
 		again := node()
 		again.ID, again.BootID = "i-1", "another boot"
 		register(t, c, again)
-		is("i-1 after a boot", uses("i-1"), map[string]bool{})
+		must.NoDiff(t, "i-1 after a boot", uses("i-1"), map[string]bool{})
 	})
 }
 
