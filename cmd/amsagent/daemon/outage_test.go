@@ -25,7 +25,7 @@ func TestServerBrokenAfterOutage(t *testing.T) {
 		c.healthy(true)
 		c.link.Cut.Store(false)
 		back := time.Now()
-		sleep.For(t.Context(), 5*time.Second)
+		sleep.For(t.Context(), 6*time.Second) // one interval, and the search of a server that is under way
 		if at := c.node().UpdatedAt; at.Before(back) {
 			t.Errorf("no heartbeat since %s, MongoDB is back since %s", at, back)
 		}
