@@ -431,6 +431,26 @@ func TestHookMadeLater(t *testing.T) {
 	})
 }
 
+// A hook that is created after the daemon looked for a launch hook at its start counts at the next scale-in. If the API fails
+// then, the query is repeated.
+func TestAWSHookMadeAfterStart(t *testing.T) {
+	living(t, 3, func(t *testing.T, w *world, l *life) {
+		w.sky.say(topicGroup)
+		tick(5 * time.Minute)
+		w.set(func(w *world) {
+			w.hook = &Hook{Provider: "aws", Group: "g", Name: "amsagent-terminate", Timeout: seconds.Duration(5 * time.Minute), Limit: time.Now().Add(8 * time.Hour)}
+			w.cloudErr = func(op) error { return errThrottled }
+		})
+		w.sky.say(topicGroup, ofGroup(Terminate))
+		tick(30 * time.Second)
+		w.set(func(w *world) { w.cloudErr = nil })
+		tick(20 * time.Minute)
+		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Beats < 5 {
+			t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
+		}
+	})
+}
+
 // movedHooks are the hooks of two groups. The machine is in the group that it is moved to, and waits there.
 type movedHooks struct {
 	mu    sync.Mutex

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 )
 
 // Stats counts what went through the proxy.
@@ -19,9 +20,10 @@ type Stats struct {
 
 // Command is one line of the record of requests.
 type Command struct {
-	Name       string `json:"name"`
-	DB         string `json:"db,omitempty"`
-	Collection string `json:"collection,omitempty"`
+	Time       time.Time `json:"time"`
+	Name       string    `json:"name"`
+	DB         string    `json:"db,omitempty"`
+	Collection string    `json:"collection,omitempty"`
 }
 
 // keep bounds the record: a demonstration may run for hours.
@@ -59,7 +61,7 @@ func (r *recorder) received(req request, fault Mode) {
 	if len(r.log) == keep {
 		r.log = append(r.log[:0], r.log[keep/2:]...)
 	}
-	r.log = append(r.log, Command{Name: req.command, DB: req.db, Collection: req.collection})
+	r.log = append(r.log, Command{Time: time.Now(), Name: req.command, DB: req.db, Collection: req.collection})
 }
 
 func (r *recorder) snapshot() Stats {
