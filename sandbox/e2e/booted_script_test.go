@@ -9,15 +9,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/mongod"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 	"github.com/amsagent/amsagent/sandbox/tree"
 )
 
@@ -34,6 +38,8 @@ func TestSystemdScripts(t *testing.T) {
 type bootedPlace struct {
 	t *testing.T
 	n *machine
+	// left is the MongoDB of a machine that is off.
+	left *mongod.Server
 }
 
 func (p *bootedPlace) mongod(ts *testscript.TestScript, _ []string) error {
@@ -50,6 +56,9 @@ func (p *bootedPlace) mongod(ts *testscript.TestScript, _ []string) error {
 func (p *bootedPlace) node(ts *testscript.TestScript, name string, args []string) error {
 	if slices.Contains(args, "image=golden") {
 		p.n = newMachine(p.t)
+		if !slices.Contains(args, "statistics=no") {
+			p.n.onDisk(p.t, nodeReports+`"$1`+nodeHome+`/conf/red5.properties"`)
+		}
 		return p.named(ts, name, p.n.disk)
 	}
 	flags := []string{"--save-at-start"}
@@ -94,13 +103,23 @@ func (p *bootedPlace) enter(ts *testscript.TestScript) {
 }
 
 func (p *bootedPlace) boot(ts *testscript.TestScript) error {
+	if err := p.close(); err != nil {
+		return err
+	}
 	if p.n.leader == 0 {
+		p.n.onDisk(p.t, `rm -f "$1`+nodeStarts+`"`)
 		p.n.boot(p.t)
 	} else {
 		p.n.reboot(p.t, func() {})
 	}
 	p.enter(ts)
 	return nil
+}
+
+func (p *bootedPlace) off() (err error) {
+	p.n.off(p.t)
+	p.left, err = mongod.Start(p.t.Context(), mongod.Options{Binary: realmongo.Require(p.t), Dir: p.n.disk + "/opt/cloud/database"})
+	return err
 }
 
 func (p *bootedPlace) service(_, what string) ([]byte, error) {
@@ -126,17 +145,43 @@ func (p *bootedPlace) take(string) (t taken, err error) {
 }
 
 func (p *bootedPlace) connect(ctx context.Context) (*cluster.Client, error) {
-	target, err := cluster.ParseTarget(nodeMongo)
+	address, o := nodeMongo, cluster.Options{Dialer: p.n}
+	if p.left != nil {
+		address, o = p.left.URI(), cluster.Options{}
+	}
+	target, err := cluster.ParseTarget(address)
 	if err != nil {
 		return nil, err
 	}
-	return cluster.Connect(ctx, target, cluster.Options{Dialer: p.n})
+	return cluster.Connect(ctx, target, o)
 }
 
-var errNoSessions = errors.New("the server of a booted machine has no sessions")
+func (p *bootedPlace) publish(string, string, bool) error {
+	return errors.New("the server of a booted machine has no encoder")
+}
 
-func (p *bootedPlace) publish(string, string, bool) error { return errNoSessions }
+func (p *bootedPlace) watch(_ string, viewers int) error {
+	method, path := http.MethodDelete, "/viewers?app=LiveApp&stream=s1"
+	if viewers > 0 {
+		method, path = http.MethodPost, path+"&n="+strconv.Itoa(viewers)
+	}
+	req, err := http.NewRequestWithContext(p.t.Context(), method, "http://"+serverControl+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := p.n.http.Do(req)
+	if err != nil {
+		return err
+	}
+	// A server whose MongoDB is away answers with an error, and the viewers go all the same.
+	return resp.Body.Close()
+}
 
-func (p *bootedPlace) watch(string, int) error { return errNoSessions }
-
-func (p *bootedPlace) close() error { return nil }
+func (p *bootedPlace) close() error {
+	if p.left == nil {
+		return nil
+	}
+	err := p.left.Close()
+	p.left = nil
+	return err
+}

@@ -142,6 +142,7 @@ func runScripts(t scriptT, files []string, name string, newPlace func(*testing.T
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"until":       untilTrue,
 			"boot":        worldCommand((*world).boot),
+			"off":         worldCommand((*world).off),
 			"mongod":      worldCommand((*world).mongod),
 			"fault":       worldCommand((*world).fault),
 			"node":        worldCommand((*world).node),
@@ -242,16 +243,31 @@ func (w *world) node(ts *testscript.TestScript, _ bool, args []string) error {
 	return w.place.node(ts, args[0], args[1:])
 }
 
+// booted is the place of a machine that is switched on and off.
+type booted interface {
+	boot(ts *testscript.TestScript) error
+	off() error
+}
+
 // boot NAME: boots a machine with image=golden; if it runs, it is powered off before.
 func (w *world) boot(ts *testscript.TestScript, _ bool, _ []string) error {
-	p, ok := w.place.(interface {
-		boot(ts *testscript.TestScript) error
-	})
+	p, ok := w.place.(booted)
 	if !ok {
-		return errors.New("only a booted machine can do that")
+		return errOnlyBooted
 	}
 	return p.boot(ts)
 }
+
+// off NAME: waits until a machine that goes down is off. Its MongoDB answers until the next boot.
+func (w *world) off(_ *testscript.TestScript, _ bool, _ []string) error {
+	p, ok := w.place.(booted)
+	if !ok {
+		return errOnlyBooted
+	}
+	return p.off()
+}
+
+var errOnlyBooted = errors.New("only a booted machine can do that")
 
 // fault MODE [delay=D] [after=N] [times=N] [commands=a,b] [then=MODE]; fault none.
 func (w *world) fault(_ *testscript.TestScript, _ bool, args []string) error {
@@ -375,7 +391,7 @@ func (w *world) clusternode(_ *testscript.TestScript, neg bool, args []string) e
 	return nil
 }
 
-// row ADDRESS [STATE [ROLE]]: the registry has this node, in this state.
+// row ADDRESS [STATE] [ROLE] [cut=N]: the registry has this node, in this state, which cut so many sessions.
 func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
 	c, err := w.place.connect(w.ctx)
 	if err != nil {
@@ -391,7 +407,11 @@ func (w *world) row(_ *testscript.TestScript, neg bool, args []string) error {
 		if n.IP != args[0] {
 			continue
 		}
-		found = (len(args) < 2 || string(n.State) == args[1]) && (len(args) < 3 || n.Role == args[2])
+		said := []string{string(n.State), n.Role}
+		if n.Cut != nil {
+			said = append(said, fmt.Sprintf("cut=%d", *n.Cut))
+		}
+		found = !slices.ContainsFunc(args[1:], func(want string) bool { return !slices.Contains(said, want) })
 		if !found && !neg {
 			return fmt.Errorf("row %+v", n)
 		}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -283,6 +284,24 @@ func (m *machine) reboot(t *testing.T, do func()) time.Duration {
 	m.onDisk(t, `rm -f "$1`+nodeStarts+`"`)
 	do()
 	return m.boot(t)
+}
+
+// off waits until a machine that goes down is off.
+func (m *machine) off(t *testing.T) {
+	t.Helper()
+	m.offWithin(t, 90*time.Second)
+}
+
+func (m *machine) offWithin(t *testing.T, most time.Duration) {
+	t.Helper()
+	for limit := time.Now().Add(most); syscall.Kill(m.leader, 0) == nil; {
+		if time.Now().After(limit) {
+			t.Fatal("the machine does not go down")
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+	m.tell(t, "poweroff")
+	m.leader = 0
 }
 
 func (m *machine) journal(t *testing.T) string {
