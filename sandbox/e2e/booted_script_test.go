@@ -86,7 +86,7 @@ rm `+nodeStarts+`; systemctl start antmedia`)
 	return p.named(ts, name, p.n.root)
 }
 
-// named tells the script about a machine, whose files lie below root.
+// named sets the variables of a machine, whose files lie below root.
 func (p *bootedPlace) named(ts *testscript.TestScript, name, root string) error {
 	for suffix, value := range map[string]string{"": root, "_AMS": root + nodeHome, "_SVC": "", "_PORT": "5080", "_IP": nodeAddress} {
 		ts.Setenv(name+suffix, value)

@@ -258,7 +258,7 @@ func (w *world) boot(ts *testscript.TestScript, _ bool, _ []string) error {
 	return p.boot(ts)
 }
 
-// off NAME: waits until a machine that goes down is off. Its MongoDB answers until the next boot.
+// off NAME: waits until a machine that shuts down is off. Its MongoDB answers until the next boot.
 func (w *world) off(_ *testscript.TestScript, _ bool, _ []string) error {
 	p, ok := w.place.(booted)
 	if !ok {

@@ -286,7 +286,7 @@ func (m *machine) reboot(t *testing.T, do func()) time.Duration {
 	return m.boot(t)
 }
 
-// off waits until a machine that goes down is off.
+// off waits until a machine that shuts down is off.
 func (m *machine) off(t *testing.T) {
 	t.Helper()
 	m.offWithin(t, 90*time.Second)
