@@ -102,9 +102,11 @@ func (c *check) answer(from asker) string {
 		_, err := io.WriteString(conn, from.send+"\n")
 		must.OK(c.t, err)
 	}
-	line, err := io.ReadAll(conn)
+	text, err := io.ReadAll(conn)
 	must.OK(c.t, err)
-	return strings.TrimSuffix(string(line), "\n")
+	line, ended := strings.CutSuffix(string(text), "\n")
+	must.Equal(c.t, fmt.Sprintf("%q ends its line", text), ended, true)
+	return line
 }
 
 func (c *check) asks(from asker, want ...string) {
