@@ -6,20 +6,16 @@
 package e2e
 
 import (
-	"bytes"
-	"debug/elf"
-	"errors"
-	"io/fs"
-	"maps"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/amsagent/amsagent/internal/must"
 )
@@ -43,20 +39,11 @@ func packages(t *testing.T) packageSet {
 	return set
 }
 
-// packageError is what a step of the making said.
-type packageError struct {
-	what string
-	err  error
-	out  []byte
-}
-
-func (e *packageError) Error() string { return e.what + ": " + e.err.Error() + "\n" + string(e.out) }
-
 func packageStep(dir string, env []string, name string, args ...string) error {
 	cmd := exec.Command(name, args...)
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return &packageError{strings.Join(append([]string{name}, args...), " "), err, out}
+		return fmt.Errorf("%s %v: %w\n%s", name, args, err, out)
 	}
 	return nil
 }
@@ -119,164 +106,65 @@ func packageTool(t *testing.T, name string) string {
 	return path
 }
 
-// TestPackageLint asks lintian and rpmlint, which know what their distributions expect.
-func TestPackageLint(t *testing.T) {
-	set := packages(t)
-	t.Run("deb", func(t *testing.T) {
-		out, err := exec.Command(packageTool(t, "lintian"), "--allow-root", "--tag-display-limit", "0", "--fail-on", "error,warning", set.deb[packageNew]).CombinedOutput()
-		if err != nil || len(bytes.TrimSpace(out)) > 0 {
-			t.Errorf("%v\n%s", err, out)
-		}
-	})
-	t.Run("rpm", func(t *testing.T) {
-		out, err := exec.Command(packageTool(t, "rpmlint"), "-c", "../../packaging/rpm/rpmlint.toml", set.rpm[packageNew]).CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "1 packages and 0 specfiles checked; 0 errors, 0 warnings") {
-			t.Errorf("%v\n%s", err, out)
-		}
-	})
-}
+// imageRoot is a Debian tree that was never booted, as in an image build.
+type imageRoot struct{ dir string }
 
-// TestPackageVersions: what git describes became what dpkg and rpm read, and each takes the second for newer.
-func TestPackageVersions(t *testing.T) {
-	set := packages(t)
-	dpkg, rpm := packageTool(t, "dpkg-deb"), packageTool(t, "rpm")
-	for _, version := range []string{packageOld, packageNew} {
-		out, err := exec.Command(dpkg, "-f", set.deb[version], "Version").CombinedOutput()
-		if err != nil || strings.TrimSpace(string(out)) != version+"-1" {
-			t.Errorf("deb: %s, %v", out, err)
-		}
-		out, err = exec.Command(rpm, "-qp", "--qf", "%{VERSION}-%{RELEASE}", set.rpm[version]).Output()
-		if err != nil || string(out) != version+"-1" {
-			t.Errorf("rpm: %s, %v", out, err)
-		}
-		// The changelog begins with it: dpkg-parsechangelog and apt-listchanges read it so.
-		out, err = exec.Command("sh", "-c", dpkg+` --fsys-tarfile "$1" | tar -xO ./usr/share/doc/amsagent/changelog.Debian.gz | gunzip | head -n 1`, "sh", set.deb[version]).CombinedOutput()
-		if want := "amsagent (" + version + "-1) stable; urgency=medium\n"; err != nil || string(out) != want {
-			t.Errorf("the changelog begins with %q, %v; want %q", out, err, want)
-		}
-	}
-}
-
-// TestPackageReproducible makes all four packages twice: in two folders of other names, with another mask for new files,
-// another time zone and another language.
-func TestPackageReproducible(t *testing.T) {
-	var sums []string
-	must.OK(t, packageStep("../..", nil, "make", "-s", "build/tools/nfpm"))
-	for _, as := range []struct{ folder, umask, zone, lang string }{
-		{"one", "022", "UTC", "C"},
-		{"another-folder/with/a-longer-name", "077", "Asia/Kathmandu", "tr_TR.UTF-8"},
-	} {
-		dir := filepath.Join(t.TempDir(), as.folder)
-		// What git would take, without the module that nothing of a package comes from.
-		err := packageStep(".", []string{"TZ=" + as.zone, "LANG=" + as.lang}, "bash", "-euc", `umask "$2"; mkdir -p "$1"; top=$PWD/../..; cd "$top"
-git ls-files -z -- . ':!sandbox' | tar -c --null -T - --ignore-failed-read 2>/dev/null | tar -x -C "$1" --no-same-permissions
-cd "$1"; mkdir -p build/tools; cp "$top/build/tools/nfpm" build/tools/; touch build/tools/nfpm
-make -s package VERSION=v1.0.0-4-gabc1234 >&2`, "bash", dir, as.umask)
-		must.OK(t, err)
-		if sums == nil {
-			packageMachines(t, filepath.Join(dir, "build/packages"))
-		}
-		b, err := os.ReadFile(filepath.Join(dir, "build/packages/SHA256SUMS"))
-		must.OK(t, err)
-		sums = append(sums, string(b))
-	}
-	if strings.Count(sums[0], "\n") != 4 || sums[0] != sums[1] {
-		t.Errorf("one:\n%s\nanother:\n%s", sums[0], sums[1])
-	}
-}
-
-// packageMachines: each package says for which machine it is, and its program is one of that.
-func packageMachines(t *testing.T, dir string) {
+// newImage mounts an overlay on the tree that the other tests boot, or on the one that variables of boot.sh describe.
+func newImage(t *testing.T, variables ...string) imageRoot {
 	t.Helper()
-	for _, m := range []struct {
-		deb, rpm string
-		machine  elf.Machine
-	}{{"amd64", "x86_64", elf.EM_X86_64}, {"arm64", "aarch64", elf.EM_AARCH64}} {
-		deb := filepath.Join(dir, "amsagent_1.0.0+4.gabc1234-1_"+m.deb+".deb")
-		if out, err := exec.Command("dpkg-deb", "-f", deb, "Architecture").CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != m.deb {
-			t.Errorf("%s is for %s, %v", filepath.Base(deb), out, err)
-		}
-		rpm := filepath.Join(dir, "amsagent-1.0.0+4.gabc1234-1."+m.rpm+".rpm")
-		if out, err := exec.Command(packageTool(t, "rpm"), "-qp", "--qf", "%{ARCH}", rpm).Output(); err != nil || string(out) != m.rpm {
-			t.Errorf("%s is for %s, %v", filepath.Base(rpm), out, err)
-		}
-		b, err := exec.Command("sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -xO ./usr/bin/amsagent`, "sh", deb).Output()
-		must.OK(t, err)
-		f, err := elf.NewFile(bytes.NewReader(b))
-		if err != nil || f.Machine != m.machine {
-			t.Errorf("the program in %s: %v, %v", filepath.Base(deb), f, err)
-		}
+	giveUp := t.Skipf
+	if os.Getenv("REQUIRE_SYSTEMD") != "" {
+		giveUp = t.Fatalf
 	}
+	if os.Geteuid() != 0 {
+		giveUp("a tree of Debian needs root")
+	}
+	work := t.TempDir()
+	const script = `. "$1"
+root=$(root_make "" </dev/null) || exit 77
+mkdir "$2/top" "$2/disk"
+mount -t tmpfs tmpfs "$2/top" && mkdir "$2/top/upper" "$2/top/work" || exit 77
+mount -t overlay -o "lowerdir=$root,upperdir=$2/top/upper,workdir=$2/top/work" overlay "$2/disk" || exit 77`
+	t.Cleanup(func() {
+		for _, m := range []string{"disk", "top"} {
+			_ = exec.Command("umount", filepath.Join(work, m)).Run()
+		}
+	})
+	tree := exec.Command("bash", "-c", script, "bash", "../nspawn/boot.sh", work)
+	tree.Env = append(os.Environ(), variables...)
+	if out, err := tree.CombinedOutput(); err != nil {
+		giveUp("no tree can be had here: it needs debootstrap, a mirror, and overlays: %v\n%s", err, out)
+	}
+	return imageRoot{filepath.Join(work, "disk")}
 }
 
-// TestPackageCompletions: each shell that is here reads its script.
-func TestPackageCompletions(t *testing.T) {
-	dir := t.TempDir()
-	must.OK(t, packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir))
-	for shell, file := range map[string]string{
-		"bash": "bash-completion/completions/amsagent", "zsh": "zsh/vendor-completions/_amsagent", "fish": "fish/vendor_completions.d/amsagent.fish",
-	} {
-		t.Run(shell, func(t *testing.T) {
-			path, err := exec.LookPath(shell)
-			if err != nil {
-				t.Skipf("%s is not installed", shell)
-			}
-			if out, err := exec.Command(path, "-n", dir+"/usr/share/"+file).CombinedOutput(); err != nil || len(out) > 0 {
-				t.Errorf("%v %s", err, out)
-			}
-		})
-	}
-	// And bash completes with it.
-	out, err := exec.Command("bash", "-euc", `PATH=$1/usr/bin:$PATH
-_get_comp_words_by_ref() { cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=("${COMP_WORDS[@]}") cword=$COMP_CWORD; }
-_init_completion() { _get_comp_words_by_ref; }
-__ltrim_colon_completions() { :; }; compopt() { :; }
-. "$1/usr/share/bash-completion/completions/amsagent"
-COMP_WORDS=(amsagent sta) COMP_CWORD=1 COMP_LINE='amsagent sta' COMP_POINT=12 COMP_TYPE=9
-__start_amsagent
-echo "${COMPREPLY[@]}"`, "bash", dir).CombinedOutput()
-	if err != nil || strings.TrimSpace(string(out)) != "status" {
-		t.Errorf("after `amsagent sta` bash offers %q, %v", out, err)
-	}
-}
-
-// TestPackageManPages formats each page of the package with mandoc and groff, which must print no warning.
-func TestPackageManPages(t *testing.T) {
-	mandoc, groff, man := packageTool(t, "mandoc"), packageTool(t, "groff"), packageTool(t, "man")
-	dir := t.TempDir()
-	must.OK(t, packageStep(".", nil, "dpkg-deb", "-x", packages(t).deb[packageNew], dir))
-	pages, err := filepath.Glob(dir + "/usr/share/man/man[1-8]/*.gz")
-	if err != nil || len(pages) < 15 {
-		t.Fatalf("pages %v, %v", pages, err)
-	}
-	for _, page := range pages {
-		name := filepath.Base(page)
-		// -Werror: cobra's pages have many warnings of the lower levels, for tabs and dates.
-		if out, err := exec.Command(mandoc, "-Tlint", "-Werror", page).CombinedOutput(); err != nil || len(out) > 0 {
-			t.Errorf("mandoc: %v\n%s", err, out)
-		}
-		cmd := exec.Command(man, "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", page)
-		cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "MANROFFSEQ=", "MANWIDTH=80")
-		var said bytes.Buffer
-		cmd.Stderr = &said
-		if out, err := cmd.Output(); err != nil || said.Len() > 0 || len(out) == 0 {
-			t.Errorf("man %s: %v\n%s", name, err, said.Bytes())
-		}
-		out, err := exec.Command("sh", "-c", `gunzip -c "$1" | "$2" -ww -man -Kutf8 -Tutf8 2>&1 >/dev/null`, "sh", page, groff).CombinedOutput()
-		if err != nil || len(out) > 0 {
-			t.Errorf("groff %s: %v\n%s", name, err, out)
-		}
-	}
-	// Each unit has a man page.
-	units, _ := filepath.Glob(dir + "/usr/lib/systemd/system/*")
-	for _, u := range units {
-		if _, err := os.Stat(dir + "/usr/share/man/man8/" + filepath.Base(u) + ".8.gz"); err != nil {
-			t.Error(err)
-		}
-	}
-	if len(units) != 4 {
-		t.Errorf("units %v", units)
-	}
+// TestPackageScripts runs the scripts of testdata/package, as the user of this process. `needs PROGRAM…` skips the rest where one is
+// missing; `image [VARIABLE…]` mounts a tree at $IMAGE.
+func TestPackageScripts(t *testing.T) {
+	set := packages(t)
+	top, err := filepath.Abs("../..")
+	must.OK(t, err)
+	of := func(ts *testscript.TestScript) *testing.T { return ts.Value("test").(scriptT).T }
+	testscript.RunT(scriptT{T: t}, testscript.Params{
+		Dir: top + "/testdata/package/script", RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Values["test"] = env.T()
+			env.Vars = append(env.Vars, os.Environ()...) // make and Go need their caches
+			env.Vars = append(env.Vars, "TOP="+top, "OLD_DEB="+set.deb[packageOld], "NEW_DEB="+set.deb[packageNew],
+				"OLD_RPM="+set.rpm[packageOld], "NEW_RPM="+set.rpm[packageNew])
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"needs": func(ts *testscript.TestScript, _ bool, programs []string) {
+				for _, name := range programs {
+					packageTool(of(ts), name)
+				}
+			},
+			"image": func(ts *testscript.TestScript, _ bool, variables []string) {
+				ts.Setenv("IMAGE", newImage(of(ts), variables...).dir)
+			},
+		},
+	})
 }
 
 // TestPackageUnits checks the units with systemd-analyze: its verify prints nothing, and their exposure stays low.
@@ -317,90 +205,4 @@ func TestPackageUnits(t *testing.T) {
 			}
 		}
 	}
-}
-
-// TestPackageInstall: `make install` installs the package's files under another prefix, and `make uninstall` removes them.
-func TestPackageInstall(t *testing.T) {
-	dir, build := t.TempDir(), t.TempDir()
-	args := []string{"-s", "DESTDIR=" + dir, "PREFIX=/opt/agent", "BUILD=" + build, "VERSION=v1"}
-	must.OK(t, packageStep("../..", nil, "make", append(args, "install")...))
-	list := func() []string {
-		t.Helper()
-		out, err := exec.Command("find", dir, "!", "-type", "d", "-printf", "%P\n").Output()
-		must.OK(t, err)
-		return strings.Fields(string(out))
-	}
-	got := map[string]bool{}
-	for _, f := range list() {
-		rest, ok := strings.CutPrefix(f, "opt/agent/")
-		if !ok {
-			t.Errorf("%s is outside of the prefix", f)
-		}
-		got[rest] = true
-	}
-	deb, err := exec.Command("sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar -t`, "sh", packages(t).deb[packageNew]).Output()
-	must.OK(t, err)
-	for f := range strings.Lines(string(deb)) {
-		f = strings.TrimPrefix(strings.TrimSpace(f), "./usr/")
-		f = strings.Replace(f, "zsh/vendor-completions", "zsh/site-functions", 1)
-		switch {
-		case f == "", strings.HasSuffix(f, "/"), strings.HasPrefix(f, "share/lintian/"):
-		case f == "share/doc/amsagent/copyright", f == "share/doc/amsagent/changelog.Debian.gz":
-		default:
-			if !got[f] {
-				t.Errorf("the package has %s, make install has not", f)
-			}
-			delete(got, f)
-		}
-	}
-	if rest := slices.Sorted(maps.Keys(got)); !slices.Equal(rest, []string{"share/doc/amsagent/LICENSE"}) {
-		t.Errorf("make install has beside it: %v", rest)
-	}
-	unit, err := os.ReadFile(dir + "/opt/agent/lib/systemd/system/amsagent.service")
-	if err != nil || !strings.Contains(string(unit), "\nExecStart=/opt/agent/bin/amsagent run\n") || strings.Contains(string(unit), "/usr/bin/amsagent") {
-		t.Errorf("the unit runs another program: %v\n%s", err, unit)
-	}
-	if out, err := exec.Command(dir+"/opt/agent/bin/amsagent", "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "amsagent v1 ") {
-		t.Errorf("%v %s", err, out)
-	}
-	must.OK(t, packageStep("../..", nil, "make", append(args, "uninstall")...))
-	if rest := list(); len(rest) > 0 {
-		t.Errorf("left behind: %v", rest)
-	}
-	// Root, under sudo, often has no Go: make installs the build of another user, and fails with a hint without one.
-	noGo := []string{"PATH=" + pathWithout(t, "go")}
-	must.OK(t, packageStep("../..", noGo, "make", append(args, "install")...))
-	if out, err := exec.Command(dir+"/opt/agent/bin/amsagent", "version").CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "amsagent v1 ") {
-		t.Errorf("without Go: %v %s", err, out)
-	}
-	if err := packageStep("../..", noGo, "make", append(args, "uninstall")...); err != nil || len(list()) > 0 {
-		t.Errorf("without Go: %v, left behind: %v", err, list())
-	}
-	err = packageStep("../..", noGo, "make", append(args, "BUILD="+t.TempDir(), "install")...)
-	if err == nil || !strings.Contains(err.Error(), "nothing is built yet; run this first, as your own user: make build generate") {
-		t.Errorf("without Go and with nothing built: %v", err)
-	}
-	if rest := list(); len(rest) > 0 {
-		t.Errorf("nothing was built, and yet these were installed: %v", rest)
-	}
-}
-
-// pathWithout is a PATH that has every program of this machine's but one.
-func pathWithout(t *testing.T, missing string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for _, d := range filepath.SplitList(os.Getenv("PATH")) {
-		programs, err := os.ReadDir(d)
-		if err != nil {
-			continue // PATH may name what is not there
-		}
-		for _, p := range programs {
-			// The first of a name is the one that is run.
-			if err := os.Symlink(filepath.Join(d, p.Name()), filepath.Join(dir, p.Name())); err != nil && !errors.Is(err, fs.ErrExist) {
-				t.Fatal(err)
-			}
-		}
-	}
-	must.OK(t, os.Remove(filepath.Join(dir, missing)))
-	return dir
 }
