@@ -5,11 +5,12 @@ package bench
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,11 +68,8 @@ func BenchmarkBalanceDNSRatio(b *testing.B) {
 // askMany starts a program, waits for an answer of a size, asks it, and returns what that took of it.
 func askMany(b *testing.B, cmd *exec.Cmd, addr string, all []byte, size int) proc.Usage {
 	b.Helper()
-	must.OK(b, cmd.Start())
-	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}()
+	program := start(b, cmd)
+	defer program.Signal(syscall.SIGKILL)
 	conn, err := net.Dial("udp", addr)
 	must.OK(b, err)
 	defer conn.Close()
@@ -86,21 +84,19 @@ func askMany(b *testing.B, cmd *exec.Cmd, addr string, all []byte, size int) pro
 		return n
 	}
 	must.Until(b, "an answer", func() bool { return ask(all) >= size })
-	before, err := proc.ReadUsage(cmd.Process.Pid)
-	must.OK(b, err)
+	before := usage(b, program)
 	began, answers := time.Now(), 0
 	for i := range dnsRate * dnsSeconds {
 		q := all
 		if i%50 != 0 {
-			q = query(b, dashed(member(i%dnsNodes).IP)+".node.ams.internal.", dnsmessage.TypeA)
+			q = query(b, strings.ReplaceAll(member(i%dnsNodes).IP, ".", "-")+".node.ams.internal.", dnsmessage.TypeA)
 		}
 		pause(b, time.Until(began.Add(time.Duration(i)*time.Second/dnsRate)))
 		if ask(q) > 0 {
 			answers++
 		}
 	}
-	after, err := proc.ReadUsage(cmd.Process.Pid)
-	must.OK(b, err)
+	after := usage(b, program)
 	b.Logf("%d nodes, %.0f answers/s; load average %s", dnsNodes, float64(answers)/time.Since(began).Seconds(), proc.LoadAverage())
 	after.CPU -= before.CPU
 	return after
@@ -134,12 +130,6 @@ func query(b *testing.B, name string, kind dnsmessage.Type) []byte {
 	packed, err := m.Pack()
 	must.OK(b, err)
 	return packed
-}
-
-func dashed(ip string) string {
-	var a, b, c, d int
-	_, _ = fmt.Sscanf(ip, "%d.%d.%d.%d", &a, &b, &c, &d)
-	return fmt.Sprintf("%d-%d-%d-%d", a, b, c, d)
 }
 
 // freeUDP returns an address of the loopback that no listener uses, by UDP and TCP.

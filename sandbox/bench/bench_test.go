@@ -12,10 +12,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/must"
+	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/rig"
 	"github.com/amsagent/amsagent/sandbox/standin"
 	"github.com/amsagent/amsagent/sandbox/tree"
@@ -54,11 +56,7 @@ func startMongo(b *testing.B, sandbox string) string {
 	cmd := exec.Command(sandbox, "mongo", "--listen", "127.0.0.1:0", "--die-with", strconv.Itoa(os.Getpid()))
 	out, err := cmd.StdoutPipe()
 	must.OK(b, err)
-	must.OK(b, cmd.Start())
-	b.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
+	start(b, cmd)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		b.Fatalf("the server did not start: %v", err)
@@ -68,6 +66,22 @@ func startMongo(b *testing.B, sandbox string) string {
 		b.Fatalf("the server said %q: %v", line, err)
 	}
 	return said.Addr
+}
+
+// start runs a program until the benchmark ends.
+func start(b *testing.B, cmd *exec.Cmd) *proc.Program {
+	b.Helper()
+	p, err := proc.Start(cmd)
+	must.OK(b, err)
+	b.Cleanup(func() { p.Signal(syscall.SIGKILL) })
+	return p
+}
+
+func usage(b *testing.B, p interface{ Usage() (proc.Usage, error) }) proc.Usage {
+	b.Helper()
+	u, err := p.Usage()
+	must.OK(b, err)
+	return u
 }
 
 // nodeOptions are a machine whose server is as quick as the real one, with a heartbeat each interval.

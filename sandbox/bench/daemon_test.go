@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/internal/proc"
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
@@ -49,7 +48,9 @@ func benchmarkDaemon(b *testing.B, noCloud bool) {
 		peak := first
 		for time.Since(began).Minutes() < minutes {
 			pause(b, 15*time.Second)
-			scrape(b, d)
+			if text, code := d.Get("/metrics"); code != http.StatusOK || text == "" {
+				b.Fatalf("metrics: %d, %d bytes", code, len(text))
+			}
 			if u := usage(b, d); u.RSS > peak.RSS {
 				peak = u
 			}
@@ -96,18 +97,4 @@ func benchmarked(b *testing.B, agent, sandbox string, noCloud bool) *rig.Node {
 	o.Env = append(o.Env, "AMSAGENT_PROVIDER=aws")
 	h, _ := rig.NewInEC2(b, o)
 	return h
-}
-
-func usage(b *testing.B, d *rig.Daemon) proc.Usage {
-	b.Helper()
-	u, err := d.Usage()
-	must.OK(b, err)
-	return u
-}
-
-func scrape(b *testing.B, d *rig.Daemon) {
-	b.Helper()
-	if text, code := d.Get("/metrics"); code != http.StatusOK || text == "" {
-		b.Fatalf("metrics: %d, %d bytes", code, len(text))
-	}
 }

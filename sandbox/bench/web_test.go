@@ -61,14 +61,9 @@ func BenchmarkWebRatio(b *testing.B) {
 	}
 	must.Until(b, "each page was fetched", func() bool { return fetched.Load() > webPages })
 	for b.Loop() {
-		usage := func(cmd *exec.Cmd) proc.Usage {
-			u, err := proc.ReadUsage(cmd.Process.Pid)
-			must.OK(b, err)
-			return u
-		}
-		one, many, before := usage(watch), usage(web), fetched.Load()
+		one, many, before := usage(b, watch), usage(b, web), fetched.Load()
 		pause(b, webSeconds*time.Second)
-		one2, many2 := usage(watch), usage(web)
+		one2, many2 := usage(b, watch), usage(b, web)
 		pages, alone := (many2.CPU - many.CPU).Seconds(), (one2.CPU - one.CPU).Seconds()
 		b.Logf("%d nodes, %d open pages, %d s: web %.2f s CPU, nodes --watch %.2f s; %d pages fetched, %d kB each; load average %s",
 			webNodes, webPages, webSeconds, pages, alone, fetched.Load()-before, bytes.Load()/max(1, fetched.Load())/1000, proc.LoadAverage())
@@ -105,17 +100,6 @@ func beatAll(ctx context.Context, c *cluster.Client, docs *mongo.Collection) {
 		}
 		<-tick.C
 	}
-}
-
-// start runs a program until the benchmark ends.
-func start(b *testing.B, cmd *exec.Cmd) *exec.Cmd {
-	b.Helper()
-	must.OK(b, cmd.Start())
-	b.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return cmd
 }
 
 // follow does what the page's script does: it follows the stream, and fetches the page again if that has changed.
