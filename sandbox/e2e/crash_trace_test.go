@@ -78,9 +78,7 @@ type traced struct {
 	Calls  []call // those that were counted
 	Hit    *call  // the one that was shot at; nil: it never came
 	Killed bool
-	Exit   int
-	Out    string // standard output
-	Err    string // standard error
+	ran    // its exit status is -1 if it was killed
 }
 
 // tracing is one run.

@@ -11,9 +11,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -238,6 +240,11 @@ func (n *crashNode) oldOrNew() error {
 
 // differences lists where the tree is not as wanted.
 func (n *crashNode) differences(want map[string]string) error {
+	return n.differencesBut(want, func(string, string) bool { return false })
+}
+
+// differencesBut is differences without additional paths that are allowed.
+func (n *crashNode) differencesBut(want map[string]string, allowed func(path, line string) bool) error {
 	now, err := n.look()
 	if err != nil {
 		return err
@@ -249,11 +256,16 @@ func (n *crashNode) differences(want map[string]string) error {
 		}
 	}
 	for path, line := range now {
-		if _, ok := want[path]; !ok {
+		if _, ok := want[path]; !ok && !allowed(path, line) {
 			errs = append(errs, fmt.Errorf("%s should not be there (%s)", path, line))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// stray reports whether a change that is not finished may leave a path: a temporary file, or a folder of a joined tree.
+func (n *crashNode) stray(path, line string) bool {
+	return strings.Contains(path, ".amsagent-") || strings.HasPrefix(line, "d") && line == n.joined[path]
 }
 
 // strays lists temporary files anywhere below the root. ownTemps allows those beside the agent's own files: the agent cannot
@@ -467,4 +479,130 @@ func eventually(limit time.Duration, ask func() error) error {
 		}
 		<-tick.C
 	}
+}
+
+var volatile = regexp.MustCompile(`(/dev/shm|/tmp)/[^ :)]*|[0-9a-f]{12}\.new`)
+
+// truthful compares what the command says of the machine with the machine.
+func (n *crashNode) truthful(cmd string, r ran, lasting bool) (claim string, _ error) {
+	before, after := n.clean, n.joined
+	if cmd == "leave" {
+		before, after = n.joined, n.clean
+	}
+	if r.Exit < 0 {
+		return "", errors.New("it was killed")
+	}
+	if r.Exit == 0 {
+		// What could not be removed of its own result file may be left.
+		return "done", errors.Join(n.differences(after), n.mode(after))
+	}
+	state, err := stateSaid(r.Err)
+	if err != nil {
+		return "", err
+	}
+	claim = volatile.ReplaceAllString(state, "X")
+	has := func(s string) bool { return strings.Contains(state, s) }
+	switch {
+	case has("the files are half changed"):
+		return claim, n.halfChanged(state, before, after)
+	case has("the files of Ant Media Server are as before, the agent's own may be new"):
+		return claim, errors.Join(n.oldOrNew(), n.serverFiles(before), n.mode(before))
+	case has("but the journal of the change is left"):
+		return claim, errors.Join(n.differencesBut(before, n.stray), n.mode(before))
+	case has("the files of Ant Media Server were given back, and those of the agent were not"):
+		return claim, errors.Join(n.oldOrNew(), n.serverFiles(after), n.mode(after))
+	case has("but what was begun is not finished"):
+		return claim, errors.Join(n.differencesBut(n.andSecret(after), n.stray), n.mode(after))
+	case strings.HasPrefix(state, "the files are still those of a cluster node; of Ant Media Server: it runs"):
+		return claim, errors.Join(n.differences(before), n.mode(before))
+	case has("of Ant Media Server: it runs"):
+		return claim, n.differences(n.andSecret(n.clean))
+	case has("of Ant Media Server: it does not run"), has("does not start with them either"), has("does not stay up with them either"), has("of Ant Media Server: whether it runs is not known"):
+		return claim, n.differences(n.andSecret(n.clean))
+	case has("nothing was changed on this machine but the agent's own"):
+		return claim, errors.Join(n.oldOrNew(), n.serverFiles(before), n.mode(before))
+	case strings.HasPrefix(state, "nothing was changed on this machine"), strings.HasPrefix(state, "the files are still those of a cluster node"):
+		return claim, errors.Join(n.strays(lasting), n.differences(before), n.mode(before), n.rowBefore(cmd))
+	case has("the files were put back"):
+		if has("but for") {
+			return claim, nil
+		}
+		return claim, errors.Join(n.differences(before), n.mode(before))
+	case has("this machine is a cluster node"):
+		return claim, errors.Join(n.differences(n.joined), n.mode(n.joined))
+	case has("this machine is standalone"), has("this machine left the cluster"):
+		return claim, errors.Join(n.differences(n.andSecret(n.clean)), n.mode(n.clean))
+	case has("the interrupted run is still unfinished"):
+		return claim, n.oldOrNew()
+	}
+	return claim, errors.New("no claim that this test knows")
+}
+
+// andSecret adds the secret, if it is there: it stays until a leave has deregistered the node.
+func (n *crashNode) andSecret(want map[string]string) map[string]string {
+	want = maps.Clone(want)
+	for _, path := range []string{"etc/amsagent", "etc/amsagent/mongo"} {
+		if _, err := os.Stat(n.Path(path)); err == nil {
+			want[path] = n.joined[path]
+		}
+	}
+	return want
+}
+
+// serverFiles lists which of the server's files are not as wanted.
+func (n *crashNode) serverFiles(want map[string]string) error {
+	now, err := n.look()
+	errs := []error{err}
+	for path, line := range want {
+		if strings.HasPrefix(path, "usr/local/antmedia/") && now[path] != line {
+			errs = append(errs, fmt.Errorf("%s is %q, want %q", path, now[path], line))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mode proves that AMS runs as the tree says.
+func (n *crashNode) mode(tree map[string]string) error {
+	if n.Mongo == nil {
+		return nil
+	}
+	if maps.Equal(tree, n.joined) {
+		return n.running("cluster")
+	}
+	return n.running("standalone")
+}
+
+// rowBefore proves that a command that changed nothing did not change what the
+// others see of this node.
+func (n *crashNode) rowBefore(cmd string) error {
+	switch {
+	case n.Mongo == nil:
+		return nil
+	case cmd == "leave":
+		return n.row(cluster.StateActive)
+	case n.row(cluster.StateLeft) == nil:
+		return nil
+	}
+	return n.row(cluster.StateFailed)
+}
+
+var halfList = regexp.MustCompile(`(new|as before|edited by another program): ([^;)]*)`)
+
+// halfChanged checks a list of which files are new and which are as before.
+func (n *crashNode) halfChanged(state string, before, after map[string]string) error {
+	now, err := n.look()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, m := range halfList.FindAllStringSubmatch(state, -1) {
+		for path := range strings.SplitSeq(m[2], ", ") {
+			path = strings.TrimPrefix(path, "/")
+			want := map[string]string{"new": after[path], "as before": before[path]}[m[1]]
+			if m[1] == "edited by another program" || now[path] != want {
+				errs = append(errs, fmt.Errorf("%s is %q, not %s", path, now[path], m[1]))
+			}
+		}
+	}
+	return errors.Join(append(errs, n.oldOrNew())...)
 }
