@@ -6,7 +6,6 @@
 package e2e
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -98,13 +97,8 @@ type attacked struct {
 	*prey
 }
 
-func newAttacked(t *testing.T, variant string, o crashNodeOptions) *attacked {
-	t.Helper()
-	return newAttackedNode(t, 1, variant, o)
-}
-
-// newAttackedNode is the node of this number.
-func newAttackedNode(t *testing.T, number int, variant string, o crashNodeOptions) *attacked {
+// newAttacked is the node of this number.
+func newAttacked(t *testing.T, number int, variant string, o crashNodeOptions) *attacked {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root and a second user")
@@ -246,7 +240,7 @@ func ignoreGone(err error) error {
 // The copy that a leave keeps must not belong to root, nor be written through a link of that user.
 func TestAttackKept(t *testing.T) {
 	for _, link := range []bool{false, true} {
-		a := newAttacked(t, "1.9.0", crashNodeOptions{shm: true})
+		a := newAttacked(t, 1, "1.9.0", crashNodeOptions{shm: true})
 		a.mustRun(t, "join")
 		a.as(t, `echo mine >conf/jee-container.xml; chmod 4755 conf/jee-container.xml`)
 		if link {
@@ -296,7 +290,7 @@ func TestAttackLinks(t *testing.T) {
 		"a malformed line":            {`printf 'x=\\uZZZZ\n' >>` + app, "AMS-FILE"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newAttacked(t, "3.0", crashNodeOptions{shm: true})
+			a := newAttacked(t, 1, "3.0", crashNodeOptions{shm: true})
 			a.mustRun(t, "join")
 			a.mustRun(t, "leave")
 			a.as(t, "cp -p "+app+" conf/.app")
@@ -327,40 +321,10 @@ func TestAttackLinks(t *testing.T) {
 	}
 }
 
-// TestAttackRights: the files of the server are setuid, setgid and have capabilities,
-// and none of that goes on to those that replace them, nor to what is kept.
-func TestAttackRights(t *testing.T) {
-	a := newAttacked(t, "3.0", crashNodeOptions{shm: true})
-	files := []string{"conf/jee-container.xml", "conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"}
-	for _, name := range files {
-		a.privilege(t, name)
-	}
-	plain := func() {
-		t.Helper()
-		for _, name := range files {
-			real := filepath.Join(a.StandIn.Tree.Dir, name)
-			info, err := os.Lstat(real)
-			if err != nil || info.Mode()&(fs.ModeSetuid|fs.ModeSetgid) != 0 {
-				t.Errorf("%s: %v, %v", name, info.Mode(), err)
-			}
-			if _, err := unix.Lgetxattr(real, capabilityXattr, nil); !errors.Is(err, unix.ENODATA) {
-				t.Errorf("%s has capabilities: %v", name, err)
-			}
-		}
-		if err := a.harmless(); err != nil {
-			t.Error(err)
-		}
-	}
-	a.mustRun(t, "join")
-	plain()
-	a.mustRun(t, "leave")
-	plain()
-}
-
 // TestAttackManyLinks: a file has as many names as the file system allows, so that its
 // backup cannot be one more.
 func TestAttackManyLinks(t *testing.T) {
-	a := newAttacked(t, "3.0", crashNodeOptions{}) // on a disk: a file in memory has any number
+	a := newAttacked(t, 1, "3.0", crashNodeOptions{}) // on a disk: a file in memory has any number
 	first := filepath.Join(a.StandIn.Tree.Dir, "conf/red5.properties")
 	dir := filepath.Join(a.StandIn.Tree.Dir, "links")
 	must.OK(t, os.Mkdir(dir, 0o755))
@@ -436,40 +400,30 @@ func (p *prey) attack(t *testing.T, cmd *exec.Cmd) (all <-chan struct{}, calm fu
 	must.OK(t, err)
 	defer marks.Close()
 	cmd.ExtraFiles = []*os.File{marks}
-	var errs strings.Builder
-	cmd.Stderr = &errs
-	stop, err := cmd.StdinPipe()
+	h, err := hold(t, cmd)
 	must.OK(t, err)
-	out, err := cmd.StdoutPipe()
-	must.OK(t, err)
-	must.OK(t, cmd.Start())
-	t.Cleanup(func() { _, _ = stop.Close(), cmd.Wait() }) // a machine that it is in cannot end before
-	said := bufio.NewReader(out)
-	if line, err := said.ReadString('\n'); err != nil || line != "ready\n" {
-		t.Fatalf("the adversary: %q, %v\n%s", line, err, errs.String())
+	t.Cleanup(func() { _ = h.end() }) // a machine that it is in cannot end before
+	if line := h.line(); line != "ready\n" {
+		t.Fatalf("the adversary: %q, %v\n%s", line, h.end(), h.said)
 	}
 	each, rest := make(chan struct{}), make(chan string, 1)
 	go func() {
 		var text strings.Builder
-		for {
-			line, err := said.ReadString('\n')
-			if err != nil {
-				rest <- text.String()
-				return
-			}
+		for line := h.line(); line != ""; line = h.line() {
 			if line == "all\n" {
 				close(each)
 				continue
 			}
 			text.WriteString(line)
 		}
+		rest <- text.String()
 	}()
 	return each, func() string {
 		t.Helper()
-		must.OK(t, stop.Close())
+		must.OK(t, h.in.Close())
 		text := <-rest
-		if err := cmd.Wait(); err != nil {
-			t.Fatalf("the adversary: %v\n%s", err, errs.String())
+		if err := h.end(); err != nil {
+			t.Fatalf("the adversary: %v\n%s", err, h.said)
 		}
 		return text
 	}
@@ -580,8 +534,8 @@ func attackNumber(t *testing.T, usual int) int {
 // files and folders under them. An agent that opens files by their paths, as the agent once
 // did, falls within some dozen rounds.
 func TestAttack(t *testing.T) {
-	a := newAttacked(t, "3.0", crashNodeOptions{shm: true})
-	for _, name := range []string{"conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
+	a := newAttacked(t, 1, "3.0", crashNodeOptions{shm: true})
+	for _, name := range []string{"conf/jee-container.xml", "conf/red5.properties", "webapps/LiveApp/WEB-INF/red5-web.properties"} {
 		a.privilege(t, name)
 	}
 	all, calm := a.adversary(t)
@@ -612,7 +566,7 @@ func TestAttack(t *testing.T) {
 // rewrites the server's files, while they are attacked. Before a start of the server root
 // does that unattended, and never fails.
 func TestAttackConverge(t *testing.T) {
-	a := newAttacked(t, "3.0", crashNodeOptions{shm: true, mongo: startCrashMongo(t)})
+	a := newAttacked(t, 1, "3.0", crashNodeOptions{shm: true, mongo: startCrashMongo(t)})
 	a.mustRun(t, "join")
 	where := a.Path("etc/amsagent/mongo")
 	secret, err := os.ReadFile(where)
@@ -655,7 +609,7 @@ func TestAttackDrain(t *testing.T) {
 	for number := range attackedNodes {
 		all.Go(func() {
 			t.Run(strconv.Itoa(number), func(t *testing.T) {
-				newAttackedNode(t, number, "3.0", crashNodeOptions{shm: true, mongo: mongo}).drains(t, drains)
+				newAttacked(t, number, "3.0", crashNodeOptions{shm: true, mongo: mongo}).drains(t, drains)
 			})
 		})
 	}

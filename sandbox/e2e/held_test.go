@@ -29,7 +29,10 @@ type held struct {
 func hold(t *testing.T, cmd *exec.Cmd) (*held, error) {
 	t.Helper()
 	h := &held{Cmd: cmd, said: &bytes.Buffer{}}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setsid = true
 	cmd.Stderr = h.said
 	out, err := cmd.StdoutPipe()
 	must.OK(t, err)
