@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -34,35 +33,31 @@ const (
 	idleCPU    = 150 * time.Millisecond // for each minute
 )
 
-// Three real nodes without any viewer: their daemons write no file, restart nothing and
-// report no drift, and take hardly anything of the machine (issue 11: R1). REAL_IDLE=60m
-// is the run whose processor time counts.
+// TestRealIdle has three real nodes without any viewer: their daemons write no file, restart nothing and report no drift, and take hardly
+// anything of the machine (issue 11: R1). REAL_IDLE=60m is the run whose processor time counts.
 func TestRealIdle(t *testing.T) {
 	t.Parallel()
 	length := idleUsual
 	if text := os.Getenv("REAL_IDLE"); text != "" {
 		var err error
-		if length, err = time.ParseDuration(text); err != nil {
-			t.Fatal(err)
-		}
+		length, err = time.ParseDuration(text)
+		must.OK(t, err)
 	}
 	w := realams.New(t, realams.Options{Users: map[string]string{realUser: realPassword}})
-	agent := bins.agent // built by make: what is measured is what machines run
 	nodes := make([]*idleNode, 3)
-	var joins sync.WaitGroup
+	joins := make([]*realams.Process, len(nodes))
 	for i := range nodes {
 		nodes[i] = &idleNode{realNode: newRealNode(t, w, realRelease())}
-		joins.Go(func() { nodes[i].out, nodes[i].code = nodes[i].Run(t, nodes[i].joinArgs(w.URI())...) })
+		joins[i] = nodes[i].Start(t, nodes[i].joinArgs(w.URI())...)
 	}
-	joins.Wait()
-	for _, n := range nodes {
-		if n.code != 0 {
-			t.Fatalf("%s: join: exit %d: %s", n.Address, n.code, n.out)
+	for _, join := range joins {
+		if code, err := join.Wait(6 * time.Minute); err != nil || code != 0 {
+			t.Fatalf("join: exit %d, %v: %s", code, err, join.Output())
 		}
 	}
 	for _, n := range nodes {
-		n.settledFiles, n.services = n.settled(), n.Asked()
-		n.d = n.daemonOf(agent)
+		n.written, n.services = n.settled(), n.Asked()
+		n.d = n.daemon()
 		n.d.ready()
 	}
 	if length >= idleJudged {
@@ -88,12 +83,10 @@ func TestRealIdle(t *testing.T) {
 type idleNode struct {
 	*realNode
 	d    *realDaemon
-	out  string
-	code int
 	from proc.Usage
 	// The node's files and the calls of its service before the test.
-	settledFiles map[string]string
-	services     []string
+	written  map[string]string
+	services []string
 }
 
 // usage is the daemon's memory and descriptors, and the CPU time of the daemon and its children.
@@ -117,7 +110,7 @@ func (n *idleNode) judge(length, took time.Duration) {
 		n.t.Errorf("%s: the daemon takes %s of a processor a minute, want at most %s", n.Address, cpu, idleCPU)
 	}
 	n.quiet(n.d, time.Second)
-	n.same(fmt.Sprintf("%s without viewers", length), n.settledFiles)
+	n.same(fmt.Sprintf("%s without viewers", length), n.written)
 	n.asked("the daemon", n.services)
 	if lines := strings.Count(n.d.Output(), "\n"); lines > 20 {
 		n.t.Errorf("%s: the daemon has written %d lines:\n%s", n.Address, lines, n.d.Output())

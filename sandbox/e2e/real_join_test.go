@@ -158,25 +158,31 @@ func (n *realNode) quiet(d *realDaemon, length time.Duration) {
 	}
 }
 
-// panel does what the panel does with applications, and returns the answer.
+// panel does what the web panel does, and returns the answer.
 func (n *realNode) panel(method, path string, body []byte) []byte {
 	n.t.Helper()
-	code, answer, err := n.AsAgent(n.t.Context(), method, "/rest/v2/applications/"+path, bytes.NewReader(body))
+	code, answer, err := n.AsAgent(n.t.Context(), method, "/rest/v2/"+path, bytes.NewReader(body))
 	if err != nil || code != http.StatusOK || method != http.MethodGet && !bytes.Contains(answer, []byte(`"success":true`)) {
 		n.t.Fatalf("%s %s: %d, %v: %s", method, path, code, err, answer)
 	}
 	return answer
 }
 
-// changeSetting changes a setting of LiveApp as the panel does.
-func (n *realNode) changeSetting() {
+// change changes a setting of the server or of an application as the panel does.
+func (n *realNode) change(path, key, value string) {
 	n.t.Helper()
 	var settings map[string]any
-	must.OK(n.t, json.Unmarshal(n.panel(http.MethodGet, "settings/LiveApp", nil), &settings))
-	settings["hlsListSize"] = "11"
+	must.OK(n.t, json.Unmarshal(n.panel(http.MethodGet, path, nil), &settings))
+	settings[key] = value
 	body, err := json.Marshal(settings)
 	must.OK(n.t, err)
-	n.panel(http.MethodPost, "settings/LiveApp", body)
+	n.panel(http.MethodPost, path, body)
+}
+
+// changeSetting changes a setting of LiveApp, and waits until the server has written it.
+func (n *realNode) changeSetting() {
+	n.t.Helper()
+	n.change("applications/settings/LiveApp", "hlsListSize", "11")
 	until(n.t, "the server has written the setting", func() string {
 		text := n.Read(n.t, realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
 		if !strings.Contains(text, "\nhlsListSize=11\n") {
@@ -184,25 +190,4 @@ func (n *realNode) changeSetting() {
 		}
 		return ""
 	})
-}
-
-// Passwords that break a program which does not escape, through a MongoDB that asks
-// for them: the agent writes them, and the real server's Spring and driver read them.
-func TestRealPasswords(t *testing.T) {
-	t.Parallel()
-	users := map[string]string{
-		"slash":  `p@ss:w/rd?&x=1`,
-		"spring": `${java.home}#{1+1}%41`,
-		"quotes": `back\slash "&amp;' ü`,
-	}
-	w := realams.New(t, realams.Options{Users: users})
-	n := newRealNode(t, w, realRelease())
-	n.AllowAgent(t)
-	for _, user := range []string{"slash", "spring", "quotes"} {
-		out := n.join(w.URIOf(user))
-		if !strings.Contains(out, "in the cluster as "+n.Address) || strings.Contains(out, users[user]) {
-			t.Errorf("join as %s says: %s", user, out)
-		}
-	}
-	must.NoDiff(t, "three joins, the first with a stopped server, asked the service for", n.Asked(), []string{"start", "stop", "start", "stop", "start"})
 }

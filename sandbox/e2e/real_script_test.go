@@ -7,31 +7,42 @@ package e2e
 
 import (
 	"context"
+	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/amsagent/amsagent/cluster"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
+	"github.com/amsagent/amsagent/sandbox/realmongo"
 )
 
-// TestRealScripts runs the scripts of the gate that name the world real in their first line.
+// TestRealScripts runs the scripts of the gate that name the world real in their first line, and those of testdata/real.
 func TestRealScripts(t *testing.T) {
 	t.Parallel()
 	realams.Require(t)
-	runScripts(scriptT{T: t}, scriptsOf(t, "real"), "real", func(t *testing.T) place {
-		return &realPlace{t: t, nodes: map[string]*realNode{}, encoders: map[string]*realams.Process{}, players: map[string][]*realams.Process{}}
-	})
+	files, err := filepath.Glob("../../testdata/real/*.txtar")
+	must.OK(t, err)
+	runScripts(scriptT{T: t}, append(files, scriptsOf(t, "real")...), "real", func(t *testing.T) place { return newRealPlace(t) })
+}
+
+func newRealPlace(t *testing.T) *realPlace {
+	t.Helper()
+	return &realPlace{t: t, nodes: map[string]*realNode{}, encoders: map[string]*realams.Process{}, players: map[string][]*realams.Process{}}
 }
 
 // realPlace is a network of machines with the real server, and a real MongoDB.
@@ -47,13 +58,51 @@ type realPlace struct {
 // mongoAlias is the name of MongoDB's host on each machine.
 const mongoAlias = "mongo.test"
 
-func (p *realPlace) mongod(ts *testscript.TestScript, _ []string) error {
-	p.world = realams.New(p.t, realams.Options{})
-	_, port, err := net.SplitHostPort(p.world.Mongo.Addrs())
+func (p *realPlace) mongod(ts *testscript.TestScript, args []string) error {
+	switch {
+	case slices.Equal(args, []string{"stop"}):
+		return p.world.Mongo.Member(0).Kill()
+	case slices.Equal(args, []string{"start"}):
+		return p.world.Mongo.Member(0).Start(p.t.Context())
+	}
+	o := realams.Options{}
+	for _, arg := range args {
+		if user, password, found := strings.Cut(arg, ":"); found {
+			if o.Users == nil {
+				o.Users = map[string]string{}
+			}
+			o.Users[user] = password
+		}
+	}
+	if slices.Contains(args, "tls") {
+		if err := p.tls(ts, o); err != nil {
+			return err
+		}
+	} else {
+		p.world = realams.New(p.t, o)
+	}
+	// What runs outside of the machines, as players do: exec outside PROGRAM.
+	enterBy(p.t, ts, fmt.Sprintf("*) enter=(nsenter --target %d --all --wd=/ --) ;;\n", p.world.Network()), "outside", "")
+	_, port, err := net.SplitHostPort(p.world.Mongo.Member(0).Addr())
 	ts.Setenv("MONGO", p.world.Mongo.Addrs())
 	ts.Setenv("MONGO_PORT", port)
 	ts.Setenv("MONGO_ALIAS", mongoAlias+":"+port)
+	ts.Setenv("AMSAGENT_TIMEOUT", "5m") // a start takes minutes on a busy machine
 	return err
+}
+
+// tls makes a replica set that takes nothing but TLS, and the files ca.pem and node.pem: its authority, and a client's certificate.
+func (p *realPlace) tls(ts *testscript.TestScript, o realams.Options) error {
+	ca := realmongo.NewAuthority(p.t)
+	subject := pkix.Name{CommonName: "node", Organization: []string{"amsagent"}}
+	o.Members, o.Mongod = 3, ca.Mongod(net.ParseIP(realams.HubAddress))
+	p.world = realams.New(p.t, o)
+	return errors.Join(
+		os.Symlink(ca.File, ts.MkAbs("ca.pem")),
+		os.Symlink(ca.Issue(subject), ts.MkAbs("node.pem")),
+		p.world.Mongo.AddSubject(p.t.Context(), subject.String()),
+		p.world.Mongo.RequireTLS(p.t.Context()),
+	)
 }
 
 // enteringScript runs a command on the machine whose root is $AMSAGENT_ROOT. A signal goes to the command: nsenter does not pass it on,
@@ -99,6 +148,7 @@ func (p *realPlace) node(ts *testscript.TestScript, name string, args []string) 
 		fmt.Fprintf(&cases, "%s) enter=(%s) ;;\n", strings.TrimSuffix(n.Path("/"), "/"), strings.Join(enter, " "))
 	}
 	enterBy(p.t, ts, cases.String(), "amsagent", bins.agent)
+	enterBy(p.t, ts, cases.String(), "machine", "sh -euc")
 	return os.Symlink(root, ts.MkAbs(name))
 }
 
@@ -181,6 +231,78 @@ func (p *realPlace) watch(name string, viewers int) error {
 		p.players[name] = nil
 	}
 	return nil
+}
+
+func (p *realPlace) transport() *http.Transport {
+	return &http.Transport{DialContext: p.world.Dial, DisableKeepAlives: true} // the agent counts a connection that is kept
+}
+
+func (p *realPlace) command(what, name string, args []string) error {
+	n := p.nodes[name]
+	switch what {
+	case "serves":
+		n.WaitServed(p.t, append(realApps(n.Release), args...)...)
+	case "panel":
+		if key, value, found := strings.Cut(args[1], "="); found {
+			n.change(args[0], key, value)
+		} else {
+			// On a busy machine the server answers with an error, and makes the application all the same.
+			_, _, _ = n.AsAgent(p.t.Context(), http.MethodPost, "/rest/v2/applications/"+args[1], nil)
+			n.WaitServed(p.t, args[1])
+		}
+	case "restart":
+		n.restart(args[0])
+	case "stays":
+		return p.stays(args)
+	case "idle":
+		written, asked := n.files(), n.Asked()
+		err := p.stays(args)
+		n.same("what runs", written)
+		n.asked("what runs", asked)
+		return err
+	}
+	return nil
+}
+
+// stays looks on for a while. If there are a code and a URL, that is the answer all the time.
+func (p *realPlace) stays(args []string) error {
+	length, err := time.ParseDuration(args[0])
+	if err != nil {
+		return err
+	}
+	client := &http.Client{Timeout: 30 * time.Second, Transport: p.transport()}
+	for end := time.Now().Add(length); time.Now().Before(end); wait(250 * time.Millisecond) {
+		if len(args) == 1 {
+			continue
+		}
+		if code := realams.Status(client, args[2]); strconv.Itoa(code) != args[1] {
+			return fmt.Errorf("%s answers %d, want %s", args[2], code, args[1])
+		}
+	}
+	return nil
+}
+
+// restart restarts the server and returns at a moment of its start.
+func (n *realNode) restart(moment string) {
+	n.t.Helper()
+	before := n.Server()
+	again := n.Start(n.t, realams.Service, "restart")
+	until(n.t, moment, func() string {
+		is := false
+		switch now := n.Server(); {
+		case now == 0 || now == before:
+		case moment == "listens":
+			is = n.Local("/rest/v2/liveness") != 0
+		case moment == "initializes": // LiveApp starts last. A request during its start makes it lose its settings.
+			is = n.Local("/rest/v2/liveness") == http.StatusOK && n.Served("LiveApp") == 0
+		case moment == "serves":
+			is = slices.ContainsFunc(realApps(n.Release), func(app string) bool { return n.Served(app) == http.StatusOK })
+		}
+		if !is {
+			return "not yet; the service says: " + again.Output()
+		}
+		return ""
+	})
 }
 
 func (p *realPlace) close() error { return nil }

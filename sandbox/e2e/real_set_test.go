@@ -32,15 +32,9 @@ func TestRealSet(t *testing.T) {
 	d.ready()
 	v := n.watch(d)
 	defer v.stop()
-	until(t, "the daemon's log says so, too", func() string {
-		if d.Said("Ant Media Server serves viewers") == 0 {
-			return soFar(d.Output())
-		}
-		return ""
-	})
+	d.Says("Ant Media Server serves viewers")
 	started := d.messages()
 	looks := n.Start(t, bins.agent, "nodes", "--watch", "-o", "json")
-
 	until(t, "nodes --watch has looked once", func() string {
 		if !strings.Contains(looks.Output(), `"health"`) {
 			return soFar(looks.Output())
@@ -73,7 +67,7 @@ func TestRealSet(t *testing.T) {
 		v.until("after a "+fault.name+" the viewer is served and /readyz says so", func(m moment) bool {
 			return m.at.After(since) && m.served && m.ready
 		})
-		v.quietFor(15 * time.Second)
+		wait(15 * time.Second)
 		wrongly, late := v.differences(from)
 		figure(t, "%s: a new primary after %s, the first beat %s later; ready while refused %s, not ready while served %s", fault.name,
 			since.Sub(from).Round(100*time.Millisecond), beat.Sub(since).Round(100*time.Millisecond), wrongly.Round(100*time.Millisecond), late.Round(100*time.Millisecond))

@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"net/http"
 	"os"
 	"strings"
 	"syscall"
@@ -137,15 +138,24 @@ func (s *realGoingDown) reboot(t *testing.T) {
 	}
 }
 
-// audience starts a stream with so many viewers and waits until the agent counts them. It returns the players, then the publisher.
+// audience starts a stream with so many viewers and waits until the agent counts them.
 func (s *realGoingDown) audience(t *testing.T, node *realams.Node, viewers int) []*realams.Process {
 	t.Helper()
-	publisher, players := watched(t, s.booted.world, node, viewers)
+	w := s.booted.world
+	people := []*realams.Process{w.Publish(t, node, "LiveApp", "stream1")}
+	viewer := w.HTTP(2 * time.Second)
+	must.Until(t, "a viewer gets the playlist", func() bool {
+		return realams.Status(viewer, realams.PlaylistURL(node, "LiveApp", "stream1")) == http.StatusOK
+	})
+	viewer.CloseIdleConnections() // else it is counted, too
+	for range viewers {
+		people = append(people, w.Play(t, node, "LiveApp", "stream1"))
+	}
 	must.Until(t, "the publisher and the viewers are counted", func() bool {
 		v, err := s.status()
 		return err == nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1 && v.Sessions.Viewers != nil && *v.Sessions.Viewers >= viewers
 	})
-	return append(players, publisher)
+	return people
 }
 
 // untilTheyEnd: a shutdown waits for a publisher and two viewers. The machine runs since the step before.

@@ -7,11 +7,11 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,6 +21,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/sandbox/realams"
 	"github.com/amsagent/amsagent/sandbox/rig"
 )
@@ -50,7 +51,6 @@ func realRelease() string { return realReleases()[0] }
 
 // realNode is a real server with an agent on it.
 type realNode struct {
-	made []string // applications, by the test
 	*realams.Node
 	t     testing.TB
 	world *realams.World
@@ -110,13 +110,7 @@ func (s slack) Command(args ...string) *exec.Cmd {
 // first word.
 func (n *realNode) daemon() *realDaemon {
 	n.t.Helper()
-	return n.daemonOf(bins.agent)
-}
-
-// daemonOf is daemon with another build of the agent.
-func (n *realNode) daemonOf(agent string) *realDaemon {
-	n.t.Helper()
-	node := &rig.Node{Machine: slack{n.Node}, T: n.t, Agent: agent, Address: n.Address}
+	node := &rig.Node{Machine: slack{n.Node}, T: n.t, Agent: bins.agent, Address: n.Address}
 	d := &realDaemon{node.Daemon("--metrics-address", "0.0.0.0:9771"), n, n.world.HTTP(2 * time.Second)}
 	until(n.t, "the daemon listens", func() string {
 		if d.readyz() == 0 {
@@ -156,20 +150,6 @@ func (d *realDaemon) end() {
 	}
 }
 
-// readyNode returns a joined node whose server lets the agent read its statistics, and its daemon, which is ready.
-func readyNode(t testing.TB, w *realams.World) (*realNode, *realDaemon) {
-	t.Helper()
-	n := newRealNode(t, w, realRelease())
-	n.AllowAgent(t)
-	// 2.10.0 refuses players by RTMP otherwise; the later ones do not ask.
-	n.MustRun(t, "sh", "-c", "printf '\nsettings.rtmpPlaybackEnabled=true\n' >>"+realams.Home+"/webapps/LiveApp/WEB-INF/red5-web.properties")
-	n.join(w.URI())
-	n.WaitServed(t, realApps(n.Release)...)
-	d := n.daemon()
-	d.ready()
-	return n, d
-}
-
 // messages counts the lines of the daemon's log by message.
 func (d *realDaemon) messages() map[string]int {
 	count := map[string]int{}
@@ -179,32 +159,16 @@ func (d *realDaemon) messages() map[string]int {
 	return count
 }
 
-// watched has a stream published to a node, and watched by so many players once there is a
-// playlist.
-func watched(t testing.TB, w *realams.World, n *realams.Node, viewers int) (publisher *realams.Process, players []*realams.Process) {
-	t.Helper()
-	publisher = w.Publish(t, n, "LiveApp", "stream1")
-	viewer := w.HTTP(2 * time.Second)
-	defer viewer.CloseIdleConnections() // else it is counted, too, for as long as it is open
-	until(t, "a viewer gets the playlist", func() string {
-		if code := realams.Status(viewer, realams.PlaylistURL(n, "LiveApp", "stream1")); code != http.StatusOK {
-			return fmt.Sprintf("%d; the publisher says: %s", code, publisher.Output())
-		}
-		return ""
-	})
-	for range viewers {
-		players = append(players, w.Play(t, n, "LiveApp", "stream1"))
-	}
-	return publisher, players
-}
-
 // files are all files that the agent or the server writes and that decide how the
 // server starts next.
 func (n *realNode) files() map[string]string {
 	n.t.Helper()
 	all := n.Files(n.t, realams.Home+"/conf", "/etc/amsagent")
 	delete(all, realams.Home+"/conf/instanceId") // which 2.10.0 makes minutes after its start
-	for _, app := range append(append(realApps(n.Release), "root"), n.made...) {
+	settings, err := filepath.Glob(n.Path(realams.Home + "/webapps/*/WEB-INF"))
+	must.OK(n.t, err)
+	for _, folder := range settings {
+		app := filepath.Base(filepath.Dir(folder))
 		maps.Copy(all, n.Files(n.t, realams.Home+"/webapps/"+app+"/WEB-INF"))
 	}
 	return all
@@ -226,19 +190,13 @@ func (n *realNode) settled() map[string]string {
 		}
 		return ""
 	})
-	n.named(last, realApps(n.Release)...)
-	return last
-}
-
-// named looks that applications have kept their names.
-func (n *realNode) named(files map[string]string, apps ...string) {
-	n.t.Helper()
-	for _, app := range apps {
-		text := files[realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties"]
+	for _, app := range realApps(n.Release) {
+		text := n.Read(n.t, realams.Home+"/webapps/"+app+"/WEB-INF/red5-web.properties")
 		if name := regexp.MustCompile(`(?m)^appName=(.*)$`).FindStringSubmatch(text); name != nil && name[1] != app {
 			n.t.Errorf("%s is named %q", app, name[1])
 		}
 	}
+	return last
 }
 
 // same compares files with what they were.

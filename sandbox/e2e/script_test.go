@@ -126,6 +126,8 @@ func runScripts(t scriptT, files []string, name string, newPlace func(*testing.T
 				return os.Geteuid() == 0, nil
 			case "standin", "real", "booted":
 				return name == cond, nil
+			case "2.10.0":
+				return os.Getenv("REAL_RELEASE") == cond, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
@@ -166,6 +168,13 @@ func runScripts(t scriptT, files []string, name string, newPlace func(*testing.T
 			"readiness":   worldCommand((*world).readiness),
 			"server":      worldCommand((*world).server),
 			"freeaddress": worldCommand((*world).freeAddress),
+			"serves":      realCommand("serves"),
+			"panel":       realCommand("panel"),
+			"restart":     realCommand("restart"),
+			"upgrade":     realCommand("upgrade"),
+			"create":      realCommand("create"),
+			"stays":       realCommand("stays"),
+			"idle":        realCommand("idle"),
 		},
 	})
 }
@@ -225,6 +234,25 @@ func worldCommand(f func(*world, *testscript.TestScript, bool, []string) error) 
 	return func(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(f(ts.Value("world").(*world), ts, neg, args))
 	}
+}
+
+// realCommand is a command that only a real server obeys:
+// serves NAME [APP…]: waits until the applications of the release, and others, serve.
+// panel NAME make APP: what the web panel does. panel NAME PATH KEY=VALUE changes a setting.
+// restart NAME listens|initializes|serves: restarts the server, and returns when its port is open, when its applications are being
+// initialized, or when the first of them serves.
+// stays NAME DURATION CODE URL: that is the answer all the time.
+// idle NAME DURATION [CODE URL]: moreover nothing writes a file, or asks the service for anything.
+func realCommand(what string) func(*testscript.TestScript, bool, []string) {
+	return worldCommand(func(w *world, _ *testscript.TestScript, _ bool, args []string) error {
+		p, ok := w.place.(interface {
+			command(what, name string, args []string) error
+		})
+		if !ok {
+			return errors.New("only a real server can do that")
+		}
+		return p.command(what, args[0], args[1:])
+	})
 }
 
 // mongod [user:password]: a MongoDB; $MONGO is its address, $MONGO_ALIAS another name of it. `mongod stop` refuses its

@@ -29,6 +29,9 @@ func (w *world) answers(ts *testscript.TestScript, _ bool, args []string) error 
 		}
 	}
 	client := &http.Client{Timeout: 30 * time.Second}
+	if p, ok := w.place.(interface{ transport() *http.Transport }); ok {
+		client.Transport = p.transport()
+	}
 	saw := ""
 	deadline, tick := time.After(patience), time.NewTicker(50*time.Millisecond)
 	defer tick.Stop()
