@@ -298,16 +298,6 @@ func (n *bootedNode) unit(t *testing.T, name string) nodeUnitState {
 	return s
 }
 
-// want compares some properties.
-func (s nodeUnitState) want(t *testing.T, want map[string]string) {
-	t.Helper()
-	for k, v := range want {
-		if s[k] != v {
-			t.Errorf("%s=%s, want %s", k, s[k], v)
-		}
-	}
-}
-
 // Asked has a start for each start of the server since the last reset: systemd keeps no list of its orders.
 func (n *bootedNode) Asked() []string {
 	b, _ := os.ReadFile(n.Path(nodeStarts)) // it is made at the first start
