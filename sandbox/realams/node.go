@@ -50,8 +50,6 @@ type Node struct {
 	Release string
 
 	box   *box
-	world *World
-	port  string // of the bridge
 	local *http.Client
 }
 
@@ -67,7 +65,7 @@ func (w *World) Node(t testing.TB, release string) *Node {
 	w.nodes++
 	i := w.nodes
 	w.mu.Unlock()
-	n := &Node{Address: "10.77.0." + strconv.Itoa(i), Release: release, world: w, port: "port" + strconv.Itoa(i)}
+	n := &Node{Address: "10.77.0." + strconv.Itoa(i), Release: release}
 	n.box = newBox(t, "node"+strconv.Itoa(i), setup, strconv.Itoa(i), tree, jar, java, service, install)
 	// No connection is kept: the agent would count it as a viewer.
 	n.local = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: n.box.dial, DisableKeepAlives: true}}
@@ -78,9 +76,9 @@ func (w *World) Node(t testing.TB, release string) *Node {
 			t.Logf("%s: the service was asked for: %s", n.Address, strings.Join(n.Asked(), " "))
 		}
 	})
-	plug := fmt.Sprintf(`ip link add %[1]s type veth peer name eth0 netns %[2]d
-ip link set %[1]s master br0 up`, n.port, n.box.pid)
-	if out, err := n.world.hub.plug(plug); err != nil {
+	plug := fmt.Sprintf(`ip link add port%[1]d type veth peer name eth0 netns %[2]d
+ip link set port%[1]d master br0 up`, i, n.box.pid)
+	if out, err := w.hub.plug(plug); err != nil {
 		t.Fatalf("plugging %s in: %v: %s", n.Address, err, out)
 	}
 	n.MustRun(t, "sh", "-c", "ip addr add "+n.Address+"/24 dev eth0 && ip link set eth0 up")

@@ -158,16 +158,3 @@ done`, "bash", PlaylistURL(n, app, stream))
 func PlaylistURL(n *Node, app, stream string) string {
 	return "http://" + n.Address + ":5080/" + app + "/streams/" + stream + ".m3u8"
 }
-
-// Cut takes a node off the network, and Join puts it back.
-func (w *World) Cut(t testing.TB, n *Node) { w.link(t, n, "down") }
-
-// Join is the end of Cut.
-func (w *World) Join(t testing.TB, n *Node) { w.link(t, n, "up") }
-
-func (w *World) link(t testing.TB, n *Node, state string) {
-	t.Helper()
-	if out, err := w.hub.command("ip", "link", "set", n.port, state).CombinedOutput(); err != nil {
-		t.Fatalf("ip link set %s %s: %v: %s", n.port, state, err, out)
-	}
-}
