@@ -86,11 +86,11 @@ func TestRealBalance(t *testing.T) {
 		return ""
 	})
 
-	publishing := first
+	leaves, stays := first, second
 	if published(first) == 0 {
-		publishing = second
+		leaves, stays = second, first
 	}
-	publishing.outage(nodes, encoders)
+	leaves.outage(t, nodes, encoders)
 
 	ctx, stop := context.WithCancel(t.Context())
 	var work sync.WaitGroup
@@ -100,10 +100,6 @@ func TestRealBalance(t *testing.T) {
 		work.Go(func() { p.Run(ctx) })
 	}
 
-	leaves, stays := first, second
-	if published(first) == 0 {
-		leaves, stays = second, first
-	}
 	before := published(stays)
 	drain := leaves.Start(t, bins.agent, "drain", "--reason", "test", "--deadline", "5m")
 	until(t, "the balancer has acted", func() string {
@@ -121,13 +117,7 @@ func TestRealBalance(t *testing.T) {
 		}
 		return ""
 	})
-	for i, e := range encoders {
-		select {
-		case <-e.Done():
-			t.Errorf("encoder %d was cut: %s", i+1, e.Output())
-		default:
-		}
-	}
+	uncut(t, encoders)
 	select {
 	case <-drain.Done():
 		t.Fatalf("the drain did not wait for its encoders:\n%s", drain.Output())
@@ -169,16 +159,22 @@ func TestRealBalance(t *testing.T) {
 			t.Errorf("behind %s, a player met errors for %s, such as %v", way, met.Longest, met.Last)
 		}
 	}
-	for _, e := range encoders[2:] {
-		select {
-		case <-e.Done():
-			t.Errorf("an encoder was cut: %s", e.Output())
-		default:
-		}
-	}
+	uncut(t, encoders[2:])
 	first.differsFrom(second)
 	for _, d := range daemons {
 		d.end()
+	}
+}
+
+// uncut looks that no encoder has ended.
+func uncut(t *testing.T, encoders []*realams.Process) {
+	t.Helper()
+	for i, e := range encoders {
+		select {
+		case <-e.Done():
+			t.Errorf("encoder %d was cut: %s", i+1, e.Output())
+		default:
+		}
 	}
 }
 
@@ -205,9 +201,9 @@ func (n *realNode) differsFrom(other *realNode) {
 var videoFrame = regexp.MustCompile(`(?m)^0, +([0-9]+),`)
 
 // outage kills MongoDB for a minute. n has the stream "one", or "two".
-func (n *realNode) outage(nodes []*realNode, encoders []*realams.Process) {
-	t, w := n.t, n.world
+func (n *realNode) outage(t *testing.T, nodes []*realNode, encoders []*realams.Process) {
 	t.Helper()
+	w := n.world
 	var viewer *realams.Process
 	frames := func() (times []int) {
 		for _, m := range videoFrame.FindAllStringSubmatch(viewer.Output(), -1) {
@@ -286,12 +282,6 @@ func (n *realNode) outage(nodes []*realNode, encoders []*realams.Process) {
 	if span := time.Duration(times[len(times)-1]-times[0]) * time.Millisecond; span < time.Minute {
 		t.Errorf("frames for %s only", span)
 	}
-	for _, e := range encoders {
-		select {
-		case <-e.Done():
-			t.Errorf("an encoder was cut: %s", e.Output())
-		default:
-		}
-	}
+	uncut(t, encoders)
 	_, _ = viewer.Stop(10 * time.Second)
 }
