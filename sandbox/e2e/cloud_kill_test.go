@@ -34,7 +34,7 @@ func TestCrashKillClouds(t *testing.T) {
 				machines.Go(func() {
 					for n := range numbers {
 						t.Run(strconv.Itoa(n), func(t *testing.T) {
-							c.killedAnywhere(t, newOnCloud(t, db, c, n, c.patient), rand.New(rand.NewPCG(seed, uint64(n))))
+							c.killedAnywhere(t, newOnCloud(t, db, newCloud(t, c.name, c.patient), n), rand.New(rand.NewPCG(seed, uint64(n))))
 						})
 					}
 				})

@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -80,9 +79,48 @@ func TestCloudStory(t *testing.T) {
 			db := newDatabase(t)
 			var all together
 			defer all.Wait()
-			all.run(t, "never goes", func(t *testing.T) { c.neverGoes(t, newOnCloud(t, db, c, 2, c.short)) })
-			all.run(t, "metadata fail in bursts", func(t *testing.T) { c.bursts(t, newOnCloud(t, db, c, 3, c.patient)) })
-			all.run(t, "the daemon is killed", func(t *testing.T) { c.killed(t, newOnCloud(t, db, c, 4, c.patient)) })
+			all.run(t, "never goes", func(t *testing.T) { c.neverGoes(t, newOnCloud(t, db, newCloud(t, c.name, c.short), 2)) })
+			all.run(t, "metadata fail in bursts", func(t *testing.T) { c.bursts(t, newOnCloud(t, db, newCloud(t, c.name, c.patient), 3)) })
+			if c.name != "gcp" { // its story is one of a Spot machine
+				all.run(t, "a Spot machine", func(t *testing.T) { c.spot(t, newOnCloud(t, db, newCloud(t, c.name, c.patient), 4)) })
+			}
+		})
+	}
+}
+
+// TestCloudTogether: one event of Azure, or one activity of Alibaba Cloud, takes two machines, and one answer releases both. The
+// machine that has left first waits with it for the other.
+func TestCloudTogether(t *testing.T) {
+	for _, name := range []string{"azure", "alibaba"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db, cloud := newDatabase(t), newCloud(t, name, fakecloud.Options{Lead: 5 * time.Minute})
+			first, last := newOnCloud(t, db, cloud, 5), newOnCloud(t, db, cloud, 6)
+			ofFirst, ofLast := first.Serving(), last.Serving()
+			last.Viewers(1)
+			must.OK(t, cloud.ScaleIn(first.ID, last.ID))
+			first.HasLeft()
+			ofFirst.Life("it waits for the other", func(v lifecycle.View) bool {
+				return v.Step == lifecycle.StepCompleting && strings.Contains(v.Trouble["continue"], "have not left yet")
+			})
+			v := ofLast.Counted(1) // each machine asks for its own notice
+			if v.Kind != lifecycle.Terminate || ofLast.Ready() {
+				t.Errorf("the drain of the other one: %+v", v)
+			}
+			last.serves(time.Now().Add(6 * time.Second)) // more than one question
+			if first.written(fakecloud.Answer)+last.written(fakecloud.Answer) > 0 {
+				t.Error("the cloud was answered while the other machine serves")
+			}
+			last.ViewersGo()
+			left := last.HasLeft()
+			for _, h := range []*onCloud{first, last} {
+				if gone := h.noted(fakecloud.Gone); gone.Late || left.StateSince.After(gone.Time) {
+					t.Errorf("%+v, and the last one had left at %s", gone, left.StateSince)
+				}
+				must.Equal(t, "viewers cut", h.Sessions().Cut.Viewers, 0)
+			}
+			ofFirst.Step(lifecycle.StepDone)
+			ofLast.Step(lifecycle.StepDone)
 		})
 	}
 }
@@ -96,19 +134,25 @@ type onCloud struct {
 	touched int
 }
 
-func newOnCloud(t *testing.T, db *mongod.Server, c cloudStory, n int, o fakecloud.Options) *onCloud {
+func newCloud(t *testing.T, name string, o fakecloud.Options) *fakecloud.Cloud {
 	t.Helper()
-	cloud, err := fakecloud.Open(context.Background(), c.name, o)
+	cloud, err := fakecloud.Open(context.Background(), name, o)
 	must.OK(t, err)
 	t.Cleanup(func() { _ = cloud.Close() })
+	return cloud
+}
+
+// newOnCloud makes the n-th edge of a cloud.
+func newOnCloud(t *testing.T, db *mongod.Server, cloud *fakecloud.Cloud, n int) *onCloud {
+	t.Helper()
 	m := fakecloud.Machine{
-		Name: fmt.Sprintf("edge-%d", n), ID: fakecloud.ID(c.name, n), Address: fmt.Sprintf("10.0.%d.%d", 10+n/200, 1+n%200),
+		Name: fmt.Sprintf("edge-%d", n), ID: fakecloud.ID(cloud.Name, n), Address: fmt.Sprintf("10.0.%d.%d", 10+n/200, 1+n%200),
 		Role: "edge", MAC: fmt.Sprintf("0e:49:61:0f:%02x:%02x", n>>8, n&0xff),
 	}
-	h := &onCloud{cloud: cloud, Node: newNode(t, db, c.name, m.ID, m.Address)}
-	if h.meta, err = cloud.Machine(context.Background(), m); err != nil {
-		t.Fatal(err)
-	}
+	h := &onCloud{cloud: cloud, Node: newNode(t, db, cloud.Name, m.ID, m.Address)}
+	var err error
+	h.meta, err = cloud.Machine(context.Background(), m)
+	must.OK(t, err)
 	t.Cleanup(func() {
 		_ = h.meta.Close()
 		if t.Failed() {
@@ -228,11 +272,12 @@ func (c cloudStory) leaves(t *testing.T, h *onCloud, p *rig.Daemon, cut, stops i
 // clockGrain is what a date in MongoDB is rounded by.
 const clockGrain = time.Millisecond
 
-// serves checks that the viewer is served until then.
+// serves checks that no viewer is cut until then.
 func (h *onCloud) serves(until time.Time) {
 	h.T.Helper()
+	viewers := h.Live().Live.Viewers
 	for time.Now().Before(until) {
-		if st := h.Live(); st.Live.Viewers != 1 {
+		if st := h.Live(); st.Live.Viewers != viewers || viewers == 0 {
 			h.T.Fatalf("cut %s too early: %+v", time.Until(until), st)
 		}
 		wait(100 * time.Millisecond)
@@ -308,23 +353,20 @@ func (c cloudStory) bursts(t *testing.T, h *onCloud) {
 	c.leaves(t, h, p, 0, 1)
 }
 
-// killed: the next daemon continues the drain of one that was killed.
-func (c cloudStory) killed(t *testing.T, h *onCloud) {
+// spot: an interruption leaves sixteen seconds, and the viewers are served for most of them.
+func (c cloudStory) spot(t *testing.T, h *onCloud) {
 	p := h.Serving()
-	h.Viewers(1)
-	before := c.taken(t, h, p)
-	p.End(syscall.SIGKILL)
-	h.serves(time.Now().Add(time.Second))
-	p = h.Daemon()
-	p.Says("continuing the drain")
-	after := p.Counted(1)
-	if !after.Begun.Equal(before.Begun) || after.Deadline.Sub(before.Deadline).Abs() > 2*time.Second || len(after.Notices) != 1 {
-		t.Errorf("another drain: %+v\nbefore: %+v", after, before)
+	h.Viewers(2)
+	ends := time.Now().Add(16 * time.Second).Truncate(time.Second)
+	must.OK(t, h.cloud.Interrupt(h.ID, ends))
+	v := p.Counted(2)
+	if v.Kind != lifecycle.Interrupt || !v.Deadline.Before(ends) || time.Until(v.Deadline) < time.Second {
+		t.Errorf("the drain: %+v", v)
 	}
-	h.serves(time.Now().Add(3 * time.Second))
-	if p.Ready() || h.Record().State != cluster.StateDraining {
-		t.Errorf("it serves again: %+v", h.Record())
+	h.serves(v.Deadline.Add(-200 * time.Millisecond))
+	n := h.HasLeft()
+	if n.StateSince.After(ends) || n.Cut == nil || *n.Cut != 2 || !strings.Contains(strings.ToLower(n.Reason), "spot") {
+		t.Errorf("taken at %s, and the record: %+v", ends, n)
 	}
-	h.ViewersGo()
-	c.leaves(t, h, p, 0, 1)
+	must.Equal(t, "viewers cut", h.Sessions().Cut.Viewers, 2)
 }

@@ -6,16 +6,16 @@
 package e2e
 
 import (
-	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
-	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
-	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
 	"github.com/amsagent/amsagent/lifecycle"
-	"github.com/amsagent/amsagent/sandbox/rig"
+	"github.com/amsagent/amsagent/metadata/alibaba"
+	"github.com/amsagent/amsagent/metadata/aws"
+	"github.com/amsagent/amsagent/sandbox/fakecloud"
 )
 
 // rightsCase is a drain on a cloud whose API refuses one action.
@@ -30,45 +30,20 @@ type rightsCase struct {
 }
 
 // TestDrainRights takes each right of the documented policies away, one at a time: the log names it once, the node drains and leaves
-// all the same, and no viewer is cut. With all of them, the agent calls nothing that the policy does not name.
+// all the same, and no viewer is cut. The agent calls nothing that the policy does not name.
 func TestDrainRights(t *testing.T) {
-	t.Run("aws", func(t *testing.T) {
-		t.Parallel()
-		db := newDatabase(t)
-		var all together
-		defer all.Wait()
-		rights := []string{"DescribeAutoScalingInstances", "DescribeLifecycleHooks", "RecordLifecycleActionHeartbeat", "CompleteLifecycleAction"}
-		for i, c := range []rightsCase{
+	for _, tt := range []struct {
+		cloud, service, policy string
+		rights                 []rightsCase
+	}{
+		{"aws", "autoscaling:", aws.Policy("eu-west-1", "123456789012", ""), []rightsCase{
 			{completes: true},
 			{denied: "DescribeAutoScalingInstances", completes: true}, // a tag has the group
 			{denied: "DescribeLifecycleHooks", reported: true},
 			{denied: "RecordLifecycleActionHeartbeat", reported: true, completes: true},
 			{denied: "CompleteLifecycleAction", reported: true},
-		} {
-			all.run(t, "without "+c.denied, func(t *testing.T) {
-				h := newScaled(t, db, "10.0.13."+string(rune('1'+i)), fakeaws.AutoScalingOptions{}, endHook(20*time.Second))
-				h.asg.Deny(c.denied)
-				p := h.Serving()
-				h.Viewers(1)
-				h.terminate()
-				c.drains(t, h.Node, p, "autoscaling:")
-				if c.completes {
-					h.completed("drain")
-				}
-				for _, call := range h.entries(func(e fakes.Entry) bool { return e.What == fakes.Call }) {
-					if !slices.Contains(rights, call.Text) {
-						t.Errorf("it calls %s", call.Text)
-					}
-				}
-			})
-		}
-	})
-	t.Run("alibaba", func(t *testing.T) {
-		t.Parallel()
-		db := newDatabase(t)
-		var all together
-		defer all.Wait()
-		for i, c := range []rightsCase{
+		}},
+		{"alibaba", "ess:", alibaba.Policy, []rightsCase{
 			{completes: true},
 			{denied: "DescribeScalingInstances", blind: true},
 			{denied: "DescribeScalingActivities", reported: true},
@@ -76,38 +51,46 @@ func TestDrainRights(t *testing.T) {
 			{denied: "DescribeLifecycleHooks", completes: true}, // only for names
 			{denied: "RecordLifecycleActionHeartbeat", reported: true, completes: true},
 			{denied: "CompleteLifecycleAction", reported: true},
-		} {
-			all.run(t, "without "+c.denied, func(t *testing.T) {
-				ess := newESS(t, fakealibaba.CloudOptions{}, fakes.Hook{Name: "ash-drain", Timeout: 30 * time.Second})
-				ess.Deny(c.denied)
-				h := newOnAlibaba(t, db, ess, 20+i, nil)
-				p := h.Serving()
-				h.Viewers(1)
-				must.OK(t, ess.ScaleIn(h.ID))
-				if c.blind {
-					p.Says("cannot be seen from here")
-					return
-				}
-				c.drains(t, h.Node, p, "ess:")
-				if c.completes {
-					h.noted(fakes.Completed)
-				}
-			})
-		}
-	})
+		}},
+	} {
+		t.Run(tt.cloud, func(t *testing.T) {
+			t.Parallel()
+			db := newDatabase(t)
+			var all together
+			defer all.Wait()
+			for i, c := range tt.rights {
+				all.run(t, "without "+c.denied, func(t *testing.T) {
+					h := newOnCloud(t, db, newCloud(t, tt.cloud, fakecloud.Options{Lead: 30 * time.Second}), 20+i)
+					h.cloud.Scaling.Deny(c.denied)
+					c.drains(t, h, tt.service)
+					for _, e := range h.cloud.Scaling.Books() {
+						if e.What == fakes.Call && !strings.Contains(tt.policy, ":"+e.Text+`"`) {
+							t.Errorf("it calls %s", e.Text)
+						}
+					}
+				})
+			}
+		})
+	}
 }
 
-func (c rightsCase) drains(t *testing.T, h *rig.Node, p *rig.Daemon, service string) {
+func (c rightsCase) drains(t *testing.T, h *onCloud, service string) {
 	t.Helper()
+	p := h.Serving()
+	h.Viewers(1)
+	must.OK(t, h.cloud.ScaleIn(h.ID))
+	if c.blind {
+		p.Says("cannot be seen from here")
+		return
+	}
 	p.Counted(1)
 	h.ViewersGo()
 	h.HasLeft()
 	if c.completes {
 		p.Step(lifecycle.StepDone)
+		h.noted(fakecloud.Answer)
 	}
-	if st := h.Sessions(); st.Cut.Viewers != 0 {
-		t.Errorf("the sessions: %+v", st)
-	}
+	must.Equal(t, "viewers cut", h.Sessions().Cut.Viewers, 0)
 	missing := "permission=" + service + c.denied + " "
 	if c.reported {
 		p.Says(missing)

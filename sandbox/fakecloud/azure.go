@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeazure"
@@ -23,8 +24,12 @@ func (c *Cloud) azure(o Options) {
 	}
 	c.Title = "Azure"
 	c.close = func() error { return errors.Join(sets["origin"].Close(), sets["edge"].Close()) }
-	c.scaleIn = func(m *machine) error {
-		_, err := sets[m.Role].Announce(fakeazure.Event{Type: fakeazure.Terminate, VMs: []string{m.vm}, Lead: c.Lead})
+	c.scaleIn = func(all []*machine) error {
+		event := fakeazure.Event{Type: fakeazure.Terminate, Lead: c.Lead}
+		for _, m := range all {
+			event.VMs = append(event.VMs, m.vm)
+		}
+		_, err := sets[all[0].Role].Announce(event)
 		return err
 	}
 	c.start = func(ctx context.Context, m *machine) (service, []string, error) {
@@ -38,6 +43,10 @@ func (c *Cloud) azure(o Options) {
 		s, err := fakeazure.Start(ctx, fakeazure.Options{VM: &vm, Set: sets[m.Role], Listen: fakes.Listen{Log: o.Log}})
 		if err != nil {
 			return nil, nil, err
+		}
+		m.interrupt = func(at time.Time) error {
+			_, err := sets[m.Role].Announce(fakeazure.Event{Type: fakeazure.Preempt, VMs: []string{m.vm}, Lead: time.Until(at)})
+			return err
 		}
 		return s, []string{"AMSAGENT_AZURE_ENDPOINT=" + s.Endpoint()}, nil
 	}

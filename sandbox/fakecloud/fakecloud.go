@@ -28,9 +28,11 @@ type Cloud struct {
 	Name, Title string
 	// Lead is how long after ScaleIn a machine is gone that says nothing.
 	Lead time.Duration
+	// Scaling is the account behind its scaling API; nil: it has none.
+	Scaling *fakes.Scaling
 
 	start   func(context.Context, *machine) (s service, environ []string, err error)
-	scaleIn func(*machine) error
+	scaleIn func([]*machine) error
 	close   func() error
 
 	mu       sync.Mutex
@@ -42,6 +44,8 @@ type machine struct {
 	Machine
 	vm  string          // as Azure's events call it
 	gcp *fakegcp.Server // on Google Cloud
+	// interrupt announces that the machine ends at a time, as one of Spot.
+	interrupt func(at time.Time) error
 }
 
 // Options says how to start. The zero value is a cloud that waits a minute.
@@ -178,21 +182,35 @@ func (c *Cloud) Machine(ctx context.Context, in Machine) (*Metadata, error) {
 	return &Metadata{s, environ}, nil
 }
 
-// ScaleIn begins to take a machine away in the way that this cloud is worst at waiting for, and returns at once.
-func (c *Cloud) ScaleIn(id string) error {
-	m, ok := c.find(func(m *machine) bool { return m.ID == id })
-	if !ok {
-		return fmt.Errorf("no machine %q in this cloud", id)
+// ScaleIn begins to take machines of one role away, together, in the way that this cloud is worst at waiting for. It returns
+// at once.
+func (c *Cloud) ScaleIn(ids ...string) error {
+	var all []*machine
+	for _, id := range ids {
+		m, err := c.machine(id)
+		if err != nil {
+			return err
+		}
+		all = append(all, m)
 	}
-	return c.scaleIn(m)
+	return c.scaleIn(all)
+}
+
+// Interrupt announces that a Spot machine ends at a time. AWS and Alibaba Cloud do not take it away here.
+func (c *Cloud) Interrupt(id string, at time.Time) error {
+	m, err := c.machine(id)
+	if err != nil {
+		return err
+	}
+	return m.interrupt(at)
 }
 
 // Off reports that the machine has switched itself off, as a shutdown ends. It changes nothing in a cloud that waits for an
 // answer or for its time; on Google Cloud a machine that was about to be taken is Gone, and not Late.
 func (c *Cloud) Off(id string) error {
-	m, ok := c.find(func(m *machine) bool { return m.ID == id })
-	if !ok {
-		return fmt.Errorf("no machine %q in this cloud", id)
+	m, err := c.machine(id)
+	if err != nil {
+		return err
 	}
 	if m.gcp != nil {
 		m.gcp.Off()
@@ -202,6 +220,14 @@ func (c *Cloud) Off(id string) error {
 
 // Close ends the cloud. The metadata services of its machines are closed by their owners.
 func (c *Cloud) Close() error { return c.close() }
+
+func (c *Cloud) machine(id string) (*machine, error) {
+	m, ok := c.find(func(m *machine) bool { return m.ID == id })
+	if !ok {
+		return nil, fmt.Errorf("no machine %q in this cloud", id)
+	}
+	return m, nil
+}
 
 func (c *Cloud) find(fits func(*machine) bool) (*machine, bool) {
 	c.mu.Lock()

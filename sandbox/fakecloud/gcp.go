@@ -6,6 +6,7 @@ package fakecloud
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakegcp"
@@ -31,8 +32,10 @@ func (c *Cloud) gcp(o Options) {
 		}
 		return errors.Join(errs...)
 	}
-	c.scaleIn = func(m *machine) error {
-		m.gcp.Preempt(c.Lead)
+	c.scaleIn = func(all []*machine) error {
+		for _, m := range all {
+			m.gcp.Preempt(c.Lead)
+		}
 		return nil
 	}
 	c.start = func(ctx context.Context, m *machine) (service, []string, error) {
@@ -56,6 +59,10 @@ func (c *Cloud) gcp(o Options) {
 		})
 		c.mu.Lock()
 		m.gcp = s
+		m.interrupt = func(at time.Time) error {
+			s.Preempt(time.Until(at))
+			return nil
+		}
 		c.mu.Unlock()
 		return s, []string{"AMSAGENT_GCP_ENDPOINT=" + s.Endpoint()}, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakealibaba"
@@ -19,8 +20,14 @@ func (c *Cloud) aws(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	c.Title, c.close = "AWS", scaling.Close
-	c.scaleIn = func(m *machine) error { return scaling.Terminate(m.ID) }
+	c.Title, c.Scaling, c.close = "AWS", &scaling.Scaling, scaling.Close
+	c.scaleIn = func(all []*machine) error {
+		var errs []error
+		for _, m := range all {
+			errs = append(errs, scaling.Terminate(m.ID))
+		}
+		return errors.Join(errs...)
+	}
 	c.start = func(ctx context.Context, m *machine) (service, []string, error) {
 		i := fakeaws.Sample()
 		i.ID, i.Hostname = m.ID, m.Name+".internal"
@@ -32,6 +39,10 @@ func (c *Cloud) aws(ctx context.Context, o Options) error {
 		}
 		if err := scaling.Attach(m.Role+"s", s); err != nil {
 			return nil, nil, errors.Join(err, s.Close())
+		}
+		m.interrupt = func(at time.Time) error {
+			s.Interrupt("terminate", at)
+			return nil
 		}
 		return s, []string{"AMSAGENT_AWS_ENDPOINT=" + s.Endpoint(), "AMSAGENT_AWS_AUTOSCALING_ENDPOINT=" + scaling.Endpoint()}, nil
 	}
@@ -49,8 +60,14 @@ func (c *Cloud) alibaba(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	c.Title, c.close = "Alibaba Cloud", ess.Close
-	c.scaleIn = func(m *machine) error { return ess.ScaleIn(m.ID) }
+	c.Title, c.Scaling, c.close = "Alibaba Cloud", &ess.Scaling, ess.Close
+	c.scaleIn = func(all []*machine) error {
+		var ids []string
+		for _, m := range all {
+			ids = append(ids, m.ID)
+		}
+		return ess.ScaleIn(ids...)
+	}
 	c.start = func(ctx context.Context, m *machine) (service, []string, error) {
 		i := fakealibaba.Sample()
 		i.ID, i.Name, i.Hostname = m.ID, m.Name, m.Name
@@ -62,6 +79,10 @@ func (c *Cloud) alibaba(ctx context.Context, o Options) error {
 		}
 		if err := ess.Attach("asg-"+m.Role+"s", "", s); err != nil {
 			return nil, nil, errors.Join(err, s.Close())
+		}
+		m.interrupt = func(at time.Time) error {
+			s.Interrupt(at)
+			return nil
 		}
 		return s, []string{
 			"AMSAGENT_ALIBABA_ENDPOINT=" + s.Endpoint(),
