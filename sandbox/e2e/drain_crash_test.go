@@ -11,15 +11,14 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/amsagent/amsagent/cluster"
-
 	"github.com/amsagent/amsagent/internal/fakes"
 	"github.com/amsagent/amsagent/internal/fakes/fakeaws"
 	"github.com/amsagent/amsagent/internal/must"
@@ -123,43 +122,25 @@ func TestDrain100(t *testing.T) {
 	t.Logf("AMSAGENT_E2E_SEED=%d", seed)
 	db := newDatabase(t)
 	began := time.Now()
-	var mu sync.Mutex
-	var done int
-	var figures drainFigures
-	next := func() (n int, ok bool) {
-		mu.Lock()
-		defer mu.Unlock()
-		if done == total {
-			return 0, false
-		}
-		done++
-		return done, true
-	}
+	var next, played atomic.Int64
 	var all sync.WaitGroup
 	for m := range machines {
 		h := newScaled(t, db, fmt.Sprintf("10.0.9.%d", m+1), fakeaws.AutoScalingOptions{ScalingOptions: fakes.ScalingOptions{ActionDelay: 300 * time.Millisecond}}, endHook(20*time.Second))
 		all.Go(func() {
-			for {
-				n, ok := next()
-				if !ok {
-					return
-				}
+			for n := int(next.Add(1)); n <= total; n = int(next.Add(1)) {
 				r := &scaleIn{h: h, rand: rand.New(rand.NewPCG(seed, uint64(n))), number: n}
 				if !r.play() {
 					return
 				}
-				mu.Lock()
-				figures.add(r)
-				mu.Unlock()
+				played.Add(1)
 			}
 		})
 	}
 	all.Wait()
 	db.Faults().Clear()
-	if done != total || figures.rounds != total {
-		t.Errorf("%d of %d scale-ins were played to their end", figures.rounds, total)
-	}
-	nodes, err := rig.Connect(t, db).Nodes(t.Context())
+	must.Equal(t, "scale-ins that were played to their end", int(played.Load()), total)
+	client := rig.Connect(t, db)
+	nodes, err := client.Nodes(t.Context())
 	must.OK(t, err)
 	left := 0
 	for _, n := range nodes {
@@ -169,15 +150,13 @@ func TestDrain100(t *testing.T) {
 			t.Errorf("a row is left behind: %s %s (%s)", n.ID, n.State, n.Reason)
 		}
 	}
-	if left != total {
-		t.Errorf("%d rows say left, of %d", left, total)
-	}
-	docs, err := rig.Connect(t, db).AMSNodes(t.Context())
+	must.Equal(t, "rows that say left", left, total)
+	docs, err := client.AMSNodes(t.Context())
 	must.OK(t, err)
 	for _, d := range docs {
 		t.Errorf("a document of Ant Media Server is left behind: %+v", d)
 	}
-	t.Logf("%d scale-ins on %d machines in %s\n%s", total, machines, time.Since(began).Round(time.Second), figures.text())
+	t.Logf("%d scale-ins on %d machines in %s", total, machines, time.Since(began).Round(time.Second))
 }
 
 // scaleIn is one of the hundred.
@@ -187,10 +166,7 @@ type scaleIn struct {
 	number int
 
 	faults []string
-	// noticed and recorded are the times from the change of the target state until readiness is off and until the record is
-	// draining; after is the time from the end of the last session to the hook's completion.
-	noticed, recorded, after time.Duration
-	cut                      bool
+	cut    bool
 }
 
 // play returns false if no other scale-in can be played on this machine.
@@ -230,10 +206,9 @@ func (r *scaleIn) play() bool {
 		h.Viewers(viewers)
 	}
 	r.trouble("before", p)
-	began := time.Now()
 	h.terminate()
 	if r.rand.IntN(4) == 0 {
-		if out, code := h.Event(hookEvent(h.ID, "drain", false), "--detach"); code != 0 {
+		if out, code := h.Event(hookEvent(h.ID), "--detach"); code != 0 {
 			t.Errorf("%d: the event: exit %d: %s", r.number, code, out)
 		}
 		r.faults = append(r.faults, "event")
@@ -245,7 +220,6 @@ func (r *scaleIn) play() bool {
 		}
 		return ""
 	})
-	r.noticed = time.Since(began)
 	if viewers > 0 {
 		until(t, fmt.Sprintf("%d: the registry knows", r.number), func() string {
 			if v, body, err := p.Ask(t.Context()); err != nil || v.State != cluster.StateDraining {
@@ -253,7 +227,6 @@ func (r *scaleIn) play() bool {
 			}
 			return ""
 		})
-		r.recorded = time.Since(began)
 	}
 	h.kept(func(step lifecycle.Step) bool { return step != lifecycle.StepNone })
 	if v, _, err := p.Ask(t.Context()); err == nil {
@@ -266,12 +239,7 @@ func (r *scaleIn) play() bool {
 		}
 		r.watch(v.Lifecycle.Deadline, viewers)
 	}
-	gone := time.Now()
-	e := h.completed("drain")
-	r.after = e.Time.Sub(gone)
-	if viewers == 0 || r.cut {
-		r.after = 0
-	}
+	h.completed("drain")
 	h.HasLeft()
 	st := h.Sessions()
 	switch {
@@ -403,48 +371,4 @@ func (h *onAWS) forgetDrain() error {
 		return nil
 	}
 	return err
-}
-
-// drainFigures are the times of all that were played.
-type drainFigures struct {
-	rounds                   int
-	noticed, recorded, after []time.Duration
-	calm                     []time.Duration // after, of rounds without faults
-}
-
-func (f *drainFigures) add(r *scaleIn) {
-	f.rounds++
-	f.noticed = append(f.noticed, r.noticed)
-	if r.recorded > 0 {
-		f.recorded = append(f.recorded, r.recorded)
-	}
-	if r.after > 0 {
-		f.after = append(f.after, r.after)
-		if len(r.faults) == 0 {
-			f.calm = append(f.calm, r.after)
-		}
-	}
-}
-
-func (f *drainFigures) text() string {
-	var b strings.Builder
-	for _, line := range []struct {
-		name string
-		list []time.Duration
-	}{
-		{"notice → readiness off", f.noticed},
-		{"notice → registry draining", f.recorded},
-		{"last session gone → hook completed", f.after},
-		{"the same, without faults", f.calm},
-	} {
-		if len(line.list) == 0 {
-			continue
-		}
-		slices.Sort(line.list)
-		at := func(p float64) time.Duration {
-			return line.list[min(int(p*float64(len(line.list))), len(line.list)-1)].Round(time.Millisecond)
-		}
-		fmt.Fprintf(&b, "%-36s n=%-3d median %s, p99 %s, max %s\n", line.name, len(line.list), at(0.5), at(0.99), at(1))
-	}
-	return b.String()
 }

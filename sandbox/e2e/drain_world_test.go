@@ -61,10 +61,6 @@ func (h *onAWS) entries(fits func(fakes.Entry) bool) []fakes.Entry {
 	return slices.DeleteFunc(h.asg.Books(), func(e fakes.Entry) bool { return e.Instance != h.ID || !fits(e) })
 }
 
-func (h *onAWS) calls(action string) []fakes.Entry {
-	return h.entries(func(e fakes.Entry) bool { return e.What == fakes.Call && e.Text == action })
-}
-
 // completed waits until a hook is completed, and returns its entry.
 func (h *onAWS) completed(hook string) fakes.Entry {
 	h.T.Helper()
@@ -97,17 +93,13 @@ func (h *onAWS) terminate() {
 	must.OK(h.T, h.asg.Terminate(h.ID))
 }
 
-// hookEvent is what EventBridge sends when a hook begins to wait.
-func hookEvent(instance, hook string, launching bool) string {
-	kind, transition, from, to := "TERMINATE", "TERMINATING", "AutoScalingGroup", "EC2"
-	if launching {
-		kind, transition, from, to = "LAUNCH", "LAUNCHING", to, from
-	}
-	return fmt.Sprintf(`{"version":"0","id":"12345678-1234-1234-1234-123456789012","detail-type":"EC2 Instance-%s Lifecycle Action",`+
+// hookEvent is what EventBridge sends when the hook for the end of a machine begins to wait.
+func hookEvent(instance string) string {
+	return fmt.Sprintf(`{"version":"0","id":"12345678-1234-1234-1234-123456789012","detail-type":"EC2 Instance-terminate Lifecycle Action",`+
 		`"source":"aws.autoscaling","account":"123456789012","time":%q,"region":"eu-west-1","resources":[],"detail":{`+
-		`"LifecycleActionToken":"87654321-4321-4321-4321-210987654321","AutoScalingGroupName":%q,"LifecycleHookName":%q,`+
-		`"EC2InstanceId":%q,"LifecycleTransition":"autoscaling:EC2_INSTANCE_%s","Origin":%q,"Destination":%q}}`,
-		strings.ToLower(kind), time.Now().UTC().Format(time.RFC3339), scalingGroup, hook, instance, transition, from, to)
+		`"LifecycleActionToken":"87654321-4321-4321-4321-210987654321","AutoScalingGroupName":%q,"LifecycleHookName":"drain",`+
+		`"EC2InstanceId":%q,"LifecycleTransition":"autoscaling:EC2_INSTANCE_TERMINATING","Origin":"AutoScalingGroup","Destination":"EC2"}}`,
+		time.Now().UTC().Format(time.RFC3339), scalingGroup, instance)
 }
 
 // record is the drain as it is kept on disk.

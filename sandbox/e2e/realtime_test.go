@@ -180,42 +180,6 @@ func updates(m *mongod.Server) []mongod.Command {
 	return slices.DeleteFunc(m.Commands(), func(c mongod.Command) bool { return c.Name != "update" || c.DB != "amsagent" })
 }
 
-// TestDrainSpot: two minutes, here ten seconds, are all there is. Those who watch
-// are served to that deadline, not a moment less, whatever comes meanwhile.
-func TestDrainSpot(t *testing.T) {
-	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.3", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-	p := h.Serving()
-	h.Viewers(2)
-	at := time.Now().Add(16 * time.Second).Truncate(time.Second)
-	h.aws.Interrupt("terminate", at)
-	v := p.Counted(2)
-	if v.Kind != lifecycle.Interrupt || !v.Deadline.Before(at) || time.Until(v.Deadline) < time.Second {
-		t.Errorf("the drain: %+v", v)
-	}
-	// The token ends, and a scale-in on top: the earlier deadline stays.
-	h.aws.ExpireTokens()
-	h.terminate()
-	v = p.Life("two notices", func(v lifecycle.View) bool { return len(v.Notices) == 2 })
-	if v.Deadline.After(at) {
-		t.Errorf("a second notice made it later: %+v", v)
-	}
-	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-		if st := h.Live(); st.Live.Viewers != 2 {
-			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
-		}
-		wait(100 * time.Millisecond)
-	}
-	e := h.completed("drain")
-	n := h.HasLeft()
-	if late := e.Time.Sub(at); late > 0 {
-		t.Errorf("the hook was completed %s after the machine's end", late)
-	}
-	if st := h.Sessions(); st.Cut.Viewers != 2 || n.Cut == nil || *n.Cut != 2 {
-		t.Errorf("the sessions: %+v, the row: %+v", st, n)
-	}
-}
-
 // TestDrainMongoAway: MongoDB is away at every stage. It delays nothing, and
 // learns what it has missed.
 func TestDrainMongoAway(t *testing.T) {
@@ -277,47 +241,4 @@ func TestDrainMongoAway(t *testing.T) {
 			})
 		}
 	}
-}
-
-// TestDrainOrigin: a draining origin waits for its publishers. If it can count them neither by MongoDB nor by AMS, it waits for the
-// deadline, and no longer.
-func TestDrainOrigin(t *testing.T) {
-	t.Parallel()
-	h := newScaled(t, newDatabase(t), "10.0.8.30", fakeaws.AutoScalingOptions{}, endHook(time.Minute))
-	h.aws.Update(func(i *fakeaws.Instance) { i.Tags["amsagent:role"] = "origin" })
-	p := h.Serving()
-	h.People(http.MethodPost, "/stream", "id", "live1")
-	out, code := h.Run("drain", "--detach", "--deadline", "12s", "--reason", "new kernel", "--repair-streams")
-	if code != 0 || !strings.Contains(out, "draining") {
-		t.Fatalf("exit %d: %s", code, out)
-	}
-	v := p.Life("the publisher is counted", func(v lifecycle.View) bool {
-		return v.Sessions != nil && v.Sessions.Publishers != nil && *v.Sessions.Publishers == 1
-	})
-	wait(2 * time.Second)
-	h.People(http.MethodPost, "/behaviour", "statistics", "500")
-	h.Fault(mongod.Fault{Mode: mongod.Refuse})
-	p.Life("sessions are not countable", func(v lifecycle.View) bool { return v.Trouble["sessions"] != "" })
-	for time.Now().Before(v.Deadline.Add(-200 * time.Millisecond)) {
-		if st := h.Live(); st.Live.Publishers != 1 {
-			t.Fatalf("cut %s before the deadline: %+v", time.Until(v.Deadline), st)
-		}
-		wait(100 * time.Millisecond)
-	}
-	// The server itself takes its time to stop without MongoDB.
-	p.Life("the server is stopped", func(v lifecycle.View) bool { return v.Step != lifecycle.StepDraining })
-	if late := time.Since(v.Deadline); late > 4*time.Second {
-		t.Errorf("it was stopped %s after the deadline", late)
-	}
-	until(t, "the server ends", func() string {
-		if h.ServerRuns() {
-			return "it runs"
-		}
-		return ""
-	})
-	h.Mongo.Faults().Clear()
-	if n := h.HasLeft(); n.Cut != nil && *n.Cut != 1 {
-		t.Errorf("the row: %+v", n)
-	}
-	p.Step(lifecycle.StepDone)
 }
