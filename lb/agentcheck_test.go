@@ -206,6 +206,24 @@ func TestAgentCheckRestart(t *testing.T) {
 		c.restart()
 		c.asks(client(1, "origin"), "ready up 100%")
 	})
+	// One that has read "ready" often enough is in maintenance since the drain.
+	checking(t, lb.NodeState{Role: "edge"}, func(_ *testing.T, c *check) {
+		ours := client(1, "edge")
+		c.asks(ours, "ready up 100%", "ready up 100%", "ready up 100%", "up 100%")
+		c.is.Leaves = true
+		c.asks(ours, "maint")
+		c.restart()
+		c.is.Leaves = false
+		c.asks(ours, "ready up 100%")
+	})
+	// The role is learned late, and changes while the agent does not run.
+	checking(t, lb.NodeState{}, func(_ *testing.T, c *check) {
+		c.is.Role = "edge"
+		c.asks(client(1, "origin"), "maint")
+		c.is.Role = "origin"
+		c.restart()
+		c.asks(client(1, "origin"), "ready up 100%")
+	})
 }
 
 // TestAgentCheckNames: a balancer that names itself is reported for a minute. A backend for another role does not matter.

@@ -238,6 +238,18 @@ func TestFeedLosesSlowly(t *testing.T) {
 	must.NoDiff(t, "servers", servers(f), []string{"e4", "e5", "e6", "e7", "e8", "e9", "e3"})
 }
 
+// A node that moves to a group which the list does not select leaves it.
+func TestFeedOfAGroup(t *testing.T) {
+	w, moves := &world{}, member("e1", "edge", 0)
+	w.set(moves, member("e2", "edge", 0))
+	f := newFeed(t, w, nil, func(o *lb.Options) { o.Filter = lb.Filter{Groups: []string{moves.Node.Group}} })
+	must.OK(t, f.Look(t.Context()))
+	moves.Node.Group = "another"
+	w.set(moves, member("e2", "edge", 0))
+	must.OK(t, f.Look(t.Context()))
+	must.NoDiff(t, "servers", servers(f), []string{"e2"})
+}
+
 // A role that was drained on purpose leaves the list, its last node, too, once nothing serves at the ports.
 func TestFeedRoleDrained(t *testing.T) {
 	w := &world{}

@@ -44,6 +44,22 @@ func TestHookIsDiscovered(t *testing.T) {
 	})
 }
 
+// A hook that the cloud names late waits since the notice: without heartbeats the node leaves before it ends.
+func TestHookIsDiscoveredLate(t *testing.T) {
+	bubble(t, 1, func(t *testing.T, w *world) {
+		w.hook, w.cloudErr = terminate().Hook, failing(errThrottled)
+		l := w.live()
+		l.Notice(unhooked(terminate()))
+		began := time.Now()
+		tick(6 * time.Minute)
+		w.set(func(w *world) {
+			w.cloudErr = failing(&cloud.DeniedError{Permission: "autoscaling:RecordLifecycleActionHeartbeat"}, opBeat)
+		})
+		l.until("left", time.Hour, func(v View) bool { return v.State == StateLeft })
+		between(t, "left after", time.Since(began), 9*time.Minute, 10*time.Minute)
+	})
+}
+
 // The agent neither extends nor completes the hooks of other programs, even if an event names them; the drain continues without
 // them, and reports that.
 func TestHooksOfOthers(t *testing.T) {

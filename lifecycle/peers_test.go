@@ -112,11 +112,17 @@ func TestLastOneOut(t *testing.T) {
 	t.Run("who finishes the stop of a machine keeps to it", inBubble(0, func(t *testing.T, w *world) {
 		others := &peers{serving: []string{"edge_2"}}
 		start(w, 10*time.Minute, others).kill()
-		log := w.options().Log
-		must.OK(t, CompletePending(t.Context(), w, w, nil, others, log))
-		must.Equal(t, "completed while another serves", len(w.completed), 0)
+		pending := func(when string, completed int) {
+			t.Helper()
+			must.OK(t, CompletePending(t.Context(), w, w, nil, others, w.options().Log))
+			must.Equal(t, "completed "+when, len(w.completed), completed)
+			w.completed, w.gone = nil, false
+		}
+		pending("while another serves", 0)
 		others.set(nil, nil)
-		must.OK(t, CompletePending(t.Context(), w, w, nil, others, log))
-		must.Equal(t, "completed", len(w.completed), 1)
+		pending("when it has left", 1)
+		others.set([]string{"edge_2"}, nil)
+		tick(10 * time.Minute)
+		pending("when the cloud waits no longer", 1)
 	}))
 }

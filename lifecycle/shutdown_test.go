@@ -226,6 +226,9 @@ func TestLastWord(t *testing.T) {
 		if tomb := word(); tomb == nil || tomb.Cut == nil || *tomb.Cut != 2 || tomb.Reason != "maintenance" || !tomb.RepairStreams {
 			t.Errorf("at the end: %+v", tomb)
 		}
+		if e := w.events[len(w.events)-1]; e.Kind != "drained" || e.Details["result"] != "the machine shuts down" || e.Cut == nil || *e.Cut != 2 {
+			t.Errorf("the event: %+v", e)
+		}
 		if tomb, err := LoadDeparture(w, "boot-2"); err != nil || tomb != nil {
 			t.Errorf("of another boot: %+v, %v", tomb, err)
 		}
