@@ -160,4 +160,11 @@ func TestPollingClient(t *testing.T) {
 	defer func() { _ = srv.Close() }()
 	ask(AppServes)
 	opens(1)
+
+	// Single calls share no connection.
+	client = NewHTTPClient(nil)
+	made.Store(0)
+	ask(AppServes)
+	ask(AppServes)
+	must.Equal(t, "connections of two calls", made.Load(), 2)
 }

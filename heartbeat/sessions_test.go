@@ -241,6 +241,11 @@ func TestViewers(t *testing.T) {
 	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"localHLSViewers":3}`)) }
 	c.is("not all kinds, but more", 0, 3, cluster.CountedByAMS)
 
+	from := c.from
+	c.from = nil
+	c.is("not all kinds, and no connections", 0, -1, "")
+	c.from = from
+
 	// Other failures are retried at the next heartbeat: the server may start.
 	c.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }
 	c.is("no answer of AMS", 0, 2, cluster.CountedByConnections)

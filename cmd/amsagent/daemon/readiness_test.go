@@ -287,6 +287,22 @@ func TestReadyWhileServed(t *testing.T) {
 	})
 }
 
+// An application that has not served yet, or waits for the server's restart, is up with its first answer after a silence.
+func TestReadyAfterASilentStart(t *testing.T) {
+	for _, before := range []ams.AppServing{ams.AppSilent, ams.AppWaits} {
+		f := &fakeServer{apps: []string{"live"}}
+		f.set(before, "live")
+		watchFake(t, f, func(w *watched) {
+			w.stays(before == ams.AppWaits, 100*time.Millisecond)
+			w.f.set(ams.AppSilent, "live")
+			w.becomes(false, 6*time.Second)
+			w.stays(false, 6*time.Second)
+			w.f.set("")
+			w.becomes(true, 500*time.Millisecond)
+		})
+	}
+}
+
 // One error answer takes no node out, nor do three seconds of silence.
 func TestReadyThroughBlips(t *testing.T) {
 	watchServer(t, func(w *watched) {
@@ -685,6 +701,11 @@ func TestHealthOfServer(t *testing.T) {
 		"MongoDB away, which silences the server": {func(w *watched) {
 			w.f.set(ams.AppSilent, "LiveApp", "live")
 			w.beats(10*time.Minute, away)
+		}, true},
+		"dead, and MongoDB away before that is for good": {func(w *watched) {
+			w.f.set(ams.AppRefused, "LiveApp", "live")
+			w.beats(4*time.Minute+50*time.Second, nil)
+			w.beats(20*time.Second, away)
 		}, true},
 		"the minutes after that": {func(w *watched) {
 			w.f.set(ams.AppSilent, "LiveApp", "live")

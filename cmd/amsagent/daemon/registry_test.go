@@ -391,6 +391,19 @@ func TestDaemonRefusesRemoteDrain(t *testing.T) {
 	})
 }
 
+// TestDaemonClockAhead: other machines read the deadline of a drain by MongoDB's clock, not by this machine's.
+func TestDaemonClockAhead(t *testing.T) {
+	inCluster(t, func(t *testing.T, c *clustered) {
+		c.registry.Now = func() time.Time { return time.Now().Add(-time.Hour) }
+		c.sees(1)
+		c.start()
+		c.post(PathDrain, `{"asked_by":"ann"}`)
+		left := func() time.Duration { return c.node().Drain.Until.Sub(c.registry.Now()).Round(time.Minute) }
+		must.Until(t, "the record has the deadline", func() bool { return c.node().Drain != nil })
+		must.Equal(t, "time to the deadline", left(), time.Hour)
+	})
+}
+
 // TestDaemonBadRecord: a record that cannot be read any more is registered again.
 func TestDaemonBadRecord(t *testing.T) {
 	inCluster(t, func(t *testing.T, c *clustered) {
