@@ -52,7 +52,7 @@ func TestHostileNotices(t *testing.T) {
 		if !kept["azure250/the one"] || !kept[requestID] {
 			t.Errorf("kept without the earliest deadline or a person's drain: %v", kept)
 		}
-		if at := earliest.Add(-reserveTime); !v.Deadline.Equal(at.Round(0)) {
+		if at := earliest.Add(-30 * time.Second); !v.Deadline.Equal(at.Round(0)) {
 			t.Errorf("the deadline is %s, want %s", v.Deadline, at)
 		}
 		if lines := w.logged("\n"); v.Trouble["notices"] == "" || lines > 40 {
@@ -95,7 +95,7 @@ func TestStopTimeFollows(t *testing.T) {
 	var says time.Duration
 	o := Options{StopTime: func() time.Duration { return says }}
 	for _, tt := range []struct{ says, want time.Duration }{
-		{3 * time.Minute, 3 * time.Minute}, {0, defaultStopTime}, {-time.Second, defaultStopTime}, {5 * time.Minute, 5 * time.Minute},
+		{3 * time.Minute, 3 * time.Minute}, {0, 90 * time.Second}, {-time.Second, 90 * time.Second}, {5 * time.Minute, 5 * time.Minute},
 	} {
 		if says = tt.says; o.stopTime() != tt.want {
 			t.Errorf("%s: %s, want %s", tt.says, o.stopTime(), tt.want)

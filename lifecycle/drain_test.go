@@ -105,8 +105,8 @@ func TestDrainWaitsForBalancers(t *testing.T) {
 			must.OK(t, l.Drain(tt.request))
 			synctest.Wait()
 			if tt.least > 2*time.Second {
-				limit, v := min(balancerTime, cmp.Or(time.Duration(tt.request.Deadline), time.Hour)), l.View()
-				if v.Ready || v.Step != StepAnnouncing || (time.Until(v.Until)-limit).Abs() > time.Second || v.Progress != "waiting for load balancers: lb-1, lb-2"+v.latest() {
+				limit, v := min(10*time.Second, cmp.Or(time.Duration(tt.request.Deadline), time.Hour)), l.View()
+				if v.Ready || v.Step != StepAnnouncing || (time.Until(v.Until)-limit).Abs() > time.Second || !strings.HasPrefix(v.Progress, "waiting for load balancers: lb-1, lb-2, until ") {
 					t.Errorf("ready %v, step %s until %s, %q", v.Ready, v.Step, v.Until, v.Progress)
 				}
 			}
@@ -328,7 +328,7 @@ func TestMongoAwayHoldsNothing(t *testing.T) {
 				t.Errorf("%s %v", v.Step, v.Trouble)
 			}
 			w.set(func(w *world) { w.viewers = p(0) })
-			l.until("done", 2*time.Second+deregisterTime+100*time.Millisecond, isDone)
+			l.until("done", 12100*time.Millisecond, isDone)
 			must.Equal(t, "order", w.sinceStop(), "stop deregister? complete? complete")
 			l.kill()
 			// After a restart of the agent, the pending writes follow when MongoDB is back.
@@ -414,13 +414,13 @@ func TestStepsSayTheirEnds(t *testing.T) {
 			return v.Until
 		}
 		l.Notice(terminate())
-		expect(StepAnnouncing, announceTime, "telling the registry that this node drains")
-		until := expect(StepStopping, defaultStopTime, "stopping Ant Media Server")
+		expect(StepAnnouncing, 2*time.Second, "telling the registry that this node drains")
+		until := expect(StepStopping, 90*time.Second, "stopping Ant Media Server")
 		tick(time.Minute)
 		l.Notice(spot(time.Hour))
 		l.kill()
 		l = w.live()
-		if again := expect(StepStopping, defaultStopTime-time.Minute, "stopping Ant Media Server"); again.Sub(until).Abs() > time.Second {
+		if again := expect(StepStopping, 30*time.Second, "stopping Ant Media Server"); again.Sub(until).Abs() > time.Second {
 			t.Errorf("the limit moved from %s to %s", until, again)
 		}
 		l.until("stop failed", time.Minute, func(v View) bool { return v.StopFailed })
@@ -428,7 +428,7 @@ func TestStepsSayTheirEnds(t *testing.T) {
 			t.Errorf("the stop failed %s after its limit, %+v", late, l.View())
 		}
 		w.set(func(w *world) { w.stopTime = 0 })
-		expect(StepDeregistering, deregisterTime, "telling the registry that this node has left")
+		expect(StepDeregistering, 10*time.Second, "telling the registry that this node has left")
 		l.until("done", time.Minute, isDone)
 	})
 }
@@ -438,8 +438,8 @@ func TestServerThatDoesNotStop(t *testing.T) {
 		w.stopErr = errMongo
 		l := w.live()
 		l.Notice(terminate())
-		took := l.until("the cloud may go on", 3*time.Minute, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == endCompleted })
-		if took < defaultStopTime || len(w.completed) != 1 || w.record != cluster.StateDraining {
+		took := l.until("the cloud may go on", 3*time.Minute, func(v View) bool { return len(v.Hooks) == 1 && v.Hooks[0].End == "completed" })
+		if took < 90*time.Second || len(w.completed) != 1 || w.record != cluster.StateDraining {
 			t.Errorf("after %s: completed %v, record %s", took, w.completed, w.record)
 		}
 		// After a kill the daemon continues.
@@ -503,7 +503,7 @@ func TestShutdownDrainsAndReturns(t *testing.T) {
 		{"no session", time.Minute, 0, 0, 1200 * time.Millisecond},
 		{"viewer leaves", time.Minute, 20 * time.Second, 20 * time.Second, 23 * time.Second},
 		{"deadline", time.Minute, time.Hour, 58 * time.Second, 60 * time.Second},
-		{"unknown deadline", 0, time.Hour, usualStopTime - 2*time.Second, usualStopTime},
+		{"unknown deadline", 0, time.Hour, 88 * time.Second, 90 * time.Second},
 	} {
 		t.Run(c.name, inBubble(0, func(t *testing.T, w *world) {
 			if c.leave > 0 {

@@ -422,7 +422,7 @@ func TestHookMadeLater(t *testing.T) {
 		e := cloud.Event{InstanceID: "i-1", Group: "g", Kind: Terminate, Hook: *w.foreign}
 		l.Notice(EventNotice(e, time.Now()))
 		tick(10 * time.Second)
-		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != "amsagent-end" || len(v.Trouble) != 1 || v.Trouble[troubleHooks] == "" {
+		if v := l.View(); len(v.Hooks) != 1 || v.Hooks[0].Name != "amsagent-end" || len(v.Trouble) != 1 || v.Trouble["hooks"] == "" {
 			t.Errorf("hooks %+v, trouble %v", v.Hooks, v.Trouble)
 		}
 		w.set(func(w *world) { w.viewers = p(0) })

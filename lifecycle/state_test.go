@@ -391,7 +391,7 @@ func TestUnreadableRecord(t *testing.T) {
 				t.Errorf("trouble %v, file %s", v.Trouble, w.file)
 			}
 			w.set(func(w *world) { w.readErr = nil })
-			tick(slowPollEvery + time.Second)
+			tick(11 * time.Second)
 			v := l.View()
 			var kinds []Kind
 			for _, n := range v.Notices {
@@ -421,7 +421,7 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 			t.Errorf("trouble %v, file %q", v.Trouble, w.file)
 		}
 		w.set(func(w *world) { w.diskErr = nil })
-		tick(slowPollEvery + time.Second)
+		tick(11 * time.Second)
 		if v := l.View(); len(v.Trouble) > 0 || w.file != nil || string(w.aside) != "damaged" {
 			t.Errorf("trouble %v, file %q, aside %q", v.Trouble, w.file, w.aside)
 		}

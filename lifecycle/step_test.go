@@ -93,7 +93,7 @@ func (h *history) invariants(before state, err error) {
 	if h.cancels && err == nil && !before.reversible(situation{&before, h.now, &h.c}.goal()) {
 		fail("a drain was cancelled after the stop had begun")
 	}
-	if s.Phase == StepAnnouncing && s.Entered.Add(balancerTime).reached(h.now) {
+	if s.Phase == StepAnnouncing && s.Entered.Add(10*time.Second).reached(h.now) {
 		fail("load balancers are waited for without a bound")
 	}
 	if stopping(s) && s.StoppedAt != 0 {
