@@ -621,7 +621,7 @@ func TestReboot(t *testing.T) {
 	})
 }
 
-// What was counted before a reboot says nothing about a termination that follows it.
+// A termination that follows the drain for a reboot counts the sessions again.
 func TestTerminateAfterTheDrainForAReboot(t *testing.T) {
 	living(t, 0, func(t *testing.T, w *world, l *life) {
 		l.Notice(Notice{ID: "event-1", Source: "aws-events", Kind: Reboot, Deadline: time.Now().Add(50 * time.Minute)})

@@ -51,11 +51,15 @@ func (p *bootedPlace) mongod(ts *testscript.TestScript, _ []string) error {
 	return err
 }
 
-// node boots the machine; again, it gives it back as it was installed. With image=golden it makes a disk with the agent's units, which
-// the script boots.
+// node boots the machine; again, it gives it back as it was installed. With an image it makes a disk, which the script boots: golden has
+// the agent and its units, bare has two versions of its packages in their place.
 func (p *bootedPlace) node(ts *testscript.TestScript, name string, args []string) error {
-	if slices.Contains(args, "image=golden") {
+	bare := slices.Contains(args, "image=bare")
+	if bare || slices.Contains(args, "image=golden") {
 		p.n = newMachine(p.t)
+		if bare {
+			p.unpack()
+		}
 		if !slices.Contains(args, "statistics=no") {
 			p.n.onDisk(p.t, nodeReports+`"$1`+nodeHome+`/conf/red5.properties"`)
 		}
@@ -86,6 +90,19 @@ rm `+nodeStarts+`; systemctl start antmedia`)
 	return p.named(ts, name, p.n.root)
 }
 
+// unpack takes the agent from the disk, and puts its packages there.
+func (p *bootedPlace) unpack() {
+	p.n.onDisk(p.t, `chroot "$1" systemctl disable -q amsagent-node amsagent
+rm -r "$1"/usr/bin/amsagent "$1"/usr/lib/systemd/system/amsagent* "$1/etc/amsagent"
+mkdir "$1/opt/packages"`)
+	set := packages(p.t)
+	for name, from := range map[string]string{
+		"old.deb": set.deb[packageOld], "new.deb": set.deb[packageNew], "old.rpm": set.rpm[packageOld], "new.rpm": set.rpm[packageNew],
+	} {
+		nodeCopy(p.t, from, p.n.disk+"/opt/packages/"+name)
+	}
+}
+
 // named sets the variables of a machine, whose files lie below root.
 func (p *bootedPlace) named(ts *testscript.TestScript, name, root string) error {
 	for suffix, value := range map[string]string{"": root, "_AMS": root + nodeHome, "_SVC": "", "_PORT": "5080", "_IP": nodeAddress} {
@@ -106,12 +123,10 @@ func (p *bootedPlace) boot(ts *testscript.TestScript) error {
 	if err := p.close(); err != nil {
 		return err
 	}
-	if p.n.leader == 0 {
-		p.n.onDisk(p.t, `rm -f "$1`+nodeStarts+`"`)
-		p.n.boot(p.t)
-	} else {
-		p.n.reboot(p.t, func() {})
+	if p.n.leader != 0 {
+		p.n.tell(p.t, "poweroff")
 	}
+	p.n.boot(p.t)
 	p.enter(ts)
 	return nil
 }

@@ -298,7 +298,7 @@ func (g *limited) daemonGrows(t *testing.T) {
 }
 
 // neverFits: systemd stops restarting a daemon that is always killed, and a join starts it once the cause is removed. The restart
-// limits are lower than the unit's, with which this takes two minutes; TestSystemdPackage uses the unit's limit.
+// limits are lower than the unit's, with which this takes two minutes; packages.txtar uses the unit's limit.
 func (g *limited) neverFits(t *testing.T) {
 	for name, want := range map[string]string{"RestartUSec": "5s", "StartLimitBurst": "20", "StartLimitIntervalUSec": "15min"} {
 		if got := strings.TrimSpace(g.sh(t, "systemctl show amsagent --value -p "+name)); got != want {

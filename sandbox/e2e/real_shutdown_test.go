@@ -197,7 +197,7 @@ func (s *realGoingDown) noMongo(t *testing.T) {
 	}
 	wait(10 * time.Second) // both have noticed
 	s.goDown(t, "poweroff")
-	s.offWithin(t, 3*time.Minute)
+	s.off(t)
 	more := s.share(t)
 	figure(t, "besides the server's own stop: %s", more.Round(time.Millisecond))
 	if more > 5*time.Second {

@@ -110,7 +110,6 @@ func storyTemplate(t *testing.T) string {
 // boots starts the machine and waits for the end of cloud-init, and so of user data.
 func (n *storyNode) boots(t *testing.T) {
 	t.Helper()
-	n.onDisk(t, `rm -f "$1`+nodeStarts+`"`)
 	n.boot(t)
 	if r := n.run(t, "cloud-init", "status", "--long"); r.code != 0 || !strings.Contains(r.stdout, "status: done") {
 		t.Errorf("cloud-init: %s\n%s", r, n.read(t, "/var/log/cloud-init-output.log"))

@@ -163,6 +163,7 @@ func (m *machine) installAll(t *testing.T) {
 	} {
 		nodeCopy(t, from, m.disk+to)
 	}
+	must.OK(t, os.CopyFS(m.disk+"/usr/local/bin", os.DirFS("../../testdata/booted/bin")))
 	units, err := filepath.Glob("../../packaging/systemd/*.service")
 	if err != nil || len(units) != 4 {
 		t.Fatalf("units: %v, %v", units, err)
@@ -260,46 +261,24 @@ func (m *machine) tell(t *testing.T, what string) string {
 }
 
 // boot starts the machine and returns when systemd has finished starting.
-func (m *machine) boot(t *testing.T) time.Duration {
+func (m *machine) boot(t *testing.T) {
 	t.Helper()
+	m.onDisk(t, `rm -f "$1`+nodeStarts+`"`)
 	begin := time.Now()
 	if _, err := fmt.Sscanf(m.tell(t, "boot"), "leader %d\n", &m.leader); err != nil {
 		t.Fatal(err)
 	}
 	m.root = fmt.Sprintf("/proc/%d/root", m.leader)
-	took := time.Since(begin)
-	t.Logf("booted in %s", took.Round(time.Millisecond))
+	t.Logf("booted in %s", time.Since(begin).Round(time.Millisecond))
 	if state := m.run(t, "systemctl", "is-system-running"); state.stdout != "running\n" {
 		t.Errorf("the system is %s%s", state.stdout, m.sh(t, "systemctl --failed --no-legend --plain; journalctl -b -p notice --no-pager -n 60"))
 	}
-	return took
-}
-
-// reboot shuts the machine down, lets do change the disk, and boots it.
-func (m *machine) reboot(t *testing.T, do func()) time.Duration {
-	t.Helper()
-	begin := time.Now()
-	m.tell(t, "poweroff")
-	t.Logf("powered off in %s", time.Since(begin).Round(time.Millisecond))
-	m.onDisk(t, `rm -f "$1`+nodeStarts+`"`)
-	do()
-	return m.boot(t)
 }
 
 // off waits until a machine that shuts down is off.
 func (m *machine) off(t *testing.T) {
 	t.Helper()
-	m.offWithin(t, 90*time.Second)
-}
-
-func (m *machine) offWithin(t *testing.T, most time.Duration) {
-	t.Helper()
-	for limit := time.Now().Add(most); syscall.Kill(m.leader, 0) == nil; {
-		if time.Now().After(limit) {
-			t.Fatal("the machine does not go down")
-		}
-		<-time.After(20 * time.Millisecond)
-	}
+	must.Until(t, "the machine is off", func() bool { return syscall.Kill(m.leader, 0) != nil })
 	m.tell(t, "poweroff")
 	m.leader = 0
 }
@@ -372,12 +351,4 @@ func (m *machine) startedWith(t *testing.T, want ...string) {
 	if got := m.started(t); !slices.Equal(got, want) {
 		t.Errorf("the server was started with the addresses %q, want %q", got, want)
 	}
-}
-
-// micros reads a time of systemd, in microseconds since the boot.
-func micros(t *testing.T, s string) int64 {
-	t.Helper()
-	n, err := strconv.ParseInt(s, 10, 64)
-	must.OK(t, err)
-	return n
 }
