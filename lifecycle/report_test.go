@@ -102,6 +102,14 @@ func TestReport(t *testing.T) {
 	}
 	none := look(topicSpot)
 	undrain := func(l *life) { l.t.Helper(); must.OK(l.t, l.Undrain("root", "")) }
+	rejoin := func(l *life) {
+		l.t.Helper()
+		l.w.set(func(w *world) { w.viewers = p(0) })
+		l.until("left", time.Minute, isDone)
+		l.w.rejoin()
+		must.OK(l.t, l.Forget(false))
+		l.w.set(func(w *world) { w.viewers = p(1) })
+	}
 	event := func(kind Kind) func(*life) {
 		return func(l *life) { l.event(kind, time.Time{}) }
 	}
@@ -134,6 +142,7 @@ func TestReport(t *testing.T) {
 		{"it is delivered again after an undrain", slices.Concat(
 			looks{event(Reimage), drains, undrain, serves}, times(5, inService), looks{reimaged(time.Minute), serves, reimaged(0), drains},
 		)},
+		{"it is delivered again after a join", looks{event(Reimage), drains, rejoin, serves, reimaged(time.Minute), serves, reimaged(0), drains}},
 		{"postponed after an undrain", looks{
 			spot(time.Minute), undrain, serves, spot(30 * time.Minute), serves, spot(2 * time.Hour), serves, spot(time.Minute), drains,
 		}},
