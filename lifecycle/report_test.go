@@ -143,6 +143,7 @@ func TestReport(t *testing.T) {
 			looks{event(Reimage), drains, undrain, serves}, times(5, inService), looks{reimaged(time.Minute), serves, reimaged(0), drains},
 		)},
 		{"it is delivered again after a join", looks{event(Reimage), drains, rejoin, serves, reimaged(time.Minute), serves, reimaged(0), drains}},
+		{"a standby's event comes again after a join", slices.Concat(looks{event(Park), drains, rejoin, serves, event(Park), serves}, times(3, inService), looks{serves})},
 		{"postponed after an undrain", looks{
 			spot(time.Minute), undrain, serves, spot(30 * time.Minute), serves, spot(2 * time.Hour), serves, spot(time.Minute), drains,
 		}},
