@@ -89,7 +89,7 @@ func TestCrashKill(t *testing.T) {
 				return nil
 			})
 			t.Logf("%s: killed %d times, in %s", cmd, killed.Load(), time.Since(begin).Round(time.Second))
-			if int(killed.Load()) < tried*(len(probe.Calls)-3)/(len(probe.Calls)+2) {
+			if int(killed.Load()) < tried*9/10 { // the last calls of the probe may be more than another run makes
 				t.Errorf("%d kills in %d runs of %d calls", killed.Load(), tried, len(probe.Calls))
 			}
 		})
