@@ -106,15 +106,18 @@ func (p *realPlace) tls(ts *testscript.TestScript, o realams.Options) error {
 }
 
 // enteringScript runs a command on the machine whose root is $AMSAGENT_ROOT. A signal goes to the command: nsenter does not pass it on,
-// and what bash starts in the background would ignore an interrupt.
+// and what bash starts in the background would ignore an interrupt. A machine that goes down stops its processes before it ends them;
+// nsenter then stops itself, and somebody has to continue it.
 const enteringScript = `#!/bin/bash
 case $AMSAGENT_ROOT in
 %sesac
 "${enter[@]}" env --default-signal=INT -u AMSAGENT_ROOT PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin %s "$@" <&0 &
-trap "pkill -TERM -P $!" INT TERM
-wait $!
+pid=$!
+trap "pkill -TERM -P $pid" INT TERM
+while sleep 1 && kill -CONT $pid; do :; done </dev/null >/dev/null 2>&1 &
+wait $pid
 code=$?
-while kill -0 $! 2>/dev/null; do wait $!; code=$?; done
+while kill -0 $pid 2>/dev/null; do wait $pid; code=$?; done
 exit $code
 `
 
