@@ -102,8 +102,10 @@ func TestCrashStopped(t *testing.T) {
 		for _, verb := range []string{"stop", "start"} {
 			for _, by := range []string{"the daemon", "a later daemon", "converge", "a refused join", "the same command"} {
 				node++
+				number := node
 				t.Run(fmt.Sprintf("%s killed at its %s, then %s", cmd, verb, by), func(t *testing.T) {
-					n := newCrashNode(t, node, crashNodeOptions{mongo: m, shm: true})
+					t.Parallel()
+					n := newCrashNode(t, number, crashNodeOptions{mongo: m, shm: true})
 					n.learn(t)
 					if cmd == "leave" {
 						n.mustRun(t, "join", "--role", "edge")

@@ -61,6 +61,9 @@ end() {
   printf '=== %s: %s after %d s\n' "$name" "$result" "${seconds[-1]}"
 }
 
+# Beside another step the programs are built: another build would replace them below the tests.
+built=(-o build -o build-sandbox)
+
 case $tier in
 gate)
   step deps 10 tools/scripts/deps.sh gate require
@@ -68,8 +71,7 @@ gate)
   step lint 20 make lint
   step tidy 5 make tidy-check
   step test-agent 30 make test-agent
-  # The demo waits more than it computes. The programs are built: another build would replace them below the tests.
-  built=(-o build -o build-sandbox)
+  # The demo waits more than it computes.
   begin demo 10 make "${built[@]}" demo
   step test-sandbox 30 make "${built[@]}" test-sandbox
   printf '\n=== demo\n'
@@ -91,11 +93,14 @@ heavy)
   step fetch 15 tools/scripts/real.sh mongod aws prometheus
   step lint-all 30 make lint-all
   step release 25 make release-check
-  for cloud in azure alibaba gcp; do
-    step "demo-$cloud" 5 make demo "CLOUD=$cloud"
-  done
   step demo-embedded 15 make demo-embedded
+  for cloud in azure alibaba gcp; do
+    begin "demo-$cloud" 5 make "${built[@]}" demo "CLOUD=$cloud"
+  done
   step user 30 tools/scripts/other-user.sh
+  for cloud in azure alibaba gcp; do
+    end "demo-$cloud"
+  done
   step race 45 make race
   step booted 80 make e2e 'RUN=^Test(Systemd|Package|SELinux)'
   step crash 80 make e2e CRASH_EVERY=11 'SKIP=^Test(Real|Systemd|Package|SELinux)'
@@ -103,7 +108,7 @@ heavy)
   step engines 45 make engines
   step arm64 30 make arm64
   step fuzz 15 make fuzz FUZZTIME=2s
-  step bench 20 make bench BENCHTIME=1x BENCH_MINUTES=1
+  step bench 20 env BENCH_CLOUD_SECONDS=10 make bench BENCHTIME=1x BENCH_MINUTES=0.25
   step bare 15 make bare
   step surroundings 10 tools/scripts/surroundings.sh sample
   ;;
