@@ -240,12 +240,13 @@ func TestFeedLosesSlowly(t *testing.T) {
 
 // A node that moves to a group which the list does not select leaves it.
 func TestFeedOfAGroup(t *testing.T) {
-	w, moves := &world{}, member("e1", "edge", 0)
-	w.set(moves, member("e2", "edge", 0))
-	f := newFeed(t, w, nil, func(o *lb.Options) { o.Filter = lb.Filter{Groups: []string{moves.Node.Group}} })
+	grouped := func(m *cluster.Member) { m.Node.Group = "a" }
+	w, moves, stays := &world{}, member("e1", "edge", 0, grouped), member("e2", "edge", 0, grouped)
+	w.set(moves, stays)
+	f := newFeed(t, w, nil, func(o *lb.Options) { o.Filter = lb.Filter{Groups: []string{"a"}} })
 	must.OK(t, f.Look(t.Context()))
-	moves.Node.Group = "another"
-	w.set(moves, member("e2", "edge", 0))
+	moves.Node.Group = "b"
+	w.set(moves, stays)
 	must.OK(t, f.Look(t.Context()))
 	must.NoDiff(t, "servers", servers(f), []string{"e2"})
 }

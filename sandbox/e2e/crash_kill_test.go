@@ -144,8 +144,11 @@ func crashKill(n *crashNode, cmd string, at int, killed *atomic.Int64) (where st
 	if err != nil {
 		return "", err
 	}
-	if r.Hit != nil {
+	switch {
+	case r.Hit != nil:
 		killed.Add(1)
+	case len(r.Calls) >= at:
+		return "", fmt.Errorf("%s was not killed before call %d of %d", cmd, at, len(r.Calls))
 	}
 	where = fmt.Sprintf("%s killed before %v", cmd, r.Hit)
 	if err := n.oldOrNew(); err != nil {

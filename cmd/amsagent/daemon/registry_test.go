@@ -398,9 +398,8 @@ func TestDaemonClockAhead(t *testing.T) {
 		c.sees(1)
 		c.start()
 		c.post(PathDrain, `{"asked_by":"ann"}`)
-		left := func() time.Duration { return c.node().Drain.Until.Sub(c.registry.Now()).Round(time.Minute) }
 		must.Until(t, "the record has the deadline", func() bool { return c.node().Drain != nil })
-		must.Equal(t, "time to the deadline", left(), time.Hour)
+		must.Equal(t, "time to the deadline", c.node().Drain.Until.Sub(c.registry.Now()).Round(time.Minute), time.Hour)
 	})
 }
 
